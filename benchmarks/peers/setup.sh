@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Makes one virtual environment per peer under benchmarks/peers/.envs/ (ignored by git).
+#   usage: benchmarks/peers/setup.sh [cleanrl|sb3|rllib|torchrl|all] ...
+# PYTHON names the interpreter (3.11: CleanRL imports distutils, which 3.12 removed). A finished environment is kept.
+set -euo pipefail
+
+here="$(cd "$(dirname "$0")" && pwd)"
+envs="$here/.envs"
+python="${PYTHON:-python3.11}"
+
+make_env() {
+    local peer="$1" env="$envs/$1"
+    local requirements="$here/requirements-$peer.txt"
+    [ -f "$requirements" ] || { echo "setup.sh: unknown peer '$peer'; known: cleanrl sb3 rllib torchrl all" >&2; exit 2; }
+    if [ -f "$env/.done" ] && cmp -s "$env/.done" "$requirements"; then
+        echo "$peer: environment is there"
+    else
+        "$python" -m venv "$env"
+        "$env/bin/pip" install --quiet --requirement "$requirements"
+        [ "$peer" != cleanrl ] || "$env/bin/pip" install --quiet --no-deps --ignore-requires-python cleanrl==1.2.0
+        cp "$requirements" "$env/.done"
+        echo "$peer: environment made"
+    fi
+    # Always patched afresh, so that a change of the patch cannot be forgotten.
+    [ "$peer" != cleanrl ] || "$env/bin/python" "$here/patch_cleanrl.py" "$env/src"
+}
+
+[ $# -gt 0 ] || set -- all
+for peer in "$@"; do
+    if [ "$peer" = all ]; then
+        for each in cleanrl sb3 rllib torchrl; do make_env "$each"; done
+    else
+        make_env "$peer"
+    fi
+done
