@@ -1,0 +1,97 @@
+"""The one configuration of a run: frozen, validated once, every field a flag.
+
+A run is described by a flat set of names (`env`, `workers`, `learning_rate`, …): the fields of
+`TrainConfig` and those of its `Recipe`. Flags, TOML and `config.json` all speak these names.
+Where a value came from (flag, TOML, preset, default) is kept beside it: see `distrl/resolve.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from distrl.recipes import PPO, Recipe
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a run, and where its results go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    # what is trained
+    env: str = Field("CartPole-v1", description="env id: Name-v0, namespace/Name-v0 or module:namespace/Name-v0")
+    env_kwargs: dict[str, Any] = Field({}, description="the env's own arguments: --env-kwargs.goal-velocity 0.1")
+    wrapper: str | None = Field(None, description="module:function that wraps each env")
+    algo: str = Field("ppo", description="rung of the ladder: reinforce, reinforce-baseline, actor-critic, a2c, ppo")
+    recipe: Recipe = Field(PPO, description="the algorithm's own fields, each a flag")
+    total_steps: Count = Field(500_000, description="env steps in all; passed by less than one iteration")
+    seed: CountOrZero = Field(1, description="seed of everything random")
+
+    # the envs
+    groups: Count | None = Field(None, description="env groups, the unit of work; default num_envs // 4, 1 to 8")
+    vectorization: Literal["sync", "async", "vector_entry_point"] = Field(
+        "sync", description="how a group's envs are stepped: Gymnasium's SyncVectorEnv, AsyncVectorEnv, or their own"
+    )
+    autoreset: Literal["disabled", "next_step", "same_step"] = Field(
+        "disabled", description="Gymnasium's autoreset mode; disabled lets a run choose each episode's seed"
+    )
+    atari: bool | None = Field(None, description="the standard Atari preprocessing; default: for ALE/ envs")
+    frame_stack: Count = Field(1, description="stack the last observations (Atari: 4)")
+    max_episode_steps: Count | None = Field(None, description="the time limit, where it is not the env's own")
+    normalize_observation: bool = Field(False, description="observations to mean 0 and deviation 1, clipped to 10")
+    normalize_reward: bool = Field(False, description="rewards by the deviation of the discounted return, clipped to 10")
+
+    # the policy
+    network: Literal["auto", "mlp", "cnn", "lstm"] = Field("auto", description="auto: cnn for images, else mlp")
+    hidden_sizes: tuple[Count, ...] = Field((64, 64), description="widths of the MLP's hidden layers: 64,64")
+    activation: Literal["tanh", "relu"] = Field("tanh", description="the MLP's activation")
+    lstm_size: Count = Field(128, description="width of the LSTM")
+    policy: str | None = Field(None, description="module:function that makes a policy of one's own")
+    policy_kwargs: dict[str, Any] = Field({}, description="that function's arguments")
+    init_from: str | None = Field(None, description="run directory whose newest checkpoint gives the first parameters")
+
+    # who does the work
+    workers: CountOrZero = Field(2, description="Ray rollout workers; 0 collects in-process, without Ray")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="the learner's device")
+    learner_threads: Count = Field(2, description="the learner's CPU threads; part of the curve")
+    address: str | None = Field(None, description="address of a Ray cluster; default: a local one")
+
+    # what is kept
+    run_dir: str | None = Field(None, description="exact path; default runs/<env>-<algo>-s<seed>-<UTC time>")
+    checkpoint_every: Count = Field(50, description="iterations between checkpoints")
+    keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
+    keep_every: CountOrZero = Field(0, description="and every so many iterations one for good (0: none)")
+    max_save_failures: Count = Field(3, description="checkpoints that may fail in a row, a full disk say")
+    eval_every: CountOrZero = Field(0, description="iterations between evaluations, the best kept (0: at the end only)")
+    eval_episodes: CountOrZero = Field(20, description="greedy episodes of an evaluation (0: none)")
+    tensorboard: bool = Field(True, description="write TensorBoard events")
+    wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline works")
+    wandb_project: str = Field("distrl", description="its project")
+
+    # when things break
+    nonfinite: Literal["fail", "drop"] = Field("fail", description="a NaN or Inf from an env: fail, or drop and count")
+    max_skipped_updates: Count = Field(10, description="minibatches with a NaN gradient skipped in a row")
+    max_env_restarts: CountOrZero = Field(3, description="times a group's env may raise and be made anew")
+    max_worker_restarts: CountOrZero = Field(5, description="times a rollout worker may die and be replaced")
+    step_timeout_sec: Annotated[float, Field(gt=0)] = Field(120.0, description="an env step or reset may take this long")
+    max_replay_steps: CountOrZero = Field(30_000, description="steps an env's episode may be replayed to put it back")
+
+    @property
+    def num_groups(self) -> int:
+        """Env groups of the run: set by the configuration alone, never by the workers (invariant 2)."""
+        return self.groups if self.groups is not None else min(max(self.recipe.num_envs // 4, 1), 8)
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Envs of each group; they differ by one at most."""
+        base, more = divmod(self.recipe.num_envs, self.num_groups)
+        return [base + (group < more) for group in range(self.num_groups)]
+
+    @property
+    def steps_per_iteration(self) -> int | None:
+        """Env steps of one iteration; None where whole episodes are collected."""
+        return self.recipe.num_envs * self.recipe.num_steps if self.recipe.collects == "steps" else None
