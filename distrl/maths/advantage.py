@@ -1,0 +1,196 @@
+"""Returns and advantages of time-major trajectories, compiled for the CPU.
+
+Shape suffixes: T time, N environments or responses. `terminated` says that the state reached has no
+future; `done = terminated | truncated` says that the next row belongs to another episode. `next_value_TN[t]`
+is the value of the state that step t really reached: `value_TN[t + 1]`, except where an episode ends and in
+the last row. What follows a termination is selected away, never multiplied by zero: it may be NaN.
+
+Sums run in the arrays' own type, in one order, without fast-math: the same bits on every CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+BoolArray = NDArray[np.bool_]
+
+
+def gae(
+    reward: FloatArray,
+    value: FloatArray,
+    next_value: FloatArray,
+    terminated: BoolArray,
+    done: BoolArray,
+    gamma: float,
+    lam: float,
+) -> FloatArray:
+    r"""Generalised advantage estimates (Schulman et al. 2016, arXiv 1506.02438, eq. 16 with episode ends).
+
+        delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
+        A_t     = delta_t + gamma lam (1 - done_t) A_{t+1},    A_T = 0
+
+    Args:
+        reward: r_t, [T, N], float32 or float64.
+        value: V(s_t), [T, N], of reward's type.
+        next_value: V(s'_t) at the state that step t reached, before any reset; ignored where terminated.
+        terminated: [T, N], bool: s'_t has no future.
+        done: [T, N], bool: terminated or truncated; the recursion stops here.
+        gamma: discount, in [0, 1].
+        lam: lambda, in [0, 1]: 0 gives the TD error, 1 the return minus the value.
+
+    Returns:
+        The advantages, [T, N], of reward's type. Add `value` for the critic's targets.
+
+    Raises:
+        ValueError: an array's shape or type, gamma or lam breaks these rules; names the argument.
+    """
+    gamma, lam = unit_interval("gamma", gamma), unit_interval("lam", lam)
+    reward, value, next_value = float_columns(reward=reward, value=value, next_value=next_value)
+    terminated, done = flag_columns(reward, terminated=terminated, done=done)
+    advantage = np.empty_like(reward)
+    real = reward.dtype.type
+    _compiled(_gae, reward.dtype.name, 3, 2, 2)(
+        reward, value, next_value, terminated, done, real(gamma), real(gamma * lam), advantage
+    )
+    return advantage
+
+
+def returns(
+    reward: FloatArray, next_value: FloatArray, terminated: BoolArray, done: BoolArray, gamma: float
+) -> FloatArray:
+    """Discounted returns, bootstrapped where the future was cut off (Sutton and Barto 2018, eq. 3.9 and sec. 12.8).
+
+        G_t = r_t                      where terminated_t
+        G_t = r_t + gamma V(s'_t)      where done_t (truncated), and in the last row
+        G_t = r_t + gamma G_{t+1}      elsewhere
+
+    Arguments, result and errors are those of `gae`; next_value is read in truncated and last rows alone.
+    """
+    gamma = unit_interval("gamma", gamma)
+    reward, next_value = float_columns(reward=reward, next_value=next_value)
+    terminated, done = flag_columns(reward, terminated=terminated, done=done)
+    return_TN = np.empty_like(reward)
+    _compiled(_returns, reward.dtype.name, 2, 2, 1)(
+        reward, next_value, terminated, done, reward.dtype.type(gamma), return_TN
+    )
+    return return_TN
+
+
+def discounted_sum(reward: FloatArray, done: BoolArray, gamma: float) -> FloatArray:
+    """The return to go of REINFORCE: nothing is bootstrapped (Sutton and Barto 2018, eq. 3.8 and sec. 13.3).
+
+        G_t = r_t + gamma (1 - done_t) G_{t+1},    G_T = 0
+
+    Arguments, result and errors are those of `gae`. Meant for whole episodes: one that the last row cuts
+    off is summed as if it had ended there.
+    """
+    gamma = unit_interval("gamma", gamma)
+    (reward,) = float_columns(reward=reward)
+    (done,) = flag_columns(reward, done=done)
+    return_TN = np.empty_like(reward)
+    _compiled(_discounted_sum, reward.dtype.name, 1, 1, 1)(reward, done, reward.dtype.type(gamma), return_TN)
+    return return_TN
+
+
+# Kernels: rows from the last to the first, and along a row the columns, which lie side by side in memory,
+# so that the inner loop has no dependency. No float literal appears: it would widen float32 to float64.
+
+
+def _gae(reward, value, next_value, terminated, done, gamma, gamma_lam, advantage):  # type: ignore[no-untyped-def]
+    num_steps, num_columns = reward.shape
+    later = np.zeros(num_columns, reward.dtype)
+    for t in range(num_steps - 1, -1, -1):
+        row = advantage[t]
+        for n in range(num_columns):
+            delta = reward[t, n] - value[t, n]
+            with_future = reward[t, n] + gamma * next_value[t, n] - value[t, n]
+            delta = delta if terminated[t, n] else with_future
+            with_later = delta + gamma_lam * later[n]
+            row[n] = delta if done[t, n] else with_later
+        later = row
+
+
+def _returns(reward, next_value, terminated, done, gamma, return_TN):  # type: ignore[no-untyped-def]
+    num_steps, num_columns = reward.shape
+    last = num_steps - 1
+    for t in range(last, -1, -1):
+        later = next_value[t] if t == last else return_TN[t + 1]
+        for n in range(num_columns):
+            future = next_value[t, n] if done[t, n] else later[n]
+            # In the last row, too, a termination has no future; elsewhere done decides which future counts.
+            dead = terminated[t, n] and (done[t, n] or t == last)
+            return_TN[t, n] = reward[t, n] if dead else reward[t, n] + gamma * future
+
+
+def _discounted_sum(reward, done, gamma, return_TN):  # type: ignore[no-untyped-def]
+    num_steps, num_columns = reward.shape
+    later = np.zeros(num_columns, reward.dtype)
+    for t in range(num_steps - 1, -1, -1):
+        row = return_TN[t]
+        for n in range(num_columns):
+            with_later = reward[t, n] + gamma * later[n]
+            row[n] = reward[t, n] if done[t, n] else with_later
+        later = row
+
+
+@cache
+def _compiled(
+    kernel: Callable[..., None], dtype: str, num_floats: int, num_flags: int, num_scalars: int
+) -> Callable[..., None]:
+    """The kernel for one float type: (float arrays, flag arrays, scalars, the result) -> None.
+
+    One explicit signature, on first use, because every mix of writable and read-only arguments (arrays
+    from an object store are read-only) would otherwise compile anew, seconds each.
+    """
+    real = getattr(numba.types, dtype)
+    floats = [numba.types.Array(real, 2, "C", readonly=True)] * num_floats
+    flags = [numba.types.Array(numba.types.boolean, 2, "C", readonly=True)] * num_flags
+    signature = numba.void(*floats, *flags, *[real] * num_scalars, real[:, ::1])
+    compiled: Callable[..., None] = numba.njit(signature, cache=True, nogil=True)(kernel)
+    return compiled
+
+
+def float_columns(**arrays: FloatArray) -> list[FloatArray]:
+    """The arrays, C-contiguous; ValueError unless all are [T, N] of one shape and one type, float32 or float64."""
+    first_name, first = next(iter(arrays.items()))
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+            raise ValueError(f"{name} must be a float32 or float64 array, got {_describe(array)}; convert it first")
+        if array.ndim != 2:
+            raise ValueError(f"{name} must be time-major, [T, N], got shape {array.shape}; use x[:, None] for one env")
+        if array.shape != first.shape or array.dtype != first.dtype:
+            raise ValueError(
+                f"{name} must have the shape and type of {first_name}, {_describe(first)}, got {_describe(array)}"
+            )
+    return [np.ascontiguousarray(array) for array in arrays.values()]
+
+
+def flag_columns(like: FloatArray, **arrays: BoolArray) -> list[BoolArray]:
+    """The arrays, C-contiguous; ValueError unless all are bool and of like's shape."""
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype != np.bool_:
+            raise ValueError(f"{name} must be a bool array, got {_describe(array)}; use x.astype(bool) on 0/1 flags")
+        if array.shape != like.shape:
+            raise ValueError(f"{name} must have the shape of reward, {like.shape}, got {array.shape}")
+    return [np.ascontiguousarray(array) for array in arrays.values()]
+
+
+def unit_interval(name: str, number: float) -> float:
+    """The number as a float; ValueError unless it lies in [0, 1]."""
+    if not (math.isfinite(number) and 0 <= number <= 1):
+        raise ValueError(f"{name} must lie in [0, 1], got {number}")
+    return float(number)
+
+
+def _describe(array: object) -> str:
+    if isinstance(array, np.ndarray):
+        return f"{array.dtype} {array.shape}"
+    return type(array).__name__
