@@ -1,0 +1,95 @@
+"""Where records go: metrics.jsonl, TensorBoard, wandb, the console.
+
+A record is one iteration's flat dict in metrics.jsonl's keys (`iteration`, `env_steps`, `policy_loss`, ...). Every
+sink gets the same record. metrics.jsonl is the run's truth, so its errors are raised; the others are conveniences,
+so theirs become one warning and training goes on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from distrl.telemetry.sinks.jsonl import JsonlSink
+
+
+class Sink(Protocol):
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Takes one iteration's record; keeps no reference to it."""
+        ...
+
+    def close(self) -> None:
+        """Everything written is on its way to disk. May be called twice."""
+        ...
+
+
+class Sinks:
+    """Several sinks as one. The first must not fail; one of the others that does is closed and left out."""
+
+    def __init__(self, primary: Sink, others: Sequence[Sink] = ()) -> None:
+        self.primary = primary
+        self.others = list(others)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.primary.write(record)
+        for sink in list(self.others):
+            try:
+                sink.write(record)
+            except Exception as error:  # noqa: BLE001 (whatever a convenience fails of)
+                self.others.remove(sink)
+                warnings.warn(
+                    f"{type(sink).__name__} failed and is off for the rest of this run; training goes on. "
+                    f"metrics.jsonl has every record. Cause: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def close(self) -> None:
+        try:
+            for sink in self.others:
+                try:
+                    sink.close()
+                except Exception as error:  # noqa: BLE001 (whatever a convenience fails of)
+                    warnings.warn(
+                        f"{type(sink).__name__} did not close: {error}", RuntimeWarning, stacklevel=2
+                    )
+        finally:
+            self.primary.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_sinks(
+    run_dir: Path,
+    *,
+    resume_iteration: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    tensorboard: bool = True,
+    wandb: bool = False,
+    extra: Sequence[Sink] = (),
+) -> Sinks:
+    """Opens the sinks of a run directory; `extra` are further ones, such as the console.
+
+    With `resume_iteration` (the checkpoint's), metrics.jsonl and TensorBoard are first cut back to that iteration, so
+    that each step is there once. `config` is shown by wandb. The heavy packages are imported only here.
+    """
+    others: list[Sink] = list(extra)
+    jsonl = JsonlSink(run_dir / "metrics.jsonl", resume_iteration=resume_iteration)
+    if tensorboard:
+        from distrl.telemetry.sinks.tensorboard import TensorBoardSink
+
+        others.append(TensorBoardSink(run_dir, resume_iteration=resume_iteration))
+    if wandb:
+        from distrl.telemetry.sinks.wandb import WandbSink
+
+        others.append(WandbSink(run_dir, config=config or {}))
+    return Sinks(jsonl, others)
