@@ -1,0 +1,83 @@
+"""From a specification to a policy: the three that are built in, or one's own."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from distrl.errors import BadInput
+from distrl.maths.random import derive_seed
+from distrl.policies.cnn import CNNPolicy
+from distrl.policies.lstm import LSTMPolicy
+from distrl.policies.mlp import MLPPolicy
+from distrl.policies.observe import has_image
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """All that makes a policy but its parameters."""
+
+    network: str = "auto"
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    lstm_size: int = 128
+    normalize_observation: bool = False
+    policy: str | None = None
+    policy_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def make_policy(
+    spec: PolicySpec, observation_space: spaces.Space, action_space: spaces.Space, seed: int
+) -> nn.Module:
+    """A policy with parameters drawn from `seed`, whatever the process did before.
+
+    BadInput names the space, module or function that does not serve.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "parameters"))
+        try:
+            return _build(spec, observation_space, action_space)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+
+
+def _build(spec: PolicySpec, observation_space: spaces.Space, action_space: spaces.Space) -> nn.Module:
+    if spec.policy is not None:
+        return _custom(spec, observation_space, action_space)
+    network = spec.network
+    if network == "auto":
+        network = "cnn" if has_image(observation_space) else "mlp"
+    if network == "cnn":
+        if not has_image(observation_space):
+            raise BadInput(f"--network cnn wants an image (uint8, 2 or 3 dimensions) in {observation_space}: use mlp")
+        return CNNPolicy(observation_space, action_space, spec.normalize_observation)
+    if network == "lstm":
+        return LSTMPolicy(
+            observation_space, action_space, spec.hidden_sizes, spec.activation, spec.lstm_size, spec.normalize_observation
+        )
+    return MLPPolicy(observation_space, action_space, spec.hidden_sizes, spec.activation, spec.normalize_observation)
+
+
+def _custom(spec: PolicySpec, observation_space: spaces.Space, action_space: spaces.Space) -> nn.Module:
+    assert spec.policy is not None
+    module_name, _, function_name = spec.policy.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"--policy must be module:function that can be imported, got {spec.policy!r}: {error}") from error
+    policy = function(observation_space, action_space, **spec.policy_kwargs)
+    wanted = ("recurrent", "distribution", "initial_state", "act", "value", "evaluate")
+    missing = [name for name in wanted if not hasattr(policy, name)]
+    if missing or not isinstance(policy, nn.Module):
+        what = f"has no {', '.join(missing)}" if missing else "is no torch.nn.Module"
+        raise BadInput(f"--policy {spec.policy} must return a Policy (distrl/policies/protocol.py): it {what}")
+    if spec.normalize_observation and not hasattr(policy, "observe"):
+        raise BadInput(
+            f"--normalize-observation wants the policy to have `observe` (distrl.policies.Observe); {spec.policy}'s has none"
+        )
+    return policy

@@ -1,0 +1,64 @@
+"""The Nature-CNN policy: one trunk that sees the images, actor and critic as heads on it."""
+
+from __future__ import annotations
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from distrl.policies.distributions import make_distribution
+from distrl.policies.layers import NatureCNN, orthogonal
+from distrl.policies.observe import Observe
+from distrl.policies.protocol import Evaluation
+from distrl.trees import Tree
+
+
+class CNNTrunk(nn.Module):
+    """A Nature CNN per image, beside the vector features as they are: [B, width]."""
+
+    def __init__(self, observation_space: spaces.Space, normalize_observation: bool = False) -> None:
+        super().__init__()
+        self.observe = Observe(observation_space, normalize_observation)
+        self.cnns = nn.ModuleList(NatureCNN(shape) for shape in self.observe.image_shapes)
+        self.width = sum(cnn.width for cnn in self.cnns) + self.observe.num_features
+
+    def forward(self, observation: Tree) -> Tensor:
+        images = self.observe.images(observation)
+        columns = [cnn(image) for cnn, image in zip(self.cnns, images, strict=True)]
+        if self.observe.num_features:
+            columns.append(self.observe(observation))
+        return torch.cat(columns, dim=1)
+
+
+class CNNPolicy(nn.Module):
+    """Actor and critic share the trunk (Mnih et al. 2016)."""
+
+    recurrent = False
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, normalize_observation: bool = False
+    ) -> None:
+        super().__init__()
+        self.trunk = CNNTrunk(observation_space, normalize_observation)
+        self.observe = self.trunk.observe
+        self.distribution = make_distribution(action_space)
+        self.actor = orthogonal(nn.Linear(self.trunk.width, self.distribution.num_outputs), 0.01)
+        self.critic = orthogonal(nn.Linear(self.trunk.width, 1), 1.0)
+
+    def initial_state(self, num_envs: int) -> None:
+        return None
+
+    def act(
+        self, observation: Tree, state: Tree, noise: Tensor | None, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tree]:
+        return self.distribution.sample(self.actor(self.trunk(observation)), noise, action_mask), None
+
+    def value(self, observation: Tree, state: Tree) -> Tensor:
+        return self.critic(self.trunk(observation)).squeeze(-1)
+
+    def evaluate(
+        self, observation: Tree, action: Tensor, action_mask: Tensor | None, state: Tree, episode_start: Tensor | None
+    ) -> Evaluation:
+        features = self.trunk(observation)
+        log_prob, entropy = self.distribution.log_prob_and_entropy(self.actor(features), action, action_mask)
+        return Evaluation(log_prob, entropy, self.critic(features).squeeze(-1))

@@ -1,0 +1,53 @@
+"""The few layers that the policies share, initialised as PPO's are: orthogonal, bias 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def orthogonal(layer: nn.Module, gain: float = math.sqrt(2.0)) -> nn.Module:
+    """Orthogonal weight (Saxe et al. 2013) of the given gain, bias 0: sqrt 2 hidden, 0.01 policy head, 1 value head."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(num_inputs: int, hidden_sizes: Sequence[int], activation: str) -> tuple[nn.Sequential, int]:
+    """Hidden layers, each followed by its activation, and the width that comes out."""
+    layers: list[nn.Module] = []
+    for width in hidden_sizes:
+        layers += [orthogonal(nn.Linear(num_inputs, width)), ACTIVATIONS[activation]()]
+        num_inputs = width
+    return nn.Sequential(*layers), num_inputs
+
+
+class NatureCNN(nn.Module):
+    """Three convolutions and a layer of 512 (Mnih et al. 2015), images [B, C, H, W] to [B, 512]."""
+
+    width = 512
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        if min(shape[1:]) < 36:
+            raise ValueError(
+                f"the Nature CNN wants images of at least 36x36, got {shape[1]}x{shape[2]}: "
+                "use --network mlp, or resize them in a --wrapper"
+            )
+        self.convolutions = nn.Sequential(
+            orthogonal(nn.Conv2d(shape[0], 32, 8, stride=4)), nn.ReLU(),
+            orthogonal(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
+            orthogonal(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(),
+            nn.Flatten(),
+        )  # fmt: skip
+        with torch.no_grad():
+            flat = self.convolutions(torch.zeros(1, *shape)).shape[1]
+        self.linear = nn.Sequential(orthogonal(nn.Linear(flat, self.width)), nn.ReLU())
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.linear(self.convolutions(image))

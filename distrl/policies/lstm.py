@@ -1,0 +1,86 @@
+"""The LSTM policy: a memory between the trunk and the heads, carried along time and reset at an episode's start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from distrl.policies.cnn import CNNTrunk
+from distrl.policies.distributions import make_distribution
+from distrl.policies.layers import mlp, orthogonal
+from distrl.policies.observe import Observe, has_image
+from distrl.policies.protocol import Evaluation
+from distrl.trees import Tree, tree_map
+
+
+class LSTMPolicy(nn.Module):
+    """Trunk (MLP, or Nature CNN for images), one LSTM layer, actor and critic heads.
+
+    The state is a tuple (h, c) of [N, lstm_size]. `evaluate` runs over whole columns from the rollout's
+    initial state, resetting inside just where the rollout did.
+    """
+
+    recurrent = True
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        hidden_sizes: Sequence[int] = (64,),
+        activation: str = "tanh",
+        lstm_size: int = 128,
+        normalize_observation: bool = False,
+    ) -> None:
+        super().__init__()
+        self.lstm_size = lstm_size
+        if has_image(observation_space):
+            trunk = CNNTrunk(observation_space, normalize_observation)
+            self.observe, self.trunk, width = trunk.observe, trunk, trunk.width
+        else:
+            self.observe = Observe(observation_space, normalize_observation)
+            layers, width = mlp(self.observe.num_features, hidden_sizes, activation)
+            self.trunk = nn.Sequential(self.observe, *layers)
+        self.distribution = make_distribution(action_space)
+        self.cell = nn.LSTMCell(width, lstm_size)
+        for name, parameter in self.cell.named_parameters():
+            if "bias" in name:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.orthogonal_(parameter, 1.0)
+        self.actor = orthogonal(nn.Linear(lstm_size, self.distribution.num_outputs), 0.01)
+        self.critic = orthogonal(nn.Linear(lstm_size, 1), 1.0)
+
+    def initial_state(self, num_envs: int) -> tuple[Tensor, Tensor]:
+        zeros = torch.zeros(num_envs, self.lstm_size, device=self.actor.weight.device)
+        return zeros, zeros.clone()
+
+    def act(
+        self, observation: Tree, state: Tree, noise: Tensor | None, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tree]:
+        hidden, cell = self.cell(self.trunk(observation), state)
+        return self.distribution.sample(self.actor(hidden), noise, action_mask), (hidden, cell)
+
+    def value(self, observation: Tree, state: Tree) -> Tensor:
+        hidden, _ = self.cell(self.trunk(observation), state)
+        return self.critic(hidden).squeeze(-1)
+
+    def evaluate(
+        self, observation: Tree, action: Tensor, action_mask: Tensor | None, state: Tree, episode_start: Tensor | None
+    ) -> Evaluation:
+        if episode_start is None:
+            raise ValueError("a recurrent policy evaluates whole columns: give episode_start [T, N]")
+        num_steps, num_envs = episode_start.shape
+        flat = tree_map(lambda leaf: leaf.flatten(0, 1), observation)
+        trunk = self.trunk(flat).unflatten(0, (num_steps, num_envs))
+        keep = (~episode_start).to(trunk.dtype).unsqueeze(-1)
+        hidden, cell = state
+        outputs = []
+        for step in range(num_steps):
+            hidden, cell = self.cell(trunk[step], (hidden * keep[step], cell * keep[step]))
+            outputs.append(hidden)
+        memory = torch.stack(outputs)
+        log_prob, entropy = self.distribution.log_prob_and_entropy(self.actor(memory), action, action_mask)
+        return Evaluation(log_prob, entropy, self.critic(memory).squeeze(-1))
