@@ -1,0 +1,159 @@
+"""The run directory: made once, written by one process at a time, its JSON files replaced in one step."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from distrl.checkpoint.files import replace_durable
+from distrl.errors import BadInput, RunFailed
+
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+ENV_NAME_LENGTH = 80  # so that a run's name stays below the 255 bytes that file systems allow
+
+# A forked child shares the lock and would keep it after this process was killed, so it lets go of its copy.
+_lock_descriptors: set[int] = set()
+
+
+def _close_locks_in_child() -> None:
+    for descriptor in _lock_descriptors:
+        os.close(descriptor)  # not LOCK_UN: that would free the parent's lock too
+    _lock_descriptors.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks_in_child)
+
+
+def default_run_dir(env_id: str, algo: str, seed: int, now_utc: datetime) -> Path:
+    """`runs/<env>-<algo>-s<seed>-<UTC time>`; what is not a letter, digit, `_`, `.` or `-` becomes `-`.
+
+    `now_utc` is aware and in UTC, else ValueError: a local time would repeat in autumn.
+    """
+    if now_utc.utcoffset() != timedelta(0):
+        raise ValueError(f"now_utc is an aware time in UTC, got {now_utc!r}; use datetime.now(UTC)")
+    env, algo = _safe(env_id)[:ENV_NAME_LENGTH], _safe(algo)[:ENV_NAME_LENGTH]
+    return Path("runs") / f"{env}-{algo}-s{seed}-{now_utc.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def resolve_run(root: Path, name: str) -> Path:
+    """The path of the run called `name` under `root`; BadInput unless it is a plain name and no symlink."""
+    path = root / name
+    if not RUN_NAME.fullmatch(name):
+        raise BadInput(
+            f"run name: starts with a letter, digit or _, goes on with these, - and . (200 at most), "
+            f"got {name!r}; give a whole path with --run-dir"
+        )
+    if path.is_symlink() or path.resolve().parent != root.resolve():
+        raise BadInput(
+            f"run name: stays in {root}, but {name!r} is a symlink to {path.resolve()}; name the folder itself"
+        )
+    return path
+
+
+def create_run_directory(path: Path, *, root: Path | None = None) -> Path:
+    """Makes a new run directory and returns it. BadInput when it exists, is a symlink, or cannot be made.
+
+    An explicit path may be anywhere. With `root`, `path` is a run's name that has to stay below `root`.
+    """
+    if root is not None:
+        path = resolve_run(root, str(path))
+    if path.name in ("", "..") or path.is_symlink():
+        raise BadInput(f"run_dir: ends in the name of a folder to make, not in .. or a symlink, got {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+    except FileExistsError as error:
+        raise BadInput(
+            f"run_dir: {path} exists; continue that run with --resume {path}, or choose another --run-dir"
+        ) from error
+    except OSError as error:
+        raise BadInput(
+            f"run_dir: {path} cannot be made: {error.strerror}; choose another --run-dir"
+        ) from error
+    return path
+
+
+@contextmanager
+def lock_run_directory(path: Path) -> Iterator[None]:
+    """Holds the run directory for one writer. BadInput when another process holds it.
+
+    The lock is the kernel's (`flock` on `<path>/.lock`): it ends with the process, however that ends. The
+    text inside the file only helps a person.
+    """
+    lock_path = path / ".lock"
+    try:
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise BadInput(
+            f"run_dir: {lock_path} cannot be opened: {error.strerror}; is {path} a run directory?"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "unknown"
+        os.close(descriptor)
+        raise BadInput(
+            f"run_dir: {path} is being written by another process ({holder}); wait for it or stop it"
+        ) from error
+    except OSError as error:
+        os.close(descriptor)
+        raise RunFailed(
+            f"{lock_path} cannot be locked: {error.strerror}; use a file system that has locks"
+        ) from error
+    _lock_descriptors.add(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        if descriptor in _lock_descriptors:  # not in a forked child, which let go of it long ago
+            _lock_descriptors.discard(descriptor)
+            os.close(descriptor)
+
+
+def write_json_atomic(path: Path, obj: Any) -> None:
+    """Replaces `path` by `obj` as JSON in one step. ValueError for NaN or infinity, RunFailed from disk."""
+    text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        replace_durable(path, [text.encode("utf-8")])
+    except OSError as error:
+        raise RunFailed(f"{path} was not written: {error.strerror}; the file before it is intact") from error
+
+
+def truncate_metrics(path: Path, iteration: int) -> int:
+    """Keeps the lines of `metrics.jsonl` up to `iteration`, in one step; returns how many are kept.
+
+    A torn last line is dropped; a missing file is no lines. Raises RunFailed for a bad line before the last.
+    """
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().split(b"\n")
+    kept = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            line_iteration = int(json.loads(line)["iteration"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number == len(lines) - 1:  # torn as well
+                continue
+            raise RunFailed(
+                f"{path}:{number} is not a metrics line: {line[:80]!r}; repair or delete it"
+            ) from error
+        if line_iteration <= iteration:
+            kept.append(line + b"\n")
+    try:
+        replace_durable(path, kept)
+    except OSError as error:
+        raise RunFailed(f"{path} was not truncated: {error.strerror}; the file is as before") from error
+    return len(kept)
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "unnamed"
