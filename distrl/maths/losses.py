@@ -29,7 +29,9 @@ def policy_gradient(
     return loss, {"policy_loss": loss.detach()}
 
 
-def surrogate_terms(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> dict[str, Tensor]:
+def surrogate_terms(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float
+) -> dict[str, Tensor]:
     """PPO's clipped objective taken apart, row by row (Schulman et al. 2017, arXiv 1707.06347, eq. 7).
 
     ratio         r = pi(a|s) / pi_old(a|s)

@@ -40,6 +40,8 @@ def _key(seed: int, purpose: str, coordinates: tuple[int, ...]) -> np.random.See
     for name, number in (("seed", seed), *(("coordinate", c) for c in coordinates)):
         number = operator.index(number)
         if not 0 <= number < _LIMIT:
-            raise ValueError(f"{name} of a random stream must lie in 0..2**64-1, got {number} (purpose {purpose!r})")
+            raise ValueError(
+                f"{name} of a random stream must lie in 0..2**64-1, got {number} (purpose {purpose!r})"
+            )
         words += divmod(number, _WORD)
     return np.random.SeedSequence(words)

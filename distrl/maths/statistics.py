@@ -96,7 +96,9 @@ def explained_variance(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike
     """
     prediction, target = np.asarray(prediction), np.asarray(target)
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction and target must have one shape, got {prediction.shape} and {target.shape}")
+        raise ValueError(
+            f"prediction and target must have one shape, got {prediction.shape} and {target.shape}"
+        )
     prediction_B, target_B = _valid("prediction", prediction, mask), _valid("target", target, mask)
     if target_B.size < 2:
         return math.nan
