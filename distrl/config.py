@@ -7,10 +7,12 @@ Where a value came from (flag, TOML, preset, default) is kept beside it: see `di
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from distrl.clashes import clashes
 from distrl.recipes import PPO, Recipe
 
 Count = Annotated[int, Field(ge=1)]
@@ -18,23 +20,36 @@ CountOrZero = Annotated[int, Field(ge=0)]
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides a run, and where its results go."""
+    """Everything that decides a run, and where its results go.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    Raises pydantic's ValidationError (a ValueError) for a wrong value or for fields that clash;
+    `distrl.resolve.resolve` says the same as one `BadInput` with all problems.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # what is trained
-    env: str = Field("CartPole-v1", description="env id: Name-v0, namespace/Name-v0 or module:namespace/Name-v0")
-    env_kwargs: dict[str, Any] = Field({}, description="the env's own arguments: --env-kwargs.goal-velocity 0.1")
+    env: str = Field(
+        "CartPole-v1", description="env id: Name-v0, namespace/Name-v0 or module:namespace/Name-v0"
+    )
+    env_kwargs: dict[str, Any] = Field(
+        {}, description="the env's own arguments: --env-kwargs.goal-velocity 0.1"
+    )
     wrapper: str | None = Field(None, description="module:function that wraps each env")
-    algo: str = Field("ppo", description="rung of the ladder: reinforce, reinforce-baseline, actor-critic, a2c, ppo")
+    algo: str = Field(
+        "ppo", description="rung of the ladder: reinforce, reinforce-baseline, actor-critic, a2c, ppo"
+    )
     recipe: Recipe = Field(PPO, description="the algorithm's own fields, each a flag")
     total_steps: Count = Field(500_000, description="env steps in all; passed by less than one iteration")
     seed: CountOrZero = Field(1, description="seed of everything random")
 
     # the envs
-    groups: Count | None = Field(None, description="env groups, the unit of work; default num_envs // 4, 1 to 8")
+    groups: Count | None = Field(
+        None, description="env groups, the unit of work; default num_envs // 4, 1 to 8"
+    )
     vectorization: Literal["sync", "async", "vector_entry_point"] = Field(
-        "sync", description="how a group's envs are stepped: Gymnasium's SyncVectorEnv, AsyncVectorEnv, or their own"
+        "sync",
+        description="how a group's envs are stepped: Gymnasium's SyncVectorEnv, AsyncVectorEnv, or their own",
     )
     autoreset: Literal["disabled", "next_step", "same_step"] = Field(
         "disabled", description="Gymnasium's autoreset mode; disabled lets a run choose each episode's seed"
@@ -42,17 +57,25 @@ class TrainConfig(BaseModel):
     atari: bool | None = Field(None, description="the standard Atari preprocessing; default: for ALE/ envs")
     frame_stack: Count = Field(1, description="stack the last observations (Atari: 4)")
     max_episode_steps: Count | None = Field(None, description="the time limit, where it is not the env's own")
-    normalize_observation: bool = Field(False, description="observations to mean 0 and deviation 1, clipped to 10")
-    normalize_reward: bool = Field(False, description="rewards by the deviation of the discounted return, clipped to 10")
+    normalize_observation: bool = Field(
+        False, description="observations to mean 0 and deviation 1, clipped to 10"
+    )
+    normalize_reward: bool = Field(
+        False, description="rewards by the deviation of the discounted return, clipped to 10"
+    )
 
     # the policy
-    network: Literal["auto", "mlp", "cnn", "lstm"] = Field("auto", description="auto: cnn for images, else mlp")
+    network: Literal["auto", "mlp", "cnn", "lstm"] = Field(
+        "auto", description="auto: cnn for images, else mlp"
+    )
     hidden_sizes: tuple[Count, ...] = Field((64, 64), description="widths of the MLP's hidden layers: 64,64")
     activation: Literal["tanh", "relu"] = Field("tanh", description="the MLP's activation")
     lstm_size: Count = Field(128, description="width of the LSTM")
     policy: str | None = Field(None, description="module:function that makes a policy of one's own")
     policy_kwargs: dict[str, Any] = Field({}, description="that function's arguments")
-    init_from: str | None = Field(None, description="run directory whose newest checkpoint gives the first parameters")
+    init_from: str | None = Field(
+        None, description="run directory whose newest checkpoint gives the first parameters"
+    )
 
     # who does the work
     workers: CountOrZero = Field(2, description="Ray rollout workers; 0 collects in-process, without Ray")
@@ -66,19 +89,53 @@ class TrainConfig(BaseModel):
     keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
     keep_every: CountOrZero = Field(0, description="and every so many iterations one for good (0: none)")
     max_save_failures: Count = Field(3, description="checkpoints that may fail in a row, a full disk say")
-    eval_every: CountOrZero = Field(0, description="iterations between evaluations, the best kept (0: at the end only)")
+    eval_every: CountOrZero = Field(
+        0, description="iterations between evaluations, the best kept (0: at the end only)"
+    )
     eval_episodes: CountOrZero = Field(20, description="greedy episodes of an evaluation (0: none)")
     tensorboard: bool = Field(True, description="write TensorBoard events")
     wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline works")
     wandb_project: str = Field("distrl", description="its project")
 
     # when things break
-    nonfinite: Literal["fail", "drop"] = Field("fail", description="a NaN or Inf from an env: fail, or drop and count")
+    nonfinite: Literal["fail", "drop"] = Field(
+        "fail", description="a NaN or Inf from an env: fail, or drop and count"
+    )
     max_skipped_updates: Count = Field(10, description="minibatches with a NaN gradient skipped in a row")
     max_env_restarts: CountOrZero = Field(3, description="times a group's env may raise and be made anew")
     max_worker_restarts: CountOrZero = Field(5, description="times a rollout worker may die and be replaced")
-    step_timeout_sec: Annotated[float, Field(gt=0)] = Field(120.0, description="an env step or reset may take this long")
-    max_replay_steps: CountOrZero = Field(30_000, description="steps an env's episode may be replayed to put it back")
+    step_timeout_sec: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="an env step or reset may take this long"
+    )
+    max_replay_steps: CountOrZero = Field(
+        30_000, description="steps an env's episode may be replayed to put it back"
+    )
+
+    @field_validator("recipe", mode="after")
+    @classmethod
+    def _recipe_within_bounds(cls, recipe: Recipe) -> Recipe:
+        """A `Recipe` made by hand is checked as flags are: the dataclass itself checks nothing."""
+        from distrl.fields import read_value
+
+        for field in dataclasses.fields(Recipe):
+            try:
+                read_value(field.name, getattr(recipe, field.name))
+            except ValueError as error:
+                raise ValueError(f"{field.name}: {error}") from None
+        return recipe
+
+    @field_validator("algo", "env_kwargs", "policy_kwargs", mode="after")
+    @classmethod
+    def _as_a_flag_would_be(cls, value: Any, info: ValidationInfo) -> Any:
+        from distrl.fields import read_value
+
+        return read_value(str(info.field_name), value)
+
+    @model_validator(mode="after")
+    def _fields_do_not_clash(self) -> TrainConfig:
+        if found := clashes(self):
+            raise ValueError("\n".join(clash.message for clash in found))
+        return self
 
     @property
     def num_groups(self) -> int:

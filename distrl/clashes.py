@@ -1,0 +1,165 @@
+"""Rules that hold between fields: each clash names the fields, shows the arithmetic and a way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from distrl.config import TrainConfig
+
+# Name-v0, namespace/Name-v0, module:namespace/Name-v0 (Gymnasium's own pattern, the version optional)
+ENV_ID = re.compile(r"^(?:[A-Za-z_][\w.]*:)?(?:[\w:-]+/)?[\w:.-]+$")
+FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+
+
+class Clash(NamedTuple):
+    """Fields that cannot hold together, and the sentence that says so."""
+
+    fields: tuple[str, ...]
+    message: str
+
+
+def clashes(config: TrainConfig) -> list[Clash]:
+    """Every rule between fields that `config` breaks."""
+    return [
+        *_names(config),
+        *_batch(config),
+        *_groups(config),
+        *_reuse(config),
+        *_envs(config),
+        *_others(config),
+    ]
+
+
+def warnings(config: TrainConfig) -> list[str]:
+    """What works but is hardly meant."""
+    found = []
+    if config.workers > config.num_groups:
+        found.append(
+            f"--workers {config.workers} for --groups {config.num_groups}: "
+            f"{config.workers - config.num_groups} of them will idle; a group is the unit of work"
+        )
+    if config.recipe.clip is None and config.recipe.clip_schedule != "constant":
+        found.append("--clip-schedule does nothing without --clip")
+    return found
+
+
+def divisors_near(number: int, wanted: int, count: int = 3) -> list[int]:
+    """The divisors of `number` nearest to `wanted`, in order."""
+    small = [one for one in range(1, int(number**0.5) + 1) if number % one == 0]
+    every = set(small) | {number // one for one in small}
+    return sorted(sorted(every, key=lambda one: (abs(one - wanted), one))[:count])
+
+
+def _division(total: int, parts: int) -> str:
+    return f"{total} / {parts} = {total // parts} remainder {total % parts}"
+
+
+def _or(numbers: list[int]) -> str:
+    return " or ".join(str(one) for one in numbers)
+
+
+def _names(config: TrainConfig) -> Iterator[Clash]:
+    if not ENV_ID.match(config.env):
+        yield Clash(
+            ("env",),
+            f"--env: must be Name-v0, namespace/Name-v0 or module:namespace/Name-v0, got {config.env!r}; "
+            "an env of your own: register it with Gymnasium in a module and name that module",
+        )
+    for name, given in (("wrapper", config.wrapper), ("policy", config.policy)):
+        if given is not None and not FUNCTION.match(given):
+            yield Clash(
+                (name,), f"--{name}: must be module:function, got {given!r}; for example my_package.mine:make"
+            )
+
+
+def _batch(config: TrainConfig) -> Iterator[Clash]:
+    recipe = config.recipe
+    if config.network == "lstm":
+        if recipe.num_envs % recipe.minibatches:
+            yield Clash(
+                ("num_envs", "minibatches", "network"),
+                f"--minibatches {recipe.minibatches} must divide --num-envs {recipe.num_envs} with --network lstm, "
+                f"which minibatches by whole columns (one env's sequence): "
+                f"{_division(recipe.num_envs, recipe.minibatches)}; "
+                f"use --minibatches {_or(divisors_near(recipe.num_envs, recipe.minibatches))}",
+            )
+    elif recipe.collects == "steps" and (recipe.num_envs * recipe.num_steps) % recipe.minibatches:
+        batch = recipe.num_envs * recipe.num_steps
+        yield Clash(
+            ("num_envs", "num_steps", "minibatches", "collects"),
+            f"--minibatches {recipe.minibatches} must divide the batch: --num-envs {recipe.num_envs} x --num-steps "
+            f"{recipe.num_steps} = {batch} rows, {_division(batch, recipe.minibatches)}; "
+            f"use --minibatches {_or(divisors_near(batch, recipe.minibatches))}",
+        )
+
+
+def _groups(config: TrainConfig) -> Iterator[Clash]:
+    if config.num_groups > config.recipe.num_envs:
+        yield Clash(
+            ("groups", "num_envs"),
+            f"--groups {config.num_groups} must be at most --num-envs {config.recipe.num_envs}: "
+            f"{config.num_groups - config.recipe.num_envs} would be empty; use fewer groups or more envs",
+        )
+
+
+def _reuse(config: TrainConfig) -> Iterator[Clash]:
+    recipe = config.recipe
+    if recipe.epochs > 1 and recipe.clip is None:
+        yield Clash(
+            ("epochs", "clip"),
+            f"--epochs {recipe.epochs} uses each batch {recipe.epochs} times, which needs --clip: after the first pass "
+            "the policy is no longer the one that collected; use --clip 0.2 or --epochs 1",
+        )
+    if recipe.clip_value is not None and recipe.clip is None:
+        yield Clash(
+            ("clip_value", "clip"),
+            f"--clip-value {recipe.clip_value} needs --clip: without it a batch is used once and the value "
+            "has not moved yet; use --clip 0.2 or leave --clip-value out",
+        )
+    if recipe.clip_value is not None and not recipe.trains_value:
+        yield Clash(
+            ("clip_value", "baseline", "credit"),
+            f"--clip-value {recipe.clip_value} needs a value function, and none is trained with --no-baseline and "
+            "--credit return; use --baseline or leave --clip-value out",
+        )
+
+
+def _envs(config: TrainConfig) -> Iterator[Clash]:
+    if config.vectorization != "vector_entry_point":
+        return
+    if config.autoreset == "disabled":
+        yield Clash(
+            ("vectorization", "autoreset"),
+            "--vectorization vector_entry_point with --autoreset disabled: an env's own vector version resets by "
+            "itself; use --autoreset next_step, or --vectorization sync",
+        )
+    if config.wrapper is not None:
+        yield Clash(
+            ("vectorization", "wrapper"),
+            f"--wrapper {config.wrapper} wraps single envs, and --vectorization vector_entry_point has none; "
+            "use --vectorization sync or async",
+        )
+
+
+def _others(config: TrainConfig) -> Iterator[Clash]:
+    if config.policy_kwargs and config.policy is None:
+        names = ", ".join(config.policy_kwargs)
+        yield Clash(
+            ("policy_kwargs", "policy"),
+            f"--policy-kwargs ({names}) needs --policy module:function, whose arguments they are; give --policy too",
+        )
+    if config.address is not None and config.workers == 0:
+        yield Clash(
+            ("address", "workers"),
+            f"--address {config.address} names a Ray cluster and --workers 0 collects without Ray; "
+            "use --workers 1 or more, or leave --address out",
+        )
+    if config.eval_every > 0 and config.eval_episodes == 0:
+        yield Clash(
+            ("eval_every", "eval_episodes"),
+            f"--eval-every {config.eval_every} needs --eval-episodes of 1 or more, got 0; "
+            "give some, or --eval-every 0",
+        )

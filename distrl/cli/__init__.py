@@ -1,0 +1,1 @@
+"""The `distrl` command: one file per subcommand, heavy imports after parsing."""

@@ -1,0 +1,59 @@
+"""The table of `--dry-run`: every name, its value, where it came from, and the numbers that follow."""
+
+from __future__ import annotations
+
+from distrl.config import TrainConfig
+from distrl.fields import flat_fields, show
+from distrl.resolve import Resolved
+
+
+def table(resolved: Resolved) -> str:
+    """`name | value | source`, one line each, under the headings of the help."""
+    config = resolved.config
+    rows: list[tuple[str, str, str]] = []
+    for name, field in flat_fields().items():
+        value = getattr(config.recipe if field.in_recipe else config, name)
+        if isinstance(value, dict) and value:
+            for key, one in value.items():
+                full = f"{name}.{key}"
+                rows.append(
+                    (full, show(one), resolved.sources.get(full, resolved.sources.get(name, "default")))
+                )
+            continue
+        rows.append((name, show(value), resolved.sources.get(name, "default")))
+    lines = _columns([("name", "value", "source"), *rows])
+    lines += ["", *_columns([(name, value, "") for name, value in derived(config)])]
+    if resolved.changes:
+        lines += ["", "changed on resume:", *(f"  {change}" for change in resolved.changes)]
+    return "\n".join(lines)
+
+
+def derived(config: TrainConfig) -> list[tuple[str, str]]:
+    """The numbers that follow from the configuration: iterations, batch, minibatch and group sizes."""
+    recipe = config.recipe
+    groups = ("group_sizes", f"{config.num_groups} groups of {', '.join(map(str, config.group_sizes))} envs")
+    batch = config.steps_per_iteration
+    if batch is None:
+        episodes = (
+            f"{recipe.num_envs} whole episode{'s' if recipe.num_envs > 1 else ''}, whatever their length"
+        )
+        return [("batch", episodes), groups]
+    iterations = -(-config.total_steps // batch)
+    return [
+        (
+            "iterations",
+            f"{iterations} = {config.total_steps} / {batch}, rounded up: {iterations * batch} steps",
+        ),
+        ("batch", f"{batch} rows = {recipe.num_envs} envs x {recipe.num_steps} steps"),
+        ("minibatch", f"{batch // recipe.minibatches} rows = {batch} / {recipe.minibatches}"),
+        ("gradient_steps", f"{recipe.epochs * recipe.minibatches} an iteration, at most"),
+        groups,
+    ]
+
+
+def _columns(rows: list[tuple[str, str, str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip()
+        for row in rows
+    ]

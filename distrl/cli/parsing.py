@@ -1,0 +1,123 @@
+"""Reads the flags of a configuration: all problems at once, where click would stop at the first.
+
+    --name VALUE   --name=VALUE   --x/--no-x   --env-kwargs.goal-velocity 0.1
+
+Values stay text here; `distrl.resolve` gives them their types. A table's values are read as TOML reads
+them (`0.1`, `true`, `[1, 2]`, `"text"`), and what is no TOML is text.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distrl.fields import FlatField, canonical, flat_fields, unknown_name
+
+
+@dataclass
+class Parsed:
+    """What a command line says, and everything in it that cannot be read."""
+
+    flags: dict[str, Any] = field(default_factory=dict)  # the configuration's fields by flat name
+    options: dict[str, Any] = field(default_factory=dict)  # the command's own options
+    problems: list[str] = field(default_factory=list)
+
+
+def parse(arguments: Sequence[str], options: Mapping[str, bool]) -> Parsed:
+    """Reads `arguments` into the configuration's flags and the command's own `options`.
+
+    `options` maps a name to whether it takes a value. The last of a repeated flag counts.
+    """
+    parsed = Parsed()
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            parsed.problems.append(f"{word!r}: a value without its flag; write --name VALUE")
+            continue
+        written, equals, value = word[2:].partition("=")
+        name, _, path = written.partition(".")
+        name = canonical(name)
+        takes_value, setting = _what_is_it(name, options)
+        if setting is None:
+            parsed.problems.append(unknown_name(written, also=options))
+            if not equals and rest and not rest[0].startswith("-"):
+                rest.pop(0)  # most likely its value, which would only be a second message for one slip
+            continue
+        if takes_value and not equals:
+            if not rest or rest[0].startswith("--"):
+                parsed.problems.append(f"--{written}: needs a value; write --{written} VALUE")
+                continue
+            value = rest.pop(0)
+        if not takes_value and equals:
+            parsed.problems.append(f"--{written}: takes no value, got {value!r}; write --x or --no-x")
+            continue
+        _store(parsed, setting, path, value if takes_value else not name.startswith("no_"), options)
+    return parsed
+
+
+def _what_is_it(name: str, options: Mapping[str, bool]) -> tuple[bool, str | None]:
+    """Whether a flag takes a value, and the name that it sets; None where there is no such flag."""
+    known = flat_fields()
+    if name in options:
+        return options[name], name
+    if name in known:
+        return not is_switch(known[name]), name
+    if name.startswith("no_") and name[3:] in known and is_switch(known[name[3:]]):
+        return False, name[3:]
+    return False, None
+
+
+def is_switch(one: FlatField) -> bool:
+    """Whether the flag is written `--x` or `--no-x`."""
+    return one.kind is bool
+
+
+def _store(parsed: Parsed, name: str, path: str, value: Any, options: Mapping[str, bool]) -> None:
+    if name in options:
+        if path:
+            parsed.problems.append(f"--{name}.{path}: --{name} is no table; write --{name} alone")
+        parsed.options[name] = value
+        return
+    one = flat_fields()[name]
+    if one.kind is not dict:
+        if path:
+            parsed.problems.append(f"{one.flag}.{path}: {one.flag} is no table; write {one.flag} VALUE")
+        else:
+            parsed.flags[name] = value
+        return
+    table = parsed.flags.setdefault(name, {})
+    read = read_toml_value(value)
+    if not path:
+        if isinstance(read, dict):
+            table.update(read)
+        else:
+            parsed.problems.append(
+                f"{one.flag}: must be a table, got {value!r}; write {one.flag}.some-key VALUE, or '{{some_key = 1}}'"
+            )
+        return
+    first, *deeper = path.split(".")
+    keys = [canonical(first), *deeper]
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            parsed.problems.append(
+                f"{one.flag}.{path}: {key} already has a value of its own; give one of the two"
+            )
+            return
+    table[keys[-1]] = read
+
+
+def read_toml_value(text: str) -> Any:
+    """`text` as TOML reads a value, `none` as None; text where it is no TOML."""
+    if text.lower() == "none":
+        return None
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return document["value"] if set(document) == {"value"} else text

@@ -1,0 +1,246 @@
+"""The flat set of names that flags, TOML and `config.json` share, and how one value of it is read.
+
+A field is one of `TrainConfig`'s or one of its `Recipe`'s: `env`, `workers`, `learning_rate`, …
+Each is described once, there; this file reads that description and checks one value at a time,
+so that every wrong value of a command line is found and not only the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from distrl.recipes import LADDER, Recipe
+
+# Each heading of the help and the field that it starts with: the comment groups of config.py and recipes.py.
+SECTIONS: dict[str, str] = {
+    "what is trained": "env",
+    "the envs": "groups",
+    "the policy": "network",
+    "who does the work": "workers",
+    "what is kept": "run_dir",
+    "when things break": "nonfinite",
+    "what is collected": "collects",
+    "how credit is given": "gamma",
+    "how a batch is used": "clip",
+    "the optimiser: Adam": "learning_rate",
+}
+
+LARGEST_EXPONENT = 18  # --total-steps 1e6 is meant well, 1e999999999 would fill the memory
+
+
+@dataclass(frozen=True)
+class FlatField:
+    """One name of the flat set: what it takes, what it defaults to and where its help stands."""
+
+    name: str
+    hint: Any  # the type with its bounds, as `Annotated`
+    default: Any
+    help: str
+    section: str
+    in_recipe: bool
+
+    @property
+    def flag(self) -> str:
+        """The name as the command line writes it."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def _alternatives(self) -> tuple[Any, ...]:
+        """The types of a union, without bounds; one for a plain type."""
+        plain = _without_bounds(self.hint)
+        if typing.get_origin(plain) in (types.UnionType, typing.Union):
+            return tuple(_without_bounds(one) for one in typing.get_args(plain))
+        return (plain,)
+
+    @property
+    def optional(self) -> bool:
+        """Whether `none` is a value."""
+        return type(None) in self._alternatives
+
+    @property
+    def kind(self) -> Any:
+        """The bare type: int, float, bool, str, dict, tuple or Literal."""
+        plain = next(one for one in self._alternatives if one is not type(None))
+        return typing.get_origin(plain) or plain
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words it may be; empty where it is not a choice."""
+        if self.name == "algo":
+            return tuple(LADDER)
+        return next(
+            (typing.get_args(one) for one in self._alternatives if typing.get_origin(one) is Literal), ()
+        )
+
+    @property
+    def metavar(self) -> str:
+        """What the help shows in the place of a value."""
+        if self.choices:
+            return "|".join(self.choices)
+        return {int: "N", float: "X", tuple: "N,N", dict: "TABLE"}.get(self.kind, "TEXT")
+
+    @property
+    def default_text(self) -> str:
+        """The default as the help shows it: one value, or one per rung where the rungs differ."""
+        if not self.in_recipe:
+            return show(self.default)
+        by_value: dict[str, list[str]] = {}
+        for algo, recipe in LADDER.items():
+            by_value.setdefault(show(getattr(recipe, self.name)), []).append(algo)
+        if len(by_value) == 1:
+            return next(iter(by_value))
+        return "; ".join(f"{value} for {', '.join(algos)}" for value, algos in by_value.items())
+
+
+def _without_bounds(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+@lru_cache(maxsize=1)
+def flat_fields() -> dict[str, FlatField]:
+    """All names in the order of the help: TrainConfig's fields, then the Recipe's."""
+    from distrl.config import TrainConfig  # config.py checks a Recipe by this file
+
+    starts = {first: heading for heading, first in SECTIONS.items()}
+    found: dict[str, FlatField] = {}
+    section = ""
+    for name, info in TrainConfig.model_fields.items():
+        if name == "recipe":
+            continue
+        section = starts.get(name, section)
+        hint = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+        found[name] = FlatField(name, hint, info.default, info.description or "", section, in_recipe=False)
+    hints = typing.get_type_hints(Recipe)
+    for one in dataclasses.fields(Recipe):
+        section = starts.get(one.name, section)
+        bounds = {key: value for key, value in one.metadata.items() if key in ("gt", "ge", "lt", "le")}
+        hint = Annotated[hints[one.name], Field(**bounds)] if bounds else hints[one.name]
+        found[one.name] = FlatField(
+            one.name, hint, one.default, one.metadata["help"], section, in_recipe=True
+        )
+    return found
+
+
+@lru_cache(maxsize=None)
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(flat_fields()[name].hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def show(value: Any) -> str:
+    """A value as a person types it: `none`, `64,64`, `true`, 0.001."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(str(one) for one in value)
+    return str(value)
+
+
+def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """` did you mean X?`, or nothing where no name is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f" did you mean {prefix}{close[0]}?" if close else ""
+
+
+def canonical(name: str) -> str:
+    """`learning-rate` and `learning_rate` are one name."""
+    return name.replace("-", "_")
+
+
+def unknown_name(name: str, where: str = "", also: Iterable[str] = ()) -> str:
+    """The message for a name that is no field; `also` are further options of the command."""
+    names = [one.replace("_", "-") for one in (*flat_fields(), *also)]
+    guess = nearest(name.replace("_", "-"), names, "--") or " `distrl train --help` lists them"
+    return f"--{name.replace('_', '-')}{where}: no such option;{guess}"
+
+
+def read_value(name: str, given: Any) -> Any:
+    """One value of the flat set, from a string of the command line or a value of TOML, JSON or Python.
+
+    Raises ValueError: the rule, what was given and what to do, without the field's name.
+    """
+    field = flat_fields()[name]
+    value = _from_text(field, given)
+    if field.kind in (int, float) and isinstance(value, bool):
+        raise ValueError(f"must be a number, got {show(given)};{_way_out(field)}")
+    try:
+        value = _adapter(name).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(_rule(field, given, error)) from None
+    if field.choices and value is not None and value not in field.choices:
+        raise ValueError(_choice_rule(field, given))
+    if field.kind is dict:
+        return {canonical(key): plain(one, f"{field.flag}.{key}") for key, one in value.items()}
+    return value
+
+
+def _from_text(field: FlatField, given: Any) -> Any:
+    """What a string stands for, where the field is not itself text."""
+    if isinstance(given, os.PathLike):
+        return os.fspath(given)
+    if field.kind is tuple:
+        if isinstance(given, str):
+            return tuple(part.strip() for part in given.split(",")) if given.strip() else ()
+        return (given,) if isinstance(given, int) else given
+    if not isinstance(given, str):
+        return given
+    if field.optional and given.lower() == "none":
+        return None
+    return _whole_number(given) if field.kind is int else given
+
+
+def _whole_number(text: str) -> int | str:
+    """`1e6` is a number of steps too; what is no whole number is left for the rule to refuse."""
+    try:
+        number = Decimal(text)
+        if number.is_finite() and number.adjusted() <= LARGEST_EXPONENT and number == int(number):
+            return int(number)
+    except (InvalidOperation, ValueError):
+        pass
+    return text
+
+
+def _rule(field: FlatField, given: Any, error: ValidationError) -> str:
+    if field.choices:
+        return _choice_rule(field, given)
+    rule = error.errors()[0]["msg"].partition(",")[0].replace("Input should", "must")
+    return f"{rule}, got {given!r};{_way_out(field)}"
+
+
+def _choice_rule(field: FlatField, given: Any) -> str:
+    guess = nearest(str(given), field.choices) or _way_out(field)
+    return f"must be one of {', '.join(field.choices)}, got {given!r};{guess}"
+
+
+def _way_out(field: FlatField) -> str:
+    default = field.default_text if ";" not in field.default_text else "the algorithm's own"
+    return f" give another, or leave it out for {default}"
+
+
+def plain(value: Any, name: str) -> Any:
+    """A value of `env_kwargs` as JSON has it, so that a resumed run's env gets what the first run's got.
+
+    Raises ValueError for what JSON cannot hold.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(one, name) for one in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: plain(one, f"{name}.{key}") for key, one in value.items()}
+    raise ValueError(
+        f"{name} must be what JSON can hold (numbers, text, lists, tables), got {type(value).__name__}; "
+        "make the object inside your env, wrapper or policy"
+    )
