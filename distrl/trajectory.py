@@ -40,6 +40,7 @@ class Trajectory:
     log_prob: Array
     initial_state: Tree = None
     extra: dict[str, Array] = field(default_factory=dict)
+    version: int = 0  # of the policy that made it
 
     @property
     def num_steps(self) -> int:
@@ -59,8 +60,8 @@ class Trajectory:
     @property
     def num_bytes(self) -> int:
         """Bytes of all its arrays."""
-        columns = [getattr(self, column.name) for column in fields(self) if column.name != "extra"]
-        return sum(leaf.nbytes for tree in (*columns, self.extra) for leaf in tree_leaves(tree))
+        columns = [getattr(self, column.name) for column in fields(self) if column.name != "version"]
+        return sum(leaf.nbytes for tree in columns for leaf in tree_leaves(tree))
 
     def padded(self, num_steps: int) -> Trajectory:
         """The same with rows that are not valid added up to `num_steps`."""
@@ -74,13 +75,13 @@ class Trajectory:
         padded = {
             column.name: tree_map(pad, getattr(self, column.name))
             for column in fields(self)
-            if column.name != "initial_state"
+            if column.name not in ("initial_state", "version")
         }
         return replace(self, **padded)
 
     @staticmethod
     def concatenate(trajectories: list[Trajectory]) -> Trajectory:
-        """Side by side along N, in the given order, each padded to the longest."""
+        """Side by side along N, in the given order, each padded to the longest; the version is the oldest."""
         num_steps = max(trajectory.num_steps for trajectory in trajectories)
         padded = [trajectory.padded(num_steps) for trajectory in trajectories]
 
@@ -88,9 +89,11 @@ class Trajectory:
             columns = [getattr(trajectory, name) for trajectory in padded]
             return tree_map(lambda *leaves: np.concatenate(leaves, axis=axis), *columns)
 
-        names = [column.name for column in fields(Trajectory) if column.name != "initial_state"]
+        names = [column.name for column in fields(Trajectory) if column.name not in ("initial_state", "version")]
         return Trajectory(
-            **{name: join(1, name) for name in names}, initial_state=join(0, "initial_state")
+            **{name: join(1, name) for name in names},
+            initial_state=join(0, "initial_state"),
+            version=min(trajectory.version for trajectory in trajectories),
         )
 
 

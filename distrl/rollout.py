@@ -1,0 +1,273 @@
+"""Collection: a policy plays one env group and gives back a fragment.
+
+    noise <- stream(seed, "action", group, iteration)         all of an iteration's randomness, beforehand
+    for t:   act on the group's own batch -> step the group -> write row t into preallocated [T, N] arrays
+    once:    V and log-prob of all rows in one `evaluate`; V of the true next observation where an episode
+             was truncated and at the last row, the only rows that cost an extra forward
+
+A fragment depends on (snapshot of the policy, state of the group, seed, iteration) alone. Whoever has
+these collects the same bits: that is what lets groups move between workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from distrl.envs.group import EnvGroup
+from distrl.maths.random import stream
+from distrl.telemetry.spans import span
+from distrl.trajectory import Trajectory
+from distrl.trees import Tree, tree_leaves, tree_map
+
+NOISE_BLOCK = 128  # rows of noise drawn at a time where an episode's length is not known beforehand
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One whole game that ended in a fragment: raw return, length in env steps, numeric info of its last step."""
+
+    step: int
+    env: int
+    return_: float
+    length: int
+    info: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """What one group collected in one iteration: the trajectory, and what is told of it."""
+
+    trajectory: Trajectory
+    episodes: list[EpisodeRecord]
+    dropped: int  # rows dropped for a NaN or Inf
+
+
+@dataclass
+class _Rows:
+    """The columns of a fragment while it is being written; grows where episodes are collected."""
+
+    columns: dict[str, Tree]
+    capacity: int
+
+    @classmethod
+    def allocate(cls, capacity: int, examples: dict[str, Tree]) -> _Rows:
+        empty = {
+            name: tree_map(lambda leaf: np.zeros((capacity, *leaf.shape), leaf.dtype), example)
+            for name, example in examples.items()
+            if example is not None
+        }
+        return cls(empty, capacity)
+
+    def write(self, step: int, row: dict[str, Tree]) -> None:
+        if step == self.capacity:
+            self.columns = {
+                name: tree_map(lambda leaf: np.concatenate([leaf, np.zeros_like(leaf)]), column)
+                for name, column in self.columns.items()
+            }
+            self.capacity *= 2
+        for name, column in self.columns.items():
+            tree_map(lambda stored, value: stored.__setitem__(step, value), column, row[name])
+
+    def first(self, num_steps: int) -> dict[str, Tree]:
+        return {name: tree_map(lambda leaf: leaf[:num_steps], column) for name, column in self.columns.items()}
+
+
+class Collector:
+    """Hosts one env group and the policy's memory of it (a recurrent state); the unit that can be put back."""
+
+    def __init__(
+        self, group: EnvGroup, policy: nn.Module, seed: int, collects: Literal["episodes", "steps"], num_steps: int
+    ) -> None:
+        self.group = group
+        self.policy: Any = policy
+        self.seed = seed
+        self.collects = collects
+        self.num_steps = num_steps
+        self.state: Tree = policy.initial_state(group.num_envs)
+
+    def start(self) -> None:
+        """The first resets. Not wanted before `restore`."""
+        if self.collects == "steps":
+            self.group.start()
+
+    def snapshot(self) -> dict[str, Any]:
+        """State tree of group and memory at a boundary; `restore` puts both back exactly."""
+        if self.collects == "episodes":
+            return {"group": None, "memory": []}  # every iteration starts episodes of its own
+        return {"group": self.group.snapshot(), "memory": [leaf.numpy().copy() for leaf in tree_leaves(self.state)]}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Put back what `snapshot` gave, in this process or another."""
+        if snapshot["group"] is None:
+            return
+        self.group.restore(snapshot["group"])
+        memory = iter(snapshot["memory"])
+        self.state = tree_map(lambda leaf: torch.from_numpy(np.array(next(memory))), self.policy.initial_state(1))
+
+    def collect(self, iteration: int, version: int) -> Fragment:
+        """Play one iteration's fragment: `num_steps` rows, or one whole episode per env."""
+        with torch.inference_mode():
+            if self.collects == "episodes":
+                self.group.reset_all(iteration)
+                self.state = self.policy.initial_state(self.group.num_envs)
+            return self._collect(iteration, version)
+
+    def _collect(self, iteration: int, version: int) -> Fragment:
+        group, whole_episodes = self.group, self.collects == "episodes"
+        initial_state = tree_map(lambda leaf: leaf.numpy().copy(), self.state)
+        rows = _Rows.allocate(NOISE_BLOCK if whole_episodes else self.num_steps, self._examples())
+        alive = np.ones(group.num_envs, bool)
+        episodes: list[EpisodeRecord] = []
+        bootstraps = _Bootstraps()
+        step = 0
+        while alive.any() if whole_episodes else step < self.num_steps:
+            if step % NOISE_BLOCK == 0:
+                noise = self._noise(iteration, step // NOISE_BLOCK)
+            row, done, ended, final_observation = self._step(noise[step % NOISE_BLOCK])
+            if whole_episodes:
+                row["valid"] = row["valid"] & alive
+            rows.write(step, row)
+            episodes += [
+                EpisodeRecord(step, e.env, e.return_, e.length, e.info) for e in ended if alive[e.env - group.first_env]
+            ]
+            if whole_episodes:
+                alive &= ~done
+            else:
+                last = step == self.num_steps - 1
+                needed = (done & ~row["terminated"]) | (~done if last else np.False_)
+                bootstraps.add(step, needed & row["valid"], done, final_observation, group.observation, self.state)
+            step += 1
+        trajectory = self._finish(rows.first(step), bootstraps, initial_state, version)
+        return Fragment(trajectory, episodes, group.take_dropped())
+
+    def _examples(self) -> dict[str, Tree]:
+        n, distribution = self.group.num_envs, self.policy.distribution
+        flag = np.zeros(n, bool)
+        return {
+            "observation": self.group.observation,
+            "action": np.zeros((n, *distribution.action_shape), distribution.action_dtype),
+            "reward": np.zeros(n, np.float32),
+            "terminated": flag,
+            "done": flag,
+            "valid": flag,
+            "episode_start": flag,
+            "action_mask": self.group.action_mask,
+        }
+
+    def _noise(self, iteration: int, block: int) -> torch.Tensor:
+        generator = stream(self.seed, "action", self.group.index, iteration, block)
+        return torch.from_numpy(self.policy.distribution.noise(generator, (NOISE_BLOCK, self.group.num_envs)))
+
+    def _step(self, noise: torch.Tensor) -> tuple[dict[str, Tree], NDArray[np.bool_], list[Any], Tree]:
+        """One row: what was seen and done; then done [N], the episodes that ended, their final observation."""
+        group = self.group
+        with span("rollout: inference"):
+            episode_start = group.episode_start
+            self.state = reset_where(episode_start, self.state)
+            observation, mask = group.observation, group.action_mask
+            row = {"observation": tree_map(np.copy, observation), "episode_start": np.copy(episode_start)}
+            if mask is not None:
+                row["action_mask"] = np.copy(mask)
+            action, self.state = self.policy.act(
+                tree_map(torch.from_numpy, observation), self.state, noise, None if mask is None else torch.from_numpy(mask)
+            )
+            row["action"] = action.numpy()
+        with span("rollout: env step"):
+            result = group.step(row["action"])
+        done = result.terminated | result.truncated
+        row.update(reward=result.reward, terminated=result.terminated, done=done, valid=result.valid)
+        return row, done, result.episodes, result.final_observation
+
+    def _finish(
+        self, rows: dict[str, Tree], bootstraps: _Bootstraps, initial_state: Tree, version: int
+    ) -> Trajectory:
+        with span("rollout: inference"):
+            mask = rows.pop("action_mask", None)
+            evaluation = evaluate_rows(self.policy, rows, mask, initial_state)
+            value = evaluation.value.numpy()
+            next_value = np.zeros_like(value)
+            next_value[:-1] = value[1:]
+            bootstraps.fill(next_value, self.policy)
+        return Trajectory(
+            **rows,
+            value=value,
+            next_value=next_value,
+            log_prob=evaluation.log_prob.numpy(),
+            initial_state=initial_state,
+            extra={} if mask is None else {"action_mask": mask},
+            version=version,
+        )
+
+
+class _Bootstraps:
+    """Rows whose next observation is not the next row's: gathered along the fragment, one forward at its end."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, NDArray[np.int64]]] = []
+        self.observations: list[Tree] = []
+        self.states: list[Tree] = []
+
+    def add(
+        self, step: int, needed: NDArray[np.bool_], done: NDArray[np.bool_], final: Tree, following: Tree, state: Tree
+    ) -> None:
+        """Row `step` of the envs `needed`: their true next observation, with the memory carried to it."""
+        if not needed.any():
+            return
+        envs = np.flatnonzero(needed)
+        ended = done[envs]
+
+        def true_next(final_leaf: NDArray[Any], following_leaf: NDArray[Any]) -> NDArray[Any]:
+            which = ended.reshape(-1, *[1] * (following_leaf.ndim - 1))
+            return np.where(which, final_leaf[envs], following_leaf[envs])
+
+        if ended.any():
+            self.observations.append(tree_map(true_next, final, following))
+        else:
+            self.observations.append(tree_map(lambda leaf: leaf[envs], following))
+        self.states.append(tree_map(lambda leaf: leaf[torch.from_numpy(envs)], state))
+        self.rows.append((step, envs))
+
+    def fill(self, next_value: NDArray[np.float32], policy: Any) -> None:
+        """Write V of the gathered observations where they belong."""
+        if not self.rows:
+            return
+        observation = tree_map(lambda *leaves: torch.from_numpy(np.concatenate(leaves)), *self.observations)
+        state = tree_map(lambda *leaves: torch.cat(leaves), *self.states)
+        value = policy.value(observation, state).numpy()
+        steps = np.concatenate([np.full(len(envs), step) for step, envs in self.rows])
+        next_value[steps, np.concatenate([envs for _, envs in self.rows])] = value
+
+
+def reset_where(episode_start: NDArray[np.bool_], state: Tree) -> Tree:
+    """The state with zeros in the columns where an episode begins."""
+    if state is None or not episode_start.any():
+        return state
+    keep = torch.from_numpy(~episode_start)
+    return tree_map(lambda leaf: leaf * keep.reshape(-1, *[1] * (leaf.dim() - 1)).to(leaf.dtype), state)
+
+
+def evaluate_rows(policy: Any, rows: dict[str, Tree], mask: NDArray[np.bool_] | None, initial_state: Tree) -> Any:
+    """`policy.evaluate` on all rows [T, N] of a fragment, results of that shape: whole columns where it has a memory."""
+
+    def tensor(array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+    observation, action = tree_map(tensor, rows["observation"]), tensor(rows["action"])
+    action_mask = None if mask is None else tensor(mask)
+    if policy.recurrent:
+        state = tree_map(tensor, initial_state)
+        return policy.evaluate(observation, action, action_mask, state, tensor(rows["episode_start"]))
+    flat = policy.evaluate(
+        tree_map(lambda leaf: leaf.flatten(0, 1), observation),
+        action.flatten(0, 1),
+        None if action_mask is None else action_mask.flatten(0, 1),
+        None,
+        None,
+    )
+    return type(flat)(*(column.unflatten(0, rows["reward"].shape) for column in flat))

@@ -1,0 +1,1 @@
+"""Where a run's parts run: in this process, or on Ray."""

@@ -1,0 +1,292 @@
+"""The Ray runtime: thin shells around `RolloutWorker` and `LearnerWorker`, and what to do when one dies.
+
+    driver                      worker w (Ray actor)                learner (Ray actor)
+    ------                      --------------------                -------------------
+    collect.remote(g, i, ref of snapshot, ref of g's state) ->
+                                plays group g
+    <- report                   returns trajectory, state, report
+                                (task results: they outlive the worker)
+    update.remote(progress, refs of the trajectories in group order) ------>  learns
+    <- report                                                       returns report, snapshot
+
+A worker that dies loses nothing: its unfinished groups are sent, with their states at the last boundary,
+to the workers that live; a replacement starts beside, and its groups come home at the next boundary.
+The driver waits in short steps so that Ctrl-C is heard.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from distrl.errors import BadInput, RunFailed
+from distrl.learner import Snapshot
+from distrl.runtime.workers import CollectReport, LearnerWorker, RolloutWorker, UpdateReport, WorkSpec
+from distrl.telemetry.spans import SpanTotals, span
+
+START_TIMEOUT_SEC = 120.0
+WAIT_STEP_SEC = 0.5
+
+
+def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
+    """Join the cluster at `address`, or start one on this machine. Returns whether it was started here.
+
+    BadInput where the cluster cannot be reached, or cannot ever hold the run: needed against available.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True, "ignore_reinit_error": False}
+    if address is None:
+        cpus = max(num_cpus, os.cpu_count() or 1)
+        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+            raise BadInput(f"--address {address}: no Ray cluster answers there: {_first_line(error)}") from error
+    total = ray.cluster_resources()
+    for kind, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
+        if needed > total.get(kind, 0):
+            ray.shutdown()
+            raise BadInput(
+                f"the run needs {needed} {kind}s (one per rollout worker and the learner's), the Ray cluster has "
+                f"{total.get(kind, 0):g}: lower --workers, or add nodes"
+            )
+    return address is None
+
+
+@dataclass
+class _Slot:
+    """A rollout worker's place: the Ray actor in it now, and how often one died there."""
+
+    handle: Any
+    ready: Any  # reference that resolves once the worker is up; None from then on
+    deaths: int = 0
+
+
+class RayRuntime:
+    """Rollout workers and the learner as Ray actors."""
+
+    def __init__(
+        self,
+        spec: WorkSpec,
+        state: dict[str, Any],
+        num_workers: int,
+        address: str | None = None,
+        max_worker_restarts: int = 5,
+        on_event: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.num_groups = len(spec.group_sizes)
+        self.max_worker_restarts = max_worker_restarts
+        num_gpus = int(spec.device == "cuda")
+        self.started_here = connect(address, num_workers + 1, num_gpus)
+        self.on_event = on_event
+        self.spec_ref = ray.put(spec)
+        rollout_class: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(RolloutWorker)
+        learner_class: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(LearnerWorker)
+        self._start_worker = lambda: rollout_class.remote(self.spec_ref, True)
+        self.learner = learner_class.remote(self.spec_ref, state["learner"], True)
+        self.slots = [self._new_slot() for _ in range(num_workers)]
+        self.group_states: list[Any] = [group and ray.put(group) for group in state["groups"]]
+        self.hosts: dict[int, Any] = {}  # group -> the Ray actor it stands in, at the last boundary
+        self.collected: tuple[list[Any], list[Any]] = ([], [])
+        self.spans: dict[str, SpanTotals] = {}
+        self.pids: dict[int, int] = {}
+        self.warnings: list[str] = []
+        self.published = self._from_learner(self.learner.snapshot.remote(), "wait: start")
+        for slot in self.slots:
+            self._await_ready(slot)
+
+    # collection
+
+    def collect(self, iteration: int) -> list[CollectReport]:
+        self._bring_home()
+        submitted: dict[Any, tuple[int, _Slot]] = {}
+        results: dict[int, tuple[Any, Any, CollectReport]] = {}
+        refs: dict[Any, tuple[Any, Any]] = {}
+
+        def submit(group: int) -> None:
+            slot = self._slot_of(group)
+            state = None if self.hosts.get(group) is slot.handle else self.group_states[group]
+            previous = self.hosts.pop(group, None)
+            if previous is not None and previous is not slot.handle:
+                previous.drop.remote(group)
+            trajectory, after, report = slot.handle.collect.options(num_returns=3).remote(
+                group, iteration, self.published, state
+            )
+            submitted[report] = (group, slot)
+            refs[report] = (trajectory, after)
+
+        for group in range(self.num_groups):
+            submit(group)
+        with span("wait: workers"):
+            while submitted:
+                done, _ = ray.wait(list(submitted), num_returns=1, timeout=WAIT_STEP_SEC)
+                for report_ref in done:
+                    if report_ref not in submitted:
+                        continue
+                    group, slot = submitted.pop(report_ref)
+                    try:
+                        report = ray.get(report_ref)
+                    except RayActorError as error:
+                        lost = [group, *(g for g, other in submitted.values() if other is slot)]
+                        for ref in [ref for ref, (_, other) in submitted.items() if other is slot]:
+                            # what it had finished before it died stays good
+                            if not ray.wait([ref], timeout=0)[0] or _failed(ref):
+                                del submitted[ref]
+                            else:
+                                lost.remove(submitted[ref][0])
+                        self._worker_died(slot, error)
+                        for lost_group in sorted(lost):
+                            submit(lost_group)
+                        continue
+                    except RayTaskError as error:
+                        raise _root_cause(error) from error
+                    results[group] = (*refs[report_ref], report)
+                    self.hosts[group] = slot.handle
+                    self._count_spans(self.slots.index(slot), report)
+        ordered = [results[group] for group in range(self.num_groups)]
+        self.collected = [trajectory for trajectory, _, _ in ordered], [after for _, after, _ in ordered]
+        return [report for _, _, report in ordered]
+
+    def _count_spans(self, slot_number: int, report: CollectReport) -> None:
+        name = f"worker {slot_number}"
+        self.spans[name] = self.spans.get(name, SpanTotals()).merge(report.spans)
+        self.pids[slot_number] = report.pid
+
+    # who hosts what
+
+    def _slot_of(self, group: int) -> _Slot:
+        home = self.slots[group % len(self.slots)]
+        if home.ready is None:
+            return home
+        alive = [slot for slot in self.slots if slot.ready is None]
+        return alive[group % len(alive)] if alive else self._await_ready(home)
+
+    def _bring_home(self) -> None:
+        for slot in self.slots:
+            if slot.ready is not None and ray.wait([slot.ready], timeout=0)[0]:
+                self._await_ready(slot)
+
+    def _new_slot(self) -> _Slot:
+        handle = self._start_worker()
+        return _Slot(handle, handle.ready.remote())
+
+    def _await_ready(self, slot: _Slot) -> _Slot:
+        """Wait, bounded, until the slot's worker is up; replace it where it dies on the way."""
+        deadline = time.monotonic() + START_TIMEOUT_SEC
+        with span("wait: start"):
+            while slot.ready is not None:
+                if time.monotonic() > deadline:
+                    raise RunFailed(
+                        f"rollout worker {self.slots.index(slot)} did not start within {START_TIMEOUT_SEC:.0f} s: "
+                        f"the cluster has {ray.available_resources().get('CPU', 0):g} of "
+                        f"{ray.cluster_resources().get('CPU', 0):g} CPUs free; each worker needs 1"
+                    )
+                if not ray.wait([slot.ready], timeout=WAIT_STEP_SEC)[0]:
+                    continue
+                try:
+                    self.pids[self.slots.index(slot)] = ray.get(slot.ready)
+                    slot.ready = None
+                except RayActorError as error:
+                    self._worker_died(slot, error)
+        return slot
+
+    def _worker_died(self, slot: _Slot, error: RayActorError) -> None:
+        """Put a new worker in the slot, after a delay that doubles; RunFailed once that happened too often."""
+        number = self.slots.index(slot)
+        cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
+        if isinstance(cause, RayTaskError):
+            raise _root_cause(cause) from error  # the worker's own constructor raised: it would again
+        slot.deaths += 1
+        self.hosts = {group: handle for group, handle in self.hosts.items() if handle is not slot.handle}
+        deaths = sum(other.deaths for other in self.slots)
+        if deaths > self.max_worker_restarts:
+            raise RunFailed(
+                f"rollout workers died {deaths} times (--max-worker-restarts {self.max_worker_restarts}); "
+                f"the last was worker {number}: {_first_line(error)}"
+            )
+        ray.kill(slot.handle)
+        message = f"rollout worker {number} died ({_first_line(error)}); its groups move, a replacement starts"
+        self.warnings.append(message)
+        self.on_event(message)
+        if slot.deaths > 1:
+            time.sleep(min(0.25 * 2**slot.deaths, 10.0))
+        fresh = self._new_slot()
+        slot.handle, slot.ready = fresh.handle, fresh.ready
+
+    # learning
+
+    def update(self, progress: float) -> UpdateReport:
+        trajectories, states = self.collected
+        report_ref, snapshot_ref = self.learner.update.options(num_returns=2).remote(progress, *trajectories)
+        report: UpdateReport = self._from_learner(report_ref, "wait: learner")
+        self.published, self.group_states = snapshot_ref, states
+        self.collected = ([], [])
+        self.spans["learner"] = self.spans.get("learner", SpanTotals()).merge(report.spans)
+        return report
+
+    def _from_learner(self, ref: Any, waiting: str) -> Any:
+        with span(waiting):
+            while not ray.wait([ref], timeout=WAIT_STEP_SEC)[0]:
+                pass
+            try:
+                return ray.get(ref)
+            except RayActorError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, RayTaskError):
+                    raise _root_cause(cause) from error
+                raise RunFailed(f"the learner died: {_first_line(error)}") from error
+            except RayTaskError as error:
+                raise _root_cause(error) from error
+
+    def snapshot(self) -> Snapshot:
+        return self.published if isinstance(self.published, Snapshot) else ray.get(self.published)
+
+    def state(self) -> dict[str, Any]:
+        learner = self._from_learner(self.learner.state.remote(), "wait: learner")
+        return {"learner": learner, "groups": [ref and ray.get(ref) for ref in self.group_states]}
+
+    def take_spans(self) -> dict[str, SpanTotals]:
+        taken, self.spans = self.spans, {}
+        return taken
+
+    def take_warnings(self) -> list[str]:
+        taken, self.warnings = self.warnings, []
+        return taken
+
+    def close(self) -> None:
+        if ray.is_initialized():
+            for slot in self.slots:
+                ray.kill(slot.handle)
+            ray.kill(self.learner)
+            ray.shutdown()
+
+
+def _failed(ref: Any) -> bool:
+    try:
+        ray.get(ref)
+    except RayActorError:
+        return True
+    return False
+
+
+def _root_cause(error: RayTaskError) -> Exception:
+    """Our own errors as they were raised; any other as RunFailed with its last line."""
+    cause = error.cause
+    if isinstance(cause, RunFailed | BadInput):
+        return type(cause)(str(cause))
+    return RunFailed(f"{type(cause).__name__} in {error.function_name}: {cause}\n{error.traceback_str}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,203 @@
+"""What runs in a worker process: ordinary classes, the same in-process and behind Ray.
+
+`RolloutWorker` hosts env groups and collects; `LearnerWorker` owns the learner. Neither knows Ray.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from distrl.envs import EnvGroup, EnvSpec
+from distrl.learner import Learner, Snapshot
+from distrl.policies import PolicySpec, load_parameters, make_policy
+from distrl.recipes import Recipe
+from distrl.rollout import Collector, EpisodeRecord
+from distrl.telemetry import spans
+from distrl.telemetry.spans import SpanTotals, span
+from distrl.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class WorkSpec:
+    """All that a worker needs to know of a run; travels to each once."""
+
+    env: EnvSpec
+    policy: PolicySpec
+    recipe: Recipe
+    seed: int
+    group_sizes: tuple[int, ...]
+    observation_space: Any
+    action_space: Any
+    device: str = "cpu"
+    learner_threads: int = 1
+    normalize_reward: bool = False
+    max_skipped_updates: int = 10
+
+    def first_env(self, group: int) -> int:
+        """Number in the run of a group's first env."""
+        return sum(self.group_sizes[:group])
+
+    def make_learner(self, device: str | None = None) -> Learner:
+        """The learner with its first parameters."""
+        policy = make_policy(self.policy, self.observation_space, self.action_space, self.seed)
+        return Learner(
+            policy,
+            self.recipe,
+            self.seed,
+            device or self.device,
+            self.policy.normalize_observation,
+            self.normalize_reward,
+            self.max_skipped_updates,
+        )
+
+
+@dataclass(frozen=True)
+class CollectReport:
+    """What the driver is told of a fragment; the trajectory itself goes to the learner."""
+
+    group: int
+    env_steps: int
+    episodes: list[EpisodeRecord]
+    dropped: int
+    num_bytes: int
+    reproducibility: str
+    warnings: list[str]
+    pid: int
+    rss_bytes: int
+    spans: SpanTotals = field(default_factory=SpanTotals)
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What the driver is told of an update; the new snapshot goes to the workers."""
+
+    metrics: dict[str, float]
+    version: int
+    digest: str
+    pid: int
+    rss_bytes: int
+    spans: SpanTotals = field(default_factory=SpanTotals)
+
+
+class RolloutWorker:
+    """Hosts env groups. Any worker can collect any group's next fragment, given its state at the last boundary."""
+
+    def __init__(self, spec: WorkSpec, own_process: bool = False) -> None:
+        self.spec = spec
+        self.own_process = own_process
+        if own_process:
+            torch.set_num_threads(1)
+            spans.start("wait: learner")
+        self.policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed)
+        self.loaded: str | None = None
+        self.collectors: dict[int, tuple[int, Collector]] = {}  # group -> the boundary it stands at
+
+    def ready(self) -> int:
+        """The process id: answers once the worker is up."""
+        return os.getpid()
+
+    def collect(
+        self, group: int, iteration: int, snapshot: Snapshot, state: dict[str, Any] | None
+    ) -> tuple[Trajectory, dict[str, Any], CollectReport]:
+        """A group's fragment of `iteration` with the policy of `snapshot`, and the group's state after it.
+
+        `state` is the group's at this boundary, read only where the worker does not host the group there
+        already; None at the first boundary of all.
+        """
+        with span("rollout: policy"):
+            if self.loaded != snapshot.digest:
+                load_parameters(self.policy, snapshot.arrays)
+                self.loaded = snapshot.digest
+        with span("rollout: restore"):
+            collector = self._collector(group, iteration, state)
+        self.collectors.pop(group, None)  # not at a boundary until the fragment is whole
+        fragment = collector.collect(iteration, snapshot.version)
+        with span("rollout: snapshot"):
+            after = collector.snapshot()
+        self.collectors[group] = (iteration + 1, collector)
+        env_group = collector.group
+        report = CollectReport(
+            group=group,
+            env_steps=fragment.trajectory.num_valid,
+            episodes=fragment.episodes,
+            dropped=fragment.dropped,
+            num_bytes=fragment.trajectory.num_bytes,
+            reproducibility=env_group.reproducibility,
+            warnings=env_group.take_warnings(),
+            pid=os.getpid(),
+            rss_bytes=rss_bytes(),
+            spans=spans.current().take_totals() if self.own_process else SpanTotals(),
+        )
+        return fragment.trajectory, after, report
+
+    def _collector(self, group: int, iteration: int, state: dict[str, Any] | None) -> Collector:
+        boundary, collector = self.collectors.get(group, (None, None))
+        if collector is not None and boundary == iteration:
+            return collector
+        if collector is not None:
+            collector.group.close()
+        spec = self.spec
+        env_group = EnvGroup(spec.env, group, spec.group_sizes[group], spec.first_env(group), spec.seed)
+        collector = Collector(env_group, self.policy, spec.seed, spec.recipe.collects, spec.recipe.num_steps)
+        if state is None:
+            collector.start()
+        else:
+            collector.restore(state)
+        return collector
+
+    def drop(self, group: int) -> None:
+        """Close a group that another worker hosts now."""
+        _, collector = self.collectors.pop(group, (None, None))
+        if collector is not None:
+            collector.group.close()
+
+    def close(self) -> None:
+        """Close every env."""
+        for group in list(self.collectors):
+            self.drop(group)
+
+
+class LearnerWorker:
+    """Owns the learner, in the driver or in a process of its own."""
+
+    def __init__(self, spec: WorkSpec, state: dict[str, Any], own_process: bool = False) -> None:
+        self.spec = spec
+        self.own_process = own_process
+        if own_process:
+            spans.start("wait: workers")
+            torch.set_num_threads(spec.learner_threads)
+        self.learner = spec.make_learner()
+        self.learner.load_state(state)
+
+    def ready(self) -> int:
+        """The process id: answers once the learner is up."""
+        return os.getpid()
+
+    def snapshot(self) -> Snapshot:
+        """The policy as it stands."""
+        return self.learner.snapshot()
+
+    def update(self, progress: float, *trajectories: Trajectory) -> tuple[UpdateReport, Snapshot]:
+        """Learn from one iteration's trajectories, in group order; the report and the next snapshot."""
+        metrics = self.learner.update(list(trajectories), progress)
+        with span("learn: publish"):
+            snapshot = self.learner.snapshot()
+        taken = spans.current().take_totals() if self.own_process else SpanTotals()
+        return UpdateReport(metrics, snapshot.version, snapshot.digest, os.getpid(), rss_bytes(), taken), snapshot
+
+    def state(self) -> dict[str, Any]:
+        """State tree for the checkpoint."""
+        return self.learner.state()
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
