@@ -48,10 +48,14 @@ class Mean:
             array = array[mask]
         finite = np.isfinite(array)
         rest = array[finite].tolist()
-        # fsum is the correctly rounded sum; adding what it left over, until nothing is, makes it exact.
-        while partial := math.fsum(rest):
-            self.add(partial, 0)
-            rest.append(-partial)
+        try:
+            # fsum is the correctly rounded sum; adding what it left over, until nothing is, makes it exact.
+            while partial := math.fsum(rest):
+                self.add(partial, 0)
+                rest.append(-partial)
+        except OverflowError:  # the sum passes the largest float64, the mean need not
+            for value in rest:
+                self.add(value, 0)
         self._special += float(array[~finite].sum())
         self.count += array.size
 
@@ -65,7 +69,10 @@ class Mean:
     def total(self) -> float:
         if self._special != 0.0:
             return self._special
-        return self._fixed / (1 << _FRACTION_BITS)
+        try:
+            return self._fixed / (1 << _FRACTION_BITS)
+        except OverflowError:
+            return math.inf if self._fixed > 0 else -math.inf
 
     @property
     def value(self) -> float:

@@ -75,6 +75,7 @@ def open_sinks(
     config: Mapping[str, Any] | None = None,
     tensorboard: bool = True,
     wandb: bool = False,
+    wandb_project: str = "distrl",
     extra: Sequence[Sink] = (),
 ) -> Sinks:
     """Opens the sinks of a run directory; `extra` are further ones, such as the console.
@@ -82,14 +83,17 @@ def open_sinks(
     With `resume_iteration` (the checkpoint's), metrics.jsonl and TensorBoard are first cut back to that iteration, so
     that each step is there once. `config` is shown by wandb. The heavy packages are imported only here.
     """
-    others: list[Sink] = list(extra)
-    jsonl = JsonlSink(run_dir / "metrics.jsonl", resume_iteration=resume_iteration)
-    if tensorboard:
-        from distrl.telemetry.sinks.tensorboard import TensorBoardSink
+    sinks = Sinks(JsonlSink(run_dir / "metrics.jsonl", resume_iteration=resume_iteration), extra)
+    try:
+        if tensorboard:
+            from distrl.telemetry.sinks.tensorboard import TensorBoardSink
 
-        others.append(TensorBoardSink(run_dir, resume_iteration=resume_iteration))
-    if wandb:
-        from distrl.telemetry.sinks.wandb import WandbSink
+            sinks.others.append(TensorBoardSink(run_dir, resume_iteration=resume_iteration))
+        if wandb:
+            from distrl.telemetry.sinks.wandb import WandbSink
 
-        others.append(WandbSink(run_dir, config=config or {}))
-    return Sinks(jsonl, others)
+            sinks.others.append(WandbSink(run_dir, config=config or {}, project=wandb_project))
+    except BaseException:
+        sinks.close()
+        raise
+    return sinks
