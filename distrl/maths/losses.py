@@ -105,8 +105,11 @@ def value_loss(
     error_B = torch.square(value_B - target_B)
     if clip_value is not None:
         if old_value is None or not clip_value > 0:
-            raise ValueError(f"value clipping needs old_value and a positive clip_value, got {clip_value}")
-        (old_B,) = _valid(mask, old_value.detach())
+            raise ValueError(
+                f"value clipping needs old_value and a positive clip_value, got clip_value {clip_value}"
+                + (" and no old_value" if old_value is None else "")
+            )
+        _, old_B = _valid(mask, value, old_value.detach())
         clipped_B = old_B + (value_B - old_B).clamp(-clip_value, clip_value)
         error_B = torch.maximum(error_B, torch.square(clipped_B - target_B))
     loss = 0.5 * _mean(error_B, mask, count)

@@ -1,0 +1,154 @@
+"""Slow twins of the fast code, in float64, written from the equations. They import nothing of distrl.
+
+No recursion is shared with the code under test: sums are written out term by term, element by element.
+Shape suffixes: T time, N environments, B rows, A actions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+def td_errors(reward: Array, value: Array, next_value: Array, terminated: Flags, gamma: float) -> Array:
+    """delta_t = r_t + gamma V(s'_t) - V(s_t), and without V(s'_t) where the episode terminated, [T, N]."""
+    delta_TN = np.zeros(reward.shape)
+    for t, n in np.ndindex(reward.shape):
+        delta_TN[t, n] = float(reward[t, n]) - float(value[t, n])
+        if not terminated[t, n]:
+            delta_TN[t, n] += gamma * float(next_value[t, n])
+    return delta_TN
+
+
+def gae(
+    reward: Array, value: Array, next_value: Array, terminated: Flags, done: Flags, gamma: float, lam: float
+) -> Array:
+    """A_t = sum over k >= 0 of (gamma lam)^k delta_{t+k}, up to and with the first done row (arXiv 1506.02438, eq. 16)."""
+    delta_TN = td_errors(reward, value, next_value, terminated, gamma)
+    advantage_TN = np.zeros(reward.shape)
+    for t, n in np.ndindex(reward.shape):
+        for k in range(t, len(reward)):
+            advantage_TN[t, n] += (gamma * lam) ** (k - t) * delta_TN[k, n]
+            if done[k, n]:
+                break
+    return advantage_TN
+
+
+def returns(reward: Array, next_value: Array, terminated: Flags, done: Flags, gamma: float) -> Array:
+    """G_t = sum of gamma^k r_{t+k} to the end of the episode or array, plus gamma^K V(s'_last) unless terminated."""
+    return_TN = np.zeros(reward.shape)
+    for t, n in np.ndindex(reward.shape):
+        for k in range(t, len(reward)):
+            return_TN[t, n] += gamma ** (k - t) * float(reward[k, n])
+            if done[k, n] or k == len(reward) - 1:
+                if not terminated[k, n]:
+                    return_TN[t, n] += gamma ** (k - t + 1) * float(next_value[k, n])
+                break
+    return return_TN
+
+
+def discounted_sum(reward: Array, done: Flags, gamma: float) -> Array:
+    """G_t = sum of gamma^k r_{t+k} to the end of the episode or array."""
+    everywhere = np.ones(reward.shape, bool)
+    return returns(reward, np.zeros(reward.shape), everywhere, done, gamma)
+
+
+def clipped_surrogate(
+    log_prob: Array, old_log_prob: Array, advantage: Array, clip: float
+) -> tuple[float, Array]:
+    """-mean of min(r A, clip(r) A) and its gradient in log_prob, case by case (arXiv 1707.06347, eq. 7 and fig. 1)."""
+    total, gradient_B = 0.0, np.zeros(len(log_prob))
+    for b in range(len(log_prob)):
+        ratio, a = math.exp(log_prob[b] - old_log_prob[b]), float(advantage[b])
+        if a >= 0 and ratio > 1 + clip:
+            total += (1 + clip) * a
+        elif a < 0 and ratio < 1 - clip:
+            total += (1 - clip) * a
+        else:
+            total += ratio * a
+            gradient_B[b] = -ratio * a / len(log_prob)  # d r / d log_prob = r
+    return -total / len(log_prob), gradient_B
+
+
+def value_loss(value: Array, target: Array, old_value: Array | None, clip_value: float | None) -> float:
+    """Half the mean of (v - target)^2, or of the larger of that and the clipped prediction's."""
+    total = 0.0
+    for b in range(len(value)):
+        error = (value[b] - target[b]) ** 2
+        if clip_value is not None and old_value is not None:
+            low, high = old_value[b] - clip_value, old_value[b] + clip_value
+            error = max(error, (min(max(value[b], low), high) - target[b]) ** 2)
+        total += error
+    return 0.5 * total / len(value)
+
+
+def moments(rows: Array) -> tuple[Array, Array]:
+    """Mean and population variance of rows [B, ...] by correctly rounded sums (math.fsum), two passes."""
+    flat_BF = rows.reshape(len(rows), -1).astype(np.float64)
+    mean_F = np.array([math.fsum(column) / len(rows) for column in flat_BF.T])
+    variance_F = [
+        math.fsum((x - m) ** 2 for x in column) / len(rows)
+        for column, m in zip(flat_BF.T, mean_F, strict=True)
+    ]
+    return mean_F.reshape(rows.shape[1:]), np.array(variance_F).reshape(rows.shape[1:])
+
+
+def explained_variance(prediction: Array, target: Array) -> float:
+    """1 - Var[target - prediction] / Var[target]."""
+    residual = [float(t) - float(p) for t, p in zip(target, prediction, strict=True)]
+    return 1.0 - float(moments(np.array(residual))[1]) / float(moments(np.asarray(target))[1])
+
+
+def categorical_log_prob(logits_BA: Array, action_B: NDArray[np.int64]) -> Array:
+    """log softmax(logits)[action], per row, with the largest logit taken out first."""
+    return np.array([_log_softmax(row)[a] for row, a in zip(logits_BA, action_B, strict=True)])
+
+
+def categorical_entropy(logits_BA: Array) -> Array:
+    """-sum p log p, per row; what has probability zero (a masked action, logit -inf) adds nothing."""
+    return np.array([-sum(math.exp(p) * p for p in _log_softmax(row) if p > -math.inf) for row in logits_BA])
+
+
+def _log_softmax(logits_A: Array) -> list[float]:
+    top = max(float(x) for x in logits_A)
+    log_total = math.log(math.fsum(math.exp(float(x) - top) for x in logits_A))
+    return [float(x) - top - log_total for x in logits_A]
+
+
+def bernoulli_log_prob(logits_BA: Array, action_BA: NDArray[np.int64]) -> Array:
+    """Sum over the components of log sigmoid(+-logit) (MultiBinary)."""
+    signs = np.where(action_BA == 1, 1.0, -1.0)
+    return np.array(
+        [
+            -sum(_softplus(-s * x) for s, x in zip(*row, strict=True))
+            for row in zip(signs, logits_BA, strict=True)
+        ]
+    )
+
+
+def bernoulli_entropy(logits_BA: Array) -> Array:
+    """Sum over the components of softplus(x) - x sigmoid(x)."""
+    return np.array([sum(_softplus(x) - x / (1 + math.exp(-x)) for x in row) for row in logits_BA])
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def gaussian_log_prob(mean_BA: Array, log_std_BA: Array, action_BA: Array) -> Array:
+    """Sum over the components of -((a - mean)/std)^2 / 2 - log std - log(2 pi) / 2."""
+    total_B = np.zeros(len(mean_BA))
+    for b, a in np.ndindex(mean_BA.shape):
+        z = (action_BA[b, a] - mean_BA[b, a]) / math.exp(log_std_BA[b, a])
+        total_B[b] += -0.5 * z * z - log_std_BA[b, a] - 0.5 * math.log(2 * math.pi)
+    return total_B
+
+
+def gaussian_entropy(log_std_BA: Array) -> Array:
+    """Sum over the components of log std + (1 + log(2 pi)) / 2."""
+    return np.array([sum(s + 0.5 * (1 + math.log(2 * math.pi)) for s in row) for row in log_std_BA])
