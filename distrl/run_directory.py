@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from distrl.checkpoint.files import replace_durable
+from distrl.checkpoint.files import fsync_folder, make_folder_durable, replace_durable
 from distrl.errors import BadInput, RunFailed
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
@@ -48,12 +48,12 @@ def resolve_run(root: Path, name: str) -> Path:
     path = root / name
     if not RUN_NAME.fullmatch(name):
         raise BadInput(
-            f"run name: starts with a letter, digit or _, goes on with these, - and . (200 at most), "
+            "run name: starts with a letter, digit or _, goes on with these, - and . (200 at most), "
             f"got {name!r}; give a whole path with --run-dir"
         )
     if path.is_symlink() or path.resolve().parent != root.resolve():
         raise BadInput(
-            f"run name: stays in {root}, but {name!r} is a symlink to {path.resolve()}; name the folder itself"
+            f"run name: stays in {root}, but {name!r} is a symlink to {path.resolve()}; use a real folder"
         )
     return path
 
@@ -67,13 +67,14 @@ def create_run_directory(path: Path, *, root: Path | None = None) -> Path:
         path = resolve_run(root, str(path))
     if path.name in ("", "..") or path.is_symlink():
         raise BadInput(f"run_dir: ends in the name of a folder to make, not in .. or a symlink, got {path}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir()
-    except FileExistsError as error:
+    if path.exists():
         raise BadInput(
             f"run_dir: {path} exists; continue that run with --resume {path}, or choose another --run-dir"
-        ) from error
+        )
+    try:
+        make_folder_durable(path.parent)
+        path.mkdir()  # raises when another process made it just now
+        fsync_folder(path.parent)
     except OSError as error:
         raise BadInput(
             f"run_dir: {path} cannot be made: {error.strerror}; choose another --run-dir"

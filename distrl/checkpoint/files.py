@@ -59,6 +59,14 @@ def replace_durable(path: Path, chunks: Iterable[ReadableBuffer]) -> None:
     fsync_folder(path.parent)
 
 
+def make_folder_durable(folder: Path) -> None:
+    """Makes `folder` and those above it where they are missing; their names outlive a power cut."""
+    if not folder.is_dir():
+        make_folder_durable(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
+
+
 def fsync_folder(folder: Path) -> None:
     """Flushes the names in `folder`: without it a rename may be lost with the power."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from distrl.checkpoint.errors import CheckpointError, CorruptCheckpoint
-from distrl.checkpoint.files import FileRecord, fsync_folder, is_other_live_process, write_durable
+from distrl.checkpoint.files import (
+    FileRecord,
+    fsync_folder,
+    is_other_live_process,
+    make_folder_durable,
+    write_durable,
+)
 from distrl.checkpoint.reading import MANIFEST, TREE_NAME, Manifest, checkpoint_folders, verify_checkpoint
 from distrl.checkpoint.tree import EncodedTree, StateTree, encode_tree, save_encoded
 
@@ -45,7 +51,7 @@ def write_checkpoint(
     folder_name = name if name is not None else f"{iteration:08d}"
     temporary = root / f".tmp-{folder_name}-{os.getpid()}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder_durable(root)
         _clean_up_after_the_dead(root)
         temporary.mkdir()
         manifest = _fill(temporary, iteration, encoded, meta)
@@ -55,7 +61,7 @@ def write_checkpoint(
         needed = sum(tree.num_bytes for tree in encoded.values())
         raise CheckpointError(
             f"checkpoint of iteration {iteration} was not saved in {root}: {error.strerror or error}; "
-            f"it needs {needed} bytes and {_free_bytes(root)} are free: make room. Earlier checkpoints are intact"
+            f"it needs {needed} bytes and {_free_bytes(root)} are free: make room. Earlier ones are intact"
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
