@@ -1,1 +1,60 @@
-"""High-throughput distributed RL: Ray rollout workers, Numba GAE, PPO, and the ladder that leads to it."""
+"""High-throughput distributed RL: Ray rollout workers, Numba GAE, PPO, and the ladder that leads to it.
+
+    import distrl
+    run = distrl.train("CartPole-v1", algo="ppo", workers=2, total_steps=100_000)
+    distrl.evaluate(run.run_dir)
+
+Names are imported when they are first used, so that `import distrl` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distrl.api import evaluate, load, resume, train
+    from distrl.config import TrainConfig
+    from distrl.errors import BadInput, RunFailed
+    from distrl.recipes import LADDER, Recipe
+
+    __version__: str
+
+_HOMES = {
+    "train": "distrl.api",
+    "resume": "distrl.api",
+    "evaluate": "distrl.api",
+    "load": "distrl.api",
+    "Recipe": "distrl.recipes",
+    "LADDER": "distrl.recipes",
+    "TrainConfig": "distrl.config",
+    "BadInput": "distrl.errors",
+    "RunFailed": "distrl.errors",
+}
+
+__all__ = [
+    "LADDER",
+    "BadInput",
+    "Recipe",
+    "RunFailed",
+    "TrainConfig",
+    "__version__",
+    "evaluate",
+    "load",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("distrl")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'distrl' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -81,8 +81,8 @@ def _batch(config: TrainConfig) -> Iterator[Clash]:
         if recipe.num_envs % recipe.minibatches:
             yield Clash(
                 ("num_envs", "minibatches", "network"),
-                f"--minibatches {recipe.minibatches} must divide --num-envs {recipe.num_envs} with --network lstm, "
-                f"which minibatches by whole columns (one env's sequence): "
+                f"--minibatches {recipe.minibatches} must divide --num-envs {recipe.num_envs} with "
+                f"--network lstm, which minibatches by whole columns (one env's sequence): "
                 f"{_division(recipe.num_envs, recipe.minibatches)}; "
                 f"use --minibatches {_or(divisors_near(recipe.num_envs, recipe.minibatches))}",
             )
@@ -90,8 +90,8 @@ def _batch(config: TrainConfig) -> Iterator[Clash]:
         batch = recipe.num_envs * recipe.num_steps
         yield Clash(
             ("num_envs", "num_steps", "minibatches", "collects"),
-            f"--minibatches {recipe.minibatches} must divide the batch: --num-envs {recipe.num_envs} x --num-steps "
-            f"{recipe.num_steps} = {batch} rows, {_division(batch, recipe.minibatches)}; "
+            f"--minibatches {recipe.minibatches} must divide the batch: --num-envs {recipe.num_envs} x "
+            f"--num-steps {recipe.num_steps} = {batch} rows, {_division(batch, recipe.minibatches)}; "
             f"use --minibatches {_or(divisors_near(batch, recipe.minibatches))}",
         )
 
@@ -110,8 +110,8 @@ def _reuse(config: TrainConfig) -> Iterator[Clash]:
     if recipe.epochs > 1 and recipe.clip is None:
         yield Clash(
             ("epochs", "clip"),
-            f"--epochs {recipe.epochs} uses each batch {recipe.epochs} times, which needs --clip: after the first pass "
-            "the policy is no longer the one that collected; use --clip 0.2 or --epochs 1",
+            f"--epochs {recipe.epochs} uses each batch {recipe.epochs} times, which needs --clip: after "
+            "the first pass the policy is no longer the one that collected; use --clip 0.2 or --epochs 1",
         )
     if recipe.clip_value is not None and recipe.clip is None:
         yield Clash(
@@ -122,8 +122,8 @@ def _reuse(config: TrainConfig) -> Iterator[Clash]:
     if recipe.clip_value is not None and not recipe.trains_value:
         yield Clash(
             ("clip_value", "baseline", "credit"),
-            f"--clip-value {recipe.clip_value} needs a value function, and none is trained with --no-baseline and "
-            "--credit return; use --baseline or leave --clip-value out",
+            f"--clip-value {recipe.clip_value} needs a value function, and none is trained with "
+            "--no-baseline and --credit return; use --baseline or leave --clip-value out",
         )
 
 
@@ -133,8 +133,8 @@ def _envs(config: TrainConfig) -> Iterator[Clash]:
     if config.autoreset == "disabled":
         yield Clash(
             ("vectorization", "autoreset"),
-            "--vectorization vector_entry_point with --autoreset disabled: an env's own vector version resets by "
-            "itself; use --autoreset next_step, or --vectorization sync",
+            "--vectorization vector_entry_point with --autoreset disabled: an env's own vector version "
+            "resets by itself; use --autoreset next_step, or --vectorization sync",
         )
     if config.wrapper is not None:
         yield Clash(
@@ -149,7 +149,8 @@ def _others(config: TrainConfig) -> Iterator[Clash]:
         names = ", ".join(config.policy_kwargs)
         yield Clash(
             ("policy_kwargs", "policy"),
-            f"--policy-kwargs ({names}) needs --policy module:function, whose arguments they are; give --policy too",
+            f"--policy-kwargs ({names}) needs --policy module:function, whose arguments they are; "
+            "give --policy too",
         )
     if config.address is not None and config.workers == 0:
         yield Clash(

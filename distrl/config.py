@@ -55,7 +55,9 @@ class TrainConfig(BaseModel):
         "disabled", description="Gymnasium's autoreset mode; disabled lets a run choose each episode's seed"
     )
     atari: bool | None = Field(None, description="the standard Atari preprocessing; default: for ALE/ envs")
-    frame_stack: Count = Field(1, description="stack the last observations (Atari: 4)")
+    frame_stack: Count | None = Field(
+        None, description="stack the last observations; default: 4 for Atari, else 1"
+    )
     max_episode_steps: Count | None = Field(None, description="the time limit, where it is not the env's own")
     normalize_observation: bool = Field(
         False, description="observations to mean 0 and deviation 1, clipped to 10"

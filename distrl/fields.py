@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -107,7 +107,7 @@ def _without_bounds(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
-@lru_cache(maxsize=1)
+@cache
 def flat_fields() -> dict[str, FlatField]:
     """All names in the order of the help: TrainConfig's fields, then the Recipe's."""
     from distrl.config import TrainConfig  # config.py checks a Recipe by this file
@@ -132,7 +132,7 @@ def flat_fields() -> dict[str, FlatField]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(flat_fields()[name].hint, config=ConfigDict(allow_inf_nan=False))
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from distrl.clashes import clashes, warnings
 from distrl.config import TrainConfig
 from distrl.errors import BadInput
-from distrl.fields import canonical, flat_fields, nearest, read_value, show, unknown_name
+from distrl.fields import canonical, flat_fields, read_value, show, unknown_name
 from distrl.recipes import LADDER, Recipe
 
 SCHEMA = 1
@@ -31,10 +31,10 @@ Source = Literal["flag", "toml", "preset", "default"]
 # What a resumed run may be given anew: how long, how fast, by whom, and what is kept. All else decides the
 # curve or the shapes, and a changed value would make the saved state mean something different.
 CHANGEABLE = (
-    "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "address", "checkpoint_every",
-    "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "tensorboard", "wandb", "wandb_project",
-    "step_timeout_sec", "max_save_failures", "max_skipped_updates", "max_env_restarts", "max_worker_restarts",
-    "max_replay_steps",
+    "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "address",
+    "checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "tensorboard",
+    "wandb", "wandb_project", "step_timeout_sec", "max_save_failures", "max_skipped_updates",
+    "max_env_restarts", "max_worker_restarts", "max_replay_steps",
 )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def _read_toml(path: Path, found: list[str]) -> dict[str, Any]:
 
 
 def _build(values: Mapping[str, Any], found: list[str], bad: set[str]) -> TrainConfig:
-    """The configuration, or BadInput with `found` and every clash between values that are right by themselves."""
+    """The configuration, or BadInput with `found` and each clash of values that are right by themselves."""
     recipe = Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
     own = {name: value for name, value in values.items() if not flat_fields()[name].in_recipe}
     unchecked = TrainConfig.model_construct(**own, recipe=recipe)
@@ -245,8 +245,9 @@ def merge_for_resume(
             continue
         if name not in CHANGEABLE:
             found.append(
-                f"{flat_fields()[name].flag}: the run has {show(old)}, given {show(value)}; it cannot change on resume, "
-                "for the env, the shapes and the curve hang on it: start a new run, perhaps with --init-from"
+                f"{flat_fields()[name].flag}: the run has {show(old)}, given {show(value)}; the env, "
+                "the shapes and the curve cannot change on resume: leave it out, or start a new run "
+                "(--init-from takes this one's parameters)"
             )
             continue
         values[name] = value
@@ -261,7 +262,7 @@ def resolve_resume(
     toml: Path | None = None,
     problems: Iterable[str] = (),
 ) -> Resolved:
-    """The configuration to go on with in `run_dir`. Raises BadInput as `merge_for_resume`, `check_trust` do."""
+    """The configuration to go on with in `run_dir`. Raises BadInput as the two above and below do."""
     saved = read_config(run_dir / CONFIG_FILE)
     config, changes = merge_for_resume(saved.config, flags, toml, problems)
     named = frozenset(canonical(name) for name in flags)
@@ -299,7 +300,7 @@ def check_trust(
     listed = ", ".join(f"{module} ({field})" for field, module in modules.items())
     if owner != os.getuid() and not trust_run:
         raise BadInput(
-            f"{path} belongs to uid {owner}, not to you (uid {os.getuid()}), and names code to import: {listed}; "
-            "read that code, then give --trust-run"
+            f"{path} belongs to uid {owner}, not to you (uid {os.getuid()}), and names code to import: "
+            f"{listed}; read that code, then give --trust-run"
         )
     print(f"importing {listed}, named in {path}", file=sys.stderr)

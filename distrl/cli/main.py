@@ -14,6 +14,10 @@ from distrl.fields import nearest
 # command -> module that holds it as `command`
 COMMANDS = {
     "train": "distrl.cli.train",
+    "eval": "distrl.cli.evaluate",
+    "ladder": "distrl.cli.ladder",
+    "show": "distrl.cli.show",
+    "doctor": "distrl.cli.doctor",
 }
 INTERRUPTED = 130
 
@@ -43,7 +47,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="distrl", message="%(prog)s %(version)s")
 def group() -> None:
-    """Trains a policy on any Gymnasium env with PPO on Ray rollout workers, and shows the ladder that leads there."""
+    """Train a policy on any Gymnasium env with PPO on Ray workers, and see how REINFORCE becomes PPO."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,6 +63,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
     except BadInput as error:
         _tell(error.problems)
+        return BadInput.exit_status
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         return BadInput.exit_status
     except click.UsageError as error:
         _tell([error.format_message()])

@@ -95,7 +95,8 @@ def _store(parsed: Parsed, name: str, path: str, value: Any, options: Mapping[st
             table.update(read)
         else:
             parsed.problems.append(
-                f"{one.flag}: must be a table, got {value!r}; write {one.flag}.some-key VALUE, or '{{some_key = 1}}'"
+                f"{one.flag}: must be a table, got {value!r}; "
+                f"write {one.flag}.some-key VALUE, or '{{some_key = 1}}'"
             )
         return
     first, *deeper = path.split(".")

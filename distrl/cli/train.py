@@ -11,13 +11,17 @@ from distrl.cli.config_command import ConfigCommand
 from distrl.cli.parsing import Parsed
 from distrl.resolve import Resolved, resolve, resolve_resume
 
+CONFIG_OPTION = click.Option(
+    ["--config"], metavar="FILE.toml", help="read fields from a TOML file; flags win over it"
+)
+TRUST_OPTION = click.Option(
+    ["--trust-run"], is_flag=True, help="import code that somebody else's config.json or TOML file names"
+)
 OPTIONS = [
-    click.Option(["--config"], metavar="FILE.toml", help="read fields from a TOML file; flags win over it"),
+    CONFIG_OPTION,
     click.Option(["--resume"], metavar="RUN_DIR", help="continue a run; only what may change can be given"),
     click.Option(["--dry-run"], is_flag=True, help="show every value and where it came from, and do nothing"),
-    click.Option(
-        ["--trust-run"], is_flag=True, help="import code that somebody else's config.json or TOML file names"
-    ),
+    TRUST_OPTION,
 ]
 
 

@@ -1,0 +1,244 @@
+"""`distrl doctor`: what a run needs of the machine and of the env, tried before compute is spent.
+
+Each check really does what it names: it steps the env, resets it twice, replays an episode. It gives a
+`Finding`; a failed one means that a run would fail or not be reproducible as asked.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from distrl.config import TrainConfig
+from distrl.errors import BadInput, RunFailed
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from distrl.envs.spec import EnvSpec
+
+GIB = 2**30
+NUM_STEPS = 500  # random steps of the space and speed checks
+NUM_REPLAYED = 200  # steps of the episode that is replayed
+LEAST_RAY = (2, 56)  # the first with token authentication
+LEAST_DISK_BYTES = GIB
+LEAST_SHM_BYTES = GIB // 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table."""
+
+    status: Literal["pass", "warn", "fail"]
+    what: str
+    found: str
+
+
+def examine(config: TrainConfig) -> Iterator[Finding]:
+    """All findings, the machine's first, each as soon as it is known."""
+    yield from machine(config)
+    yield from environment(config)
+
+
+def machine(config: TrainConfig) -> Iterator[Finding]:
+    """Cores, memory, shared memory, disk, torch and the device, Ray."""
+    cores = len(os.sched_getaffinity(0))
+    enough = cores >= config.workers
+    yield Finding(
+        "pass" if enough else "warn",
+        "cores",
+        f"{cores} for {config.workers} rollout workers"
+        + ("" if enough else ": more than the cores gain nothing"),
+    )
+    total, available = _memory_bytes()
+    yield Finding(
+        "pass" if available > 2 * GIB else "warn",
+        "memory",
+        f"{available / GIB:.1f} of {total / GIB:.1f} GiB available",
+    )
+    if config.workers:
+        free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+        yield Finding(
+            "pass" if free >= LEAST_SHM_BYTES else "warn",
+            "/dev/shm",
+            f"{free / GIB:.2f} GiB free for Ray's object store"
+            + ("" if free >= LEAST_SHM_BYTES else "; Docker: --shm-size=2g, else Ray uses /tmp, slowly"),
+        )
+        yield _ray_version()
+    free = shutil.disk_usage(Path.cwd()).free
+    yield Finding(
+        "pass" if free >= LEAST_DISK_BYTES else "warn",
+        "disk",
+        f"{free / GIB:.1f} GiB free in the current folder",
+    )
+    yield _device(config)
+
+
+def _memory_bytes() -> tuple[int, int]:
+    """Total and available memory; a container's own limit where there is one."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    info = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+    total, available = info["MemTotal"], info["MemAvailable"]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        total = min(total, int(text))
+        available = min(available, int(text) - int(used.read_text()))
+    return total, available
+
+
+def _ray_version() -> Finding:
+    try:
+        version = importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("fail", "ray", "not installed; pip install 'ray>=2.56', or --workers 0")
+    enough = tuple(int(part) for part in version.split(".")[:2]) >= LEAST_RAY
+    return Finding(
+        "pass" if enough else "fail", "ray", version if enough else f"{version}; 2.56 or later is needed"
+    )
+
+
+def _device(config: TrainConfig) -> Finding:
+    import torch
+
+    from distrl.preflight import check_machine
+
+    try:
+        check_machine(config)
+    except BadInput as error:
+        return Finding("fail", "device", error.problems[0])
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return Finding("pass", "device", f"--device {config.device}: torch {torch.__version__}, {gpu}")
+
+
+def environment(config: TrainConfig) -> Iterator[Finding]:
+    """Whether the env can be made, keeps its spaces, is a function of its seed, and how fast it is."""
+    from distrl.envs.spaces import check_supported
+    from distrl.preflight import check_env, env_spec
+
+    try:
+        check_env(config)
+        spec = env_spec(config)
+        env = spec.make_one()
+    except BadInput as error:
+        yield Finding("fail", "env", " ".join(error.problems))
+        return
+    try:
+        yield Finding("pass", "env", _spaces(env, config))
+        try:
+            check_supported(env.observation_space, env.action_space, config.env)
+        except (BadInput, RunFailed) as error:
+            yield Finding("fail", "spaces", str(error))
+            return
+        yield from _walk(env, config)
+        yield _reset_is_seeded(env, spec, config.seed)
+        yield _replays(env, spec, config)
+    finally:
+        env.close()
+
+
+def _spaces(env: gymnasium.Env[Any, Any], config: TrainConfig) -> str:
+    return " ".join(f"{config.env}: {env.observation_space} -> {env.action_space}".split())
+
+
+def _walk(env: gymnasium.Env[Any, Any], config: TrainConfig) -> Iterator[Finding]:
+    """Random steps: observations in their space, finite rewards, seconds per step."""
+    import numpy as np
+
+    from distrl.envs.spaces import check_observation
+
+    env.action_space.seed(config.seed)
+    spent_sec: list[float] = []
+    episodes = 0
+    try:
+        observation, _ = env.reset(seed=config.seed)
+        check_observation(env.observation_space, observation, f"reset of {config.env}")
+        for step in range(NUM_STEPS):
+            action = env.action_space.sample()
+            start = time.perf_counter()
+            observation, reward, terminated, truncated, _ = env.step(action)
+            spent_sec.append(time.perf_counter() - start)
+            check_observation(env.observation_space, observation, f"step {step + 1} of {config.env}")
+            if not np.isfinite(float(reward)):
+                raise RunFailed(f"step {step + 1}: the reward must be finite, got {float(reward)}")
+            if terminated or truncated:
+                episodes += 1
+                observation, _ = env.reset()
+    except RunFailed as error:
+        yield Finding("fail", "observations", str(error))
+        return
+    except Exception as error:  # a user's env may raise anything, and that is what is looked for
+        yield Finding("fail", "steps", f"raised {type(error).__name__} after {len(spent_sec)} steps: {error}")
+        return
+    yield Finding("pass", "observations", f"in their space, rewards finite, over {NUM_STEPS} random steps")
+    mean, worst = sum(spent_sec) / len(spent_sec), max(spent_sec)
+    yield Finding(
+        "pass" if worst < config.step_timeout_sec / 2 else "warn",
+        "speed",
+        f"{1 / mean:,.0f} steps/s in one env; a step takes {mean * 1e3:.3f} ms, the longest {worst * 1e3:.3f} ms "
+        f"(its limit {config.step_timeout_sec:g} s); {episodes} episodes ended",
+    )
+
+
+def _reset_is_seeded(env: gymnasium.Env[Any, Any], spec: EnvSpec, seed: int) -> Finding:
+    """reset(seed) twice in one env, and in a new one."""
+    other = spec.make_one()
+    try:
+        first = env.reset(seed=seed)[0]
+        same = same_tree(first, env.reset(seed=seed)[0]) and same_tree(first, other.reset(seed=seed)[0])
+    finally:
+        other.close()
+    if same:
+        return Finding("pass", "reset(seed)", "gives the same observation each time")
+    return Finding(
+        "fail", "reset(seed)", "gives different observations: use self.np_random, set by super().reset()"
+    )
+
+
+def _replays(env: gymnasium.Env[Any, Any], spec: EnvSpec, config: TrainConfig) -> Finding:
+    """Episodes in two envs by the same seeds and actions; then whether a snapshot can be taken at all."""
+    from distrl.envs import snapshots
+
+    other = spec.make_one()
+    try:
+        seed = config.seed
+        env.reset(seed=seed)
+        other.reset(seed=seed)
+        for steps in range(1, NUM_REPLAYED + 1):
+            action = env.action_space.sample()
+            ours, theirs = env.step(action), other.step(action)
+            if not same_tree(tuple(ours[:4]), tuple(theirs[:4])):
+                return Finding(
+                    "fail",
+                    "replay",
+                    f"differs at step {steps}: a run cannot be put back exactly after a fault",
+                )
+            if ours[2] or ours[3]:
+                seed += 1
+                env.reset(seed=seed)
+                other.reset(seed=seed)
+        way = "an exact snapshot" if snapshots.capture(env) is not None else "replay of the episode's actions"
+        return Finding("pass", "replay", f"exact over {NUM_REPLAYED} steps; put back after a fault by {way}")
+    finally:
+        other.close()
+
+
+def same_tree(one: Any, other: Any) -> bool:
+    """Whether two trees of arrays are equal to the bit, NaN equal to NaN."""
+    import numpy as np
+
+    if isinstance(one, dict):
+        return (
+            isinstance(other, dict)
+            and one.keys() == other.keys()
+            and all(same_tree(one[k], other[k]) for k in one)
+        )
+    if isinstance(one, tuple):
+        return isinstance(other, tuple) and len(one) == len(other) and all(map(same_tree, one, other))
+    left, right = np.asarray(one), np.asarray(other)
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
