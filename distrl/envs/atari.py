@@ -1,0 +1,135 @@
+"""The standard Atari preprocessing, with a lost life as a flag and not as an end of the game.
+
+Follows the nine wrappers of "The 37 implementation details of PPO" (Huang et al. 2022), after Mnih et al.
+2015. The reward stays raw: the group clips what is learned from and counts whole games.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from distrl.errors import BadInput
+
+NOOP, FIRE, SECOND = 0, 1, 2
+
+
+class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An ALE game with `frameskip=1` below: uint8 observations [frame_stack, 84, 84], oldest first.
+
+    Up to `noop_max` no-ops after a reset; each action for 4 frames, of which the last two are joined by
+    their maximum; gray, 84x84; FIRE after a reset in games that wait for it.
+
+    A lost life (with others left) ends an episode for learning and not the game: the step that loses it
+    goes on by itself with a no-op and FIRE, returns the observation from there with a fresh stack and
+    `terminated` False, and says so in the info: `life_lost` True and `life_final_obs`, where the life
+    ended. No reset is involved, so it is the same in all autoreset modes and in a replay. Rewards of
+    frames that no action of the agent chose come as `unlearned_reward`.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        frame_stack: int = 4,
+        noop_max: int = 30,
+        frame_skip: int = 4,
+        size: int = 84,
+    ) -> None:
+        super().__init__(env)
+        base: Any = env.unwrapped
+        if not hasattr(base, "ale"):
+            raise BadInput(f"atari must be off for {env.spec.id if env.spec else env}: it is not an ALE game")
+        if getattr(base, "_frameskip", 1) != 1 or getattr(base, "_obs_type", "") not in ("grayscale", "rgb"):
+            raise BadInput(
+                "Atari preprocessing needs frameskip 1 and an image in env_kwargs, got "
+                f"frameskip={base._frameskip}, obs_type={base._obs_type!r}; leave them out, or turn atari off"
+            )
+        if base._obs_type == "rgb":
+            env = self.env = gymnasium.wrappers.GrayscaleObservation(env)
+        self._ale = base.ale
+        meanings = base.get_action_meanings()
+        self._needs_fire = len(meanings) >= 3 and meanings[FIRE] == "FIRE"
+        self._noop_max, self._skip, self._size = noop_max, frame_skip, size
+        self._lives = 0
+        self._frames = np.zeros((frame_stack, size, size), np.uint8)
+        self.observation_space = gymnasium.spaces.Box(0, 255, self._frames.shape, np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        frame, info = self.env.reset(seed=seed, options=options)
+        unlearned = 0.0
+        for _ in range(
+            int(self.unwrapped.np_random.integers(1, self._noop_max + 1)) if self._noop_max else 0
+        ):
+            frame, reward, terminated, truncated, _ = self.env.step(NOOP)
+            unlearned += float(reward)
+            if terminated or truncated:
+                frame, _ = self.env.reset(options=options)
+                unlearned = 0.0
+        picture = self._shrink(frame)
+        for action in (FIRE, SECOND) if self._needs_fire else ():
+            picture, reward, terminated, truncated = self._act(action)
+            unlearned += reward
+            if terminated or truncated:
+                frame, _ = self.env.reset(options=options)
+                picture, unlearned = self._shrink(frame), 0.0
+        self._frames[:] = picture
+        self._lives = self._ale.lives()
+        return self._frames.copy(), {"unlearned_reward": unlearned} if unlearned else {}
+
+    def step(self, action: Any) -> Any:
+        picture, reward, terminated, truncated = self._act(action)
+        self._frames[:-1] = self._frames[1:]
+        self._frames[-1] = picture
+        lives = self._ale.lives()
+        info: dict[str, Any] = {}
+        if 0 < lives < self._lives and not (terminated or truncated):
+            info = {"life_lost": True, "life_final_obs": self._frames.copy()}
+            terminated, truncated = self._next_life(info)
+        elif terminated or truncated:
+            info = {"episode_frames": self._ale.getEpisodeFrameNumber()}
+        self._lives = self._ale.lives()
+        return self._frames.copy(), reward, terminated, truncated, info
+
+    def snapshot_layer(self) -> dict[str, Any]:
+        """What it remembers between steps, as a state tree."""
+        return {"frames": self._frames.copy(), "lives": int(self._lives)}
+
+    def restore_layer(self, state: dict[str, Any]) -> None:
+        """Back to what `snapshot_layer` gave."""
+        self._frames[:] = state["frames"]
+        self._lives = state["lives"]
+
+    def _next_life(self, info: dict[str, Any]) -> tuple[bool, bool]:
+        unlearned, terminated, truncated = 0.0, False, False
+        for action in (NOOP, FIRE, SECOND) if self._needs_fire else (NOOP,):
+            picture, reward, terminated, truncated = self._act(action)
+            unlearned += reward
+            self._frames[:] = picture
+            if terminated or truncated:
+                break
+        if unlearned:
+            info["unlearned_reward"] = unlearned
+        return terminated, truncated
+
+    def _act(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool]:
+        total, before, frame = 0.0, None, None
+        for _ in range(self._skip):
+            before = frame
+            frame, reward, terminated, truncated, _ = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return (
+            self._shrink(frame if before is None else np.maximum(before, frame)),
+            total,
+            terminated,
+            truncated,
+        )
+
+    def _shrink(self, frame: Any) -> NDArray[np.uint8]:
+        import cv2
+
+        return np.asarray(cv2.resize(frame, (self._size, self._size), interpolation=cv2.INTER_AREA), np.uint8)

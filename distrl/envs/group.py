@@ -1,0 +1,453 @@
+"""EnvGroup: a fixed batch of environments, the unit of collection that can be put back exactly.
+
+One step, in gymnasium's three autoreset modes (s' where the transition arrived, o the next observation):
+
+    disabled    step -> s'; where done, reset with a seed of our choosing -> o       (all rows valid)
+    same_step   step -> o, and s' in the info where done                             (all rows valid)
+    next_step   step -> s' = o; where done, the next step is a reset: its action is
+                ignored, its reward 0, and its row not valid
+
+The rest is the same: the caller sees s' as `final_observation` and o as `group.observation`.
+N is the number of environments of the group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv
+from numpy.typing import NDArray
+
+from distrl.envs import infos as info_arrays
+from distrl.envs.spaces import ObservationReader, check_observation, check_supported
+from distrl.envs.spec import EnvSpec
+from distrl.envs.vector import make_vector
+from distrl.envs.watchdog import Beat
+from distrl.errors import BadInput, RunFailed
+from distrl.maths.random import derive_seed
+from distrl.trees import Tree, tree_map
+
+Array = NDArray[Any]
+_MAX_FIRST_OBSERVATIONS = 10
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A whole game: raw rewards summed, steps counted, the numbers in the last step's info."""
+
+    env: int
+    return_: float
+    length: int
+    info: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Arrays [N]. `reward` is what is learned from (clipped for Atari); a lost life is `terminated`.
+
+    `final_observation` [N, ...] is the true final observation where `terminated | truncated`, and
+    otherwise means nothing. Where not `valid`, no decision was taken: count the row nowhere.
+    """
+
+    reward: Array
+    terminated: Array
+    truncated: Array
+    valid: Array
+    final_observation: Tree
+    episodes: list[Episode]
+
+
+class EnvGroup:
+    """Envs `first_env .. first_env + num_envs - 1` of a run, which are all that decides its episodes.
+
+    Episode k of env e starts with seed `derive_seed(seed, "episode", e, k)`. All arrays that it gives are
+    new at each step. `reproducibility` is "exact" until an episode was or would be lost: then "episode".
+    `warnings` collects what a person should know, a line each.
+
+    Raises BadInput where the environment cannot be made; `start`, `step` and `reset_all` raise RunFailed
+    where it fails while it runs.
+    """
+
+    def __init__(self, spec: EnvSpec, index: int, num_envs: int, first_env: int, seed: int) -> None:
+        self.spec, self.index, self.num_envs, self.first_env, self.seed = (
+            spec,
+            index,
+            num_envs,
+            first_env,
+            seed,
+        )
+        self.reproducibility = "exact"
+        self.warnings: list[str] = []
+        self.dropped = 0
+        self._vector = make_vector(spec, num_envs, first_env, seed)
+        self._failed = False
+        self._is_wrapped = spec.vectorization != "vector_entry_point"
+        self.observation_space: gymnasium.Space[Any] = self._vector.single_observation_space
+        self.action_space: gymnasium.Space[Any] = self._vector.single_action_space
+        try:
+            check_supported(self.observation_space, self.action_space, spec.env_id)
+        except BadInput:
+            self._vector.close()
+            raise
+        self._reader = ObservationReader(self.observation_space)
+        self._clip = spec.is_atari()
+        self._next_step = spec.autoreset == "next_step"
+        self._keep_actions = self._is_wrapped and bool(self.action_space.shape)
+        self._all_valid = np.ones(num_envs, np.bool_)
+        self._all_valid.flags.writeable = False
+        self.observation: Tree = None
+        self.action_mask: Array | None = None
+        self.episode_start = np.ones(num_envs, np.bool_)
+        self._return = np.zeros(num_envs)
+        self._length = np.zeros(num_envs, np.int64)
+        self._episode = np.full(num_envs, -1)
+        self._resetting = np.zeros(num_envs, np.bool_)  # next_step: the next step is a reset
+        last = first_env + num_envs - 1
+        self._beat = Beat(
+            f"env group {index} ({spec.env_id}, envs {first_env}..{last})", spec.step_timeout_sec, self._pids
+        )
+        if not self._is_wrapped and not _has_own_snapshot(self._vector):
+            self._lose(
+                f"{spec.env_id} as vector_entry_point has no snapshot(): a recovery starts fresh episodes"
+            )
+
+    def start(self) -> None:
+        """The first episodes; after `restore`, nothing."""
+        if self.observation is None:
+            self.reset_all(0)
+
+    def reset_all(self, episode: int) -> None:
+        """Starts episode number `episode` in every env; running ones end uncounted."""
+        self._episode[:] = episode - 1
+        self._resetting[:] = False
+        if self._is_wrapped:
+            self._call(self._vector.call, "episode_number", episode)
+        self.observation = None
+        self.observation = self._reset(self._all_valid, None)
+        self.episode_start = np.ones(self.num_envs, np.bool_)
+
+    def step(self, action: Array) -> StepResult:
+        """All envs one step on, by `action` [N, ...] in the env's own format."""
+        if self._keep_actions:
+            action = action.copy()  # rows of it are remembered for a replay
+        raw, reward, terminated, truncated, infos = self._call(self._vector.step, action)
+        if not self._is_wrapped:  # an env's own arrays may be its memory
+            terminated, truncated = np.array(terminated, np.bool_), np.array(truncated, np.bool_)
+        observation, finite = self._reader.read(raw)
+        valid, start = self._all_valid, None
+        if self._next_step:
+            start = self._resetting
+            valid = ~start
+            self._episode += start
+        self._return += reward
+        self._length += valid
+        learned = (np.sign(reward) if self._clip else reward).astype(np.float32)
+        ended = terminated | truncated
+        over, final, bad = ended, observation, None
+        if start is None:
+            start = ended
+        if infos:
+            final, lost_life = self._read_infos(infos, ended, observation)
+            if lost_life is not None:
+                terminated, start = terminated | lost_life, start | lost_life
+        if not finite or final is not observation or not math.isfinite(np.vdot(reward, reward)):
+            bad = self._nonfinite(final, reward, self._all_valid)
+            if bad.any():
+                final = _replaced(final, self.observation, bad)
+                learned[bad] = 0.0
+                terminated, truncated = terminated & ~bad, truncated | bad
+                valid, start, over = valid & ~bad, start | bad, over | bad
+        episodes: list[Episode] = []
+        if over.any():
+            episodes = self._episodes(over if bad is None else over & ~bad, infos)
+            self._return[over] = 0.0
+            self._length[over] = 0
+            observation = self._begin_next(ended, bad, observation, infos)
+        elif self._next_step:
+            self._resetting = ended
+        self.observation, self.episode_start = observation, start
+        return StepResult(learned, terminated, truncated, valid, final, episodes)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the next step depends on, as a state tree: nested dicts and lists of arrays,
+        strings and numbers. Before `start`, only that nothing has begun."""
+        if self.observation is None:
+            return {"begun": False}
+        envs: list[Any] = []
+        if self._is_wrapped:
+            envs = list(self._call(self._vector.call, "episode_snapshot", self._resetting.tolist()))
+        elif _has_own_snapshot(self._vector):
+            envs = [self._vector.unwrapped.snapshot()]  # type: ignore[attr-defined]
+        for slot, env in enumerate(envs):
+            if self._is_wrapped and env["strategy"] == "lost":
+                self._lose(
+                    f"env {self.first_env + slot} ({self.spec.env_id}) has no exact snapshot and its episode is over the "
+                    f"{self.spec.max_replay_steps} steps of max_replay_steps: a recovery starts a fresh episode"
+                )
+        return {
+            "begun": True,
+            "envs": envs,
+            "observation": _listed(self.observation),
+            "action_mask": self.action_mask,
+            "episode_start": self.episode_start,
+            "return": self._return.copy(),
+            "length": self._length.copy(),
+            "episode": self._episode.copy(),
+            "resetting": self._resetting.copy(),
+            "dropped": self.dropped,
+            "reproducibility": self.reproducibility,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to `state`, in this or another process. An episode that cannot be put back is replaced by the
+        next one of its env, with a warning, and `reproducibility` becomes "episode"."""
+        if not state["begun"]:
+            self.observation = None
+            return
+        self.observation = _unlisted(state["observation"], self.observation_space)
+        mask = state["action_mask"]
+        self.action_mask = None if mask is None else np.array(mask, np.bool_)
+        self.episode_start = np.array(state["episode_start"], np.bool_)
+        self._return = np.array(state["return"], np.float64)
+        self._length = np.array(state["length"], np.int64)
+        self._episode = np.array(state["episode"], np.int64)
+        self._resetting = np.array(state["resetting"], np.bool_)
+        self.dropped = state["dropped"]
+        if state["reproducibility"] == "episode":
+            self.reproducibility = "episode"
+        lost = self._restore_envs(state["envs"])
+        if lost.any():
+            fresh = self._reset(lost, self.observation)
+            self.observation = fresh
+            self.episode_start = self.episode_start | lost
+            self._return[lost], self._length[lost], self._resetting[lost] = 0.0, 0, False
+
+    def close(self) -> None:
+        """Ends the envs and their processes. The group is of no use afterwards."""
+        self._beat.close()
+        if isinstance(self._vector, AsyncVectorEnv):
+            # After a failure, a process that died would leave a polite close waiting for its answer.
+            self._vector.close(terminate=self._failed)
+        else:
+            self._vector.close()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Calls into the vector env, watched; what it raises becomes RunFailed."""
+        with self._beat:
+            return self._call_unwatched(function, *arguments, **named)
+
+    def _call_unwatched(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except (RunFailed, BadInput):
+            self._failed = True
+            raise
+        except Exception as error:  # an env may raise anything
+            self._failed = True
+            raise self._explain(error) from error
+        except BaseException:  # Ctrl-C in the middle of it
+            self._failed = True
+            raise
+
+    def _explain(self, error: Exception) -> RunFailed:
+        for slot, observation in enumerate(getattr(self._vector, "_env_obs", ())):
+            if observation is not None:
+                try:
+                    check_observation(self.observation_space, observation, self._who(slot))
+                except RunFailed as outside:
+                    return outside
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, EOFError | ConnectionError):
+            said = f"a subprocess of an environment died ({said})"
+        return RunFailed(f"env group {self.index} ({self.spec.env_id}): {said}")
+
+    def _reset(self, mask: Array, previous: Tree) -> Tree:
+        """The observations [N, ...] after the next episode began where `mask`; elsewhere `previous`."""
+        for _ in range(_MAX_FIRST_OBSERVATIONS):
+            self._episode += mask
+            raw, infos = self._call(self._vector.reset, **self._reset_arguments(mask))
+            observation, finite = self._reader.read(raw)
+            if previous is not None:
+                observation = _replaced(previous, observation, mask)
+            self._return[mask] = 0.0
+            self._length[mask] = 0
+            self._resetting = self._resetting & ~mask
+            self._notice(infos, mask)
+            if "unlearned_reward" in infos:
+                self._return += infos["unlearned_reward"]
+            if finite:
+                return observation
+            mask, previous = self._nonfinite(observation, None, mask), observation
+            if not mask.any():
+                return observation
+        raise RunFailed(
+            f"{self._who(int(np.argmax(mask)))}: the first observations of {_MAX_FIRST_OBSERVATIONS} episodes "
+            "in a row were NaN or Inf"
+        )
+
+    def _reset_arguments(self, mask: Array) -> dict[str, Any]:
+        if not self._is_wrapped and self.spec.autoreset != "disabled":
+            if not mask.all():
+                raise RunFailed(
+                    f"{self._who(int(np.argmax(mask)))}: its vector entry point cannot drop one episode: use "
+                    "--vectorization sync, or --nonfinite fail"
+                )
+            # An entry point's own mode resets with its own generator: all envs together, by one seed.
+            return {"seed": derive_seed(self.seed, "episode", self.first_env, int(self._episode.max()))}
+        seeds = [self._episode_seed(slot) if mask[slot] else None for slot in range(self.num_envs)]
+        if not self._is_wrapped:
+            return {
+                "seed": np.array([seed for seed in seeds if seed is not None]),
+                "options": {"reset_mask": mask},
+            }
+        # Without the mask a Sync or Async env resets whole: its own arrays are not there before that.
+        return {"seed": seeds} if mask.all() else {"seed": seeds, "options": {"reset_mask": mask}}
+
+    def _episode_seed(self, slot: int) -> int:
+        return derive_seed(self.seed, "episode", self.first_env + slot, max(int(self._episode[slot]), 0))
+
+    def _begin_next(self, ended: Array, bad: Array | None, observation: Tree, infos: dict[str, Any]) -> Tree:
+        """The next observation, where episodes have `ended` by the env, or by force because they are `bad`."""
+        bad = np.zeros(self.num_envs, np.bool_) if bad is None else bad
+        if self.spec.autoreset == "disabled":
+            return self._reset(ended | bad, observation)
+        if self._next_step:
+            self._resetting = ended & ~bad
+            forced = bad
+        else:
+            self._episode += ended
+            if "unlearned_reward" in infos:  # of the reset inside this step
+                self._return += infos["unlearned_reward"] * ended
+            forced = (bad & ~ended) | self._nonfinite(observation, None, ended)
+        return self._reset(forced, observation) if forced.any() else observation
+
+    def _read_infos(
+        self, infos: dict[str, Any], ended: Array, observation: Tree
+    ) -> tuple[Tree, Array | None]:
+        """(where the transitions truly arrived, who lost a life and plays on [N] or None)."""
+        self._notice(infos, self._all_valid)
+        final, same_step = observation, self.spec.autoreset == "same_step"
+        if "unlearned_reward" in infos:
+            self._return += infos["unlearned_reward"] * ~ended if same_step else infos["unlearned_reward"]
+        if (
+            same_step
+            and isinstance(infos.get("final_info"), dict)
+            and "unlearned_reward" in infos["final_info"]
+        ):
+            self._return += infos["final_info"]["unlearned_reward"]
+        if "final_obs" in infos and ended.any():
+            final = info_arrays.with_rows(observation, infos["final_obs"], ended, self.observation_space)
+        if "life_lost" not in infos:
+            return final, None
+        lost_life = infos["life_lost"].astype(np.bool_) & ~ended
+        return info_arrays.with_rows(
+            final, infos["life_final_obs"], lost_life, self.observation_space
+        ), lost_life
+
+    def _notice(self, infos: dict[str, Any], rows: Array) -> None:
+        """Action masks of `rows`, which have new observations, and restarts."""
+        if "action_mask" in infos:
+            given = infos["action_mask"].astype(np.bool_)
+            given[~info_arrays.mask_of(infos, "action_mask", self.num_envs)] = True
+            old = self.action_mask if self.action_mask is not None else np.ones_like(given)
+            self.action_mask = np.where(rows[:, None], given, old)
+        elif self.action_mask is not None:
+            self.action_mask = self.action_mask | rows[:, None]
+        if infos:
+            for message in info_arrays.texts(infos, "env_restarted"):
+                self._warn(message)
+
+    def _nonfinite(self, observation: Tree, reward: Array | None, among: Array) -> Array:
+        """Rows [N] of `among` with a NaN or Inf: counted where they may be dropped, else RunFailed."""
+        rows, key = self._reader.nonfinite_rows(observation)
+        bad = (rows if reward is None else rows | ~np.isfinite(reward)) & among
+        if not bad.any():
+            return bad
+        slot = int(np.argmax(bad))
+        message = (
+            f"{self._who(slot)}: {key if rows[slot] else 'reward'} is NaN or Inf at step {int(self._length[slot])} "
+            f"of the episode with reset seed {self._episode_seed(slot)}"
+        )
+        if self.spec.nonfinite == "fail":
+            raise RunFailed(f"{message}; fix the env, or go on without such episodes by --nonfinite drop")
+        self.dropped += int(bad.sum())
+        self._warn(f"{message}; dropped")
+        return bad
+
+    def _episodes(self, over: Array, infos: dict[str, Any]) -> list[Episode]:
+        return [
+            Episode(
+                self.first_env + int(slot),
+                float(self._return[slot]),
+                int(self._length[slot]),
+                info_arrays.numbers(infos, int(slot)),
+            )
+            for slot in np.flatnonzero(over)
+        ]
+
+    def _restore_envs(self, states: list[Any]) -> Array:
+        """The rows [N] whose episodes could not be put back."""
+        lost = np.zeros(self.num_envs, np.bool_)
+        if not states:
+            return ~lost
+        # A vector env must have been reset once, and forgets by it what it was about to reset itself.
+        self._call(self._vector.reset, seed=list(range(self.num_envs)) if self._is_wrapped else 0)
+        if not self._is_wrapped:
+            self._vector.unwrapped.restore(states[0])  # type: ignore[attr-defined]
+            return lost
+        for slot, outcome in enumerate(self._call_unwatched(self._vector.call, "episode_restore", states)):
+            if outcome != "exact":
+                lost[slot] = True
+                why = "replays differently" if outcome == "differs" else "was too long to be replayed"
+                self._lose(f"{self._who(slot)} {why}: its running episode is dropped, and a fresh one begins")
+        return lost
+
+    def _lose(self, message: str) -> None:
+        self.reproducibility = "episode"
+        self._warn(message)
+
+    def _warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def _who(self, slot: int) -> str:
+        return f"env {self.first_env + slot} ({self.spec.env_id})"
+
+    def _pids(self) -> list[int]:
+        return [process.pid for process in getattr(self._vector, "processes", []) if process.pid]
+
+
+def _has_own_snapshot(vector: Any) -> bool:
+    return all(callable(getattr(vector.unwrapped, name, None)) for name in ("snapshot", "restore"))
+
+
+def _replaced(tree: Tree, source: Tree, rows: Array) -> Tree:
+    """A copy of `tree` with those rows taken from `source`."""
+
+    def leaf(old: Array, new: Array) -> Array:
+        out = old.copy()
+        out[rows] = new[rows]
+        return out
+
+    return tree_map(leaf, tree, source)
+
+
+def _listed(tree: Tree) -> Any:
+    if isinstance(tree, dict):
+        return {key: _listed(value) for key, value in tree.items()}
+    return [_listed(value) for value in tree] if isinstance(tree, tuple) else tree
+
+
+def _unlisted(tree: Any, space: gymnasium.Space[Any]) -> Tree:
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: _unlisted(tree[key], inner) for key, inner in space.spaces.items()}
+    if isinstance(space, gymnasium.spaces.Tuple):
+        return tuple(_unlisted(value, inner) for value, inner in zip(tree, space.spaces, strict=True))
+    return np.array(tree)

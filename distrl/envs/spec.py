@@ -1,0 +1,217 @@
+"""EnvSpec: everything that decides what an environment is, and how one is made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from distrl.errors import BadInput
+
+if TYPE_CHECKING:
+    import gymnasium
+
+VECTORIZATIONS = ("sync", "async", "vector_entry_point")
+AUTORESETS = ("disabled", "next_step", "same_step")
+NONFINITE = ("fail", "drop")
+ATARI_FRAME_STACK = 4
+
+# What registers a namespace's ids, the extra that installs it, and what says that it is missing.
+_EXTRAS = {"atari": ("ale_py", "cv2"), "box2d": ("Box2D", "pygame"), "mujoco": ("mujoco",)}
+_WORDS = {
+    "mujoco": "mujoco",
+    "box2d": "box2d",
+    "swig": "box2d",
+    "pygame": "box2d",
+    "opencv": "atari",
+    "cv2": "atari",
+}
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """One kind of environment. `make_one` builds it; an `EnvGroup` builds many.
+
+    From inside out: `gymnasium.make(env_id, **kwargs)`, Atari preprocessing (`atari`; None: where the
+    game is an ALE one and its observation an image), the time limit, the user's `wrapper`, the frame stack.
+
+    frame_stack: observations stacked; None: 4 for Atari, else 1. max_replay_steps: the longest episode
+    that is put back by replaying its actions. step_timeout_sec: a step or reset that takes longer ends
+    the process (0: never). max_env_restarts: times that a group's envs may raise. repro_dir: where the
+    failing episode of an env that raises is written.
+    """
+
+    env_id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    wrapper: str | None = None
+    vectorization: str = "sync"
+    autoreset: str = "disabled"
+    frame_stack: int | None = None
+    atari: bool | None = None
+    max_episode_steps: int | None = None
+    max_replay_steps: int = 30_000
+    step_timeout_sec: float = 120.0
+    max_env_restarts: int = 3
+    nonfinite: str = "fail"
+    repro_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be one of {', '.join(allowed)}, got {given!r}{_nearest(given, allowed)}"
+            for name, given, allowed in (
+                ("vectorization", self.vectorization, VECTORIZATIONS),
+                ("autoreset", self.autoreset, AUTORESETS),
+                ("nonfinite", self.nonfinite, NONFINITE),
+            )
+            if given not in allowed
+        ]
+        problems += [
+            f"{name} must be at least {least}, got {given!r}"
+            for name, given, least in (
+                ("frame_stack", self.frame_stack, 1),
+                ("max_episode_steps", self.max_episode_steps, 1),
+                ("max_replay_steps", self.max_replay_steps, 0),
+                ("step_timeout_sec", self.step_timeout_sec, 0),
+                ("max_env_restarts", self.max_env_restarts, 0),
+            )
+            if given is not None and given < least
+        ]
+        if problems:
+            raise BadInput(*problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, for a JSON file; `EnvSpec(**fields)` is the same spec."""
+        return dataclasses.asdict(self)
+
+    def make_one(self, **extra: Any) -> gymnasium.Env[Any, Any]:
+        """The whole wrapper stack around one new environment; `extra` (`render_mode`) joins the kwargs.
+
+        Raises BadInput for an unknown id, arguments that the env does not take, a module that cannot be
+        imported or a missing extra, with the nearest right name or the command that installs it.
+        """
+        import gymnasium
+
+        registered = self.registered()
+        atari = self.is_atari(registered)
+        kwargs = {**self.kwargs, **extra}
+        limit: dict[str, Any] = {}
+        if atari:
+            # One frame a step below the preprocessing, which skips itself; a time limit counts its steps.
+            kwargs = {"frameskip": 1, "obs_type": "grayscale", **kwargs}
+        elif self.max_episode_steps is not None:
+            limit = {"max_episode_steps": self.max_episode_steps}
+        try:
+            env = gymnasium.make(registered, disable_env_checker=True, **limit, **kwargs)
+        except (gymnasium.error.Error, TypeError, ValueError, ImportError, AttributeError) as error:
+            raise BadInput(self._cannot_make(error)) from error
+        if atari:
+            env = self._preprocess(env)
+        if self.wrapper is not None:
+            env = _wrap(self.wrapper, env)
+        if not atari and (self.frame_stack or 1) > 1:
+            from distrl.envs.frame_stack import FrameStack
+
+            env = FrameStack(env, self.frame_stack or 1)
+        return env
+
+    def registered(self) -> gymnasium.envs.registration.EnvSpec:
+        """Gymnasium's own spec of `env_id`, after the import of what registers it. Raises BadInput."""
+        import gymnasium
+
+        module, _, name = self.env_id.rpartition(":")
+        if module:
+            _import(module, f"env {self.env_id!r}")
+        if name.startswith("ALE/") or (name not in gymnasium.registry and importlib.util.find_spec("ale_py")):
+            _register_atari(name)
+        if name in gymnasium.registry:
+            return gymnasium.registry[name]
+        raise BadInput(f"env must be a registered id, got {name!r}{_nearest_id(name)}")
+
+    def is_atari(self, registered: gymnasium.envs.registration.EnvSpec | None = None) -> bool:
+        """Whether the standard Atari preprocessing goes around it."""
+        if self.atari is not None:
+            return self.atari
+        point = (registered or self.registered()).entry_point
+        return "ale_py" in str(point) and self.kwargs.get("obs_type") != "ram"
+
+    def _preprocess(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+        from gymnasium.wrappers import TimeLimit
+
+        from distrl.envs.atari import AtariGame
+
+        env = AtariGame(env, frame_stack=self.frame_stack or ATARI_FRAME_STACK)
+        return env if self.max_episode_steps is None else TimeLimit(env, self.max_episode_steps)
+
+    def _cannot_make(self, error: Exception) -> str:
+        said = " ".join(str(error).split())
+        for word, extra in _WORDS.items():
+            missing = [name for name in _EXTRAS[extra] if importlib.util.find_spec(name) is None]
+            if word in said.lower() and missing:
+                return f"env {self.env_id!r} needs {', '.join(missing)}: pip install 'distrl[{extra}]'"
+        return f"env {self.env_id!r} cannot be made with env_kwargs {self.kwargs}: {said}"
+
+
+def load_function(name: str, what: str) -> Callable[..., Any]:
+    """The function named `module:function`; `what` is said in the error. Raises BadInput."""
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise BadInput(f"{what} must be module:function, got {name!r}")
+    module = _import(module_name, f"{what} {name!r}")
+    found = getattr(module, attribute, None)
+    if callable(found):
+        return found
+    public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    raise BadInput(
+        f"{what} {name!r}: module {module_name} has no function {attribute!r}{_nearest(attribute, public)}"
+    )
+
+
+def _wrap(name: str, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    import gymnasium
+
+    wrapped = load_function(name, "wrapper")(env)
+    if not isinstance(wrapped, gymnasium.Env):
+        raise BadInput(f"wrapper {name!r} must return a gymnasium.Env, got {type(wrapped).__name__}")
+    return wrapped
+
+
+def _import(module: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise BadInput(
+            f"{what}: module {module!r} cannot be imported ({error}); is its folder on PYTHONPATH or installed?"
+        ) from error
+    except Exception as error:  # a user's module may raise anything while it loads
+        raise BadInput(
+            f"{what}: module {module!r} raised {type(error).__name__} when imported: {error}"
+        ) from error
+
+
+def _register_atari(name: str) -> None:
+    import gymnasium
+
+    missing = [module for module in _EXTRAS["atari"] if importlib.util.find_spec(module) is None]
+    if missing:
+        raise BadInput(f"env {name!r} needs {', '.join(missing)}: pip install 'distrl[atari]'")
+    gymnasium.register_envs(importlib.import_module("ale_py"))
+
+
+def _nearest_id(name: str) -> str:
+    import gymnasium
+
+    known = list(gymnasium.registry)
+    same_name = [key for key in known if key.lower().rpartition("-v")[0] == name.lower().rpartition("-v")[0]]
+    if same_name:
+        return f"; did you mean {sorted(same_name)[-1]!r}?"
+    return _nearest(name, known) or "; `module:Name-v0` imports the module that registers it"
+
+
+def _nearest(given: Any, allowed: Any) -> str:
+    lowered = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(str(given).lower(), list(lowered), n=1)
+    return f"; did you mean {lowered[close[0]]!r}?" if close else ""

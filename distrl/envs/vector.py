@@ -1,0 +1,108 @@
+"""The vector environment below a group: gymnasium's Sync or Async, or an env's own vector entry point."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import inspect
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from distrl.envs.episode import Counter, EpisodeEnv, Restarts
+from distrl.envs.spec import EnvSpec
+from distrl.errors import BadInput
+
+_PR_SET_PDEATHSIG = 1
+
+MODES = {
+    "disabled": AutoresetMode.DISABLED,
+    "next_step": AutoresetMode.NEXT_STEP,
+    "same_step": AutoresetMode.SAME_STEP,
+}
+
+
+def make_vector(spec: EnvSpec, num_envs: int, first_env: int, seed: int) -> VectorEnv[Any, Any, Any]:
+    """Envs `first_env .. first_env + num_envs - 1` of the run as one vector env, in the spec's mode.
+
+    Sync and Async hold `EpisodeEnv`s; a vector entry point is the env's own class. Raises BadInput where
+    the env cannot be made so.
+    """
+    if spec.vectorization == "vector_entry_point":
+        return _entry_point(spec, num_envs)
+    restarts: Restarts
+    if spec.vectorization == "sync":
+        restarts = Counter(spec.max_env_restarts)
+    else:
+        restarts = multiprocessing.get_context("fork").Value("i", spec.max_env_restarts)
+    thunks = [_thunk(spec, first_env + slot, slot, seed, restarts, os.getpid()) for slot in range(num_envs)]
+    mode = MODES[spec.autoreset]
+    if spec.vectorization == "sync":
+        return SyncVectorEnv(thunks, copy=False, autoreset_mode=mode)
+    return AsyncVectorEnv(thunks, copy=False, context="fork", autoreset_mode=mode)
+
+
+def _thunk(
+    spec: EnvSpec, env: int, slot: int, seed: int, restarts: Restarts, parent: int
+) -> Callable[[], gymnasium.Env[Any, Any]]:
+    def make() -> gymnasium.Env[Any, Any]:
+        # AsyncVectorEnv makes one env in this process too, to see its spaces.
+        if os.getpid() != parent:
+            _become_child(parent)
+        return EpisodeEnv(spec, env, slot, seed, restarts)
+
+    return make
+
+
+def _become_child(parent: int) -> None:
+    """An env's subprocess: dies with its parent, whose pipe ends its siblings hold open; leaves Ctrl-C to it; does
+    not keep its signal handlers; shows its stacks on SIGUSR1."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+
+
+def _entry_point(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
+    unused = [name for name in ("wrapper", "frame_stack") if getattr(spec, name) not in (None, 1)]
+    if unused:
+        raise BadInput(
+            f"{', '.join(unused)} cannot go around env {spec.env_id!r} as vector_entry_point; use sync"
+        )
+    registered = spec.registered()
+    point = registered.vector_entry_point
+    if point is None:
+        raise BadInput(f"env {spec.env_id!r} has no vector entry point; use vectorization sync or async")
+    takes = inspect.signature(point if callable(point) else load_env_creator(point)).parameters
+    kwargs = dict(spec.kwargs)
+    if "autoreset_mode" in takes:
+        kwargs.setdefault("autoreset_mode", MODES[spec.autoreset])
+    if spec.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = spec.max_episode_steps
+    if spec.is_atari(registered) and "reward_clipping" in takes:
+        kwargs["reward_clipping"] = False  # the group clips, and counts raw rewards
+        if registered.kwargs.get("frameskip") != kwargs.get("frameskip", 4):
+            kwargs.setdefault("frameskip", 4)
+    try:
+        env = gymnasium.make_vec(registered, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+    except (gymnasium.error.Error, TypeError, ValueError, AssertionError) as error:
+        said = " ".join(str(error).split())
+        raise BadInput(
+            f"env {spec.env_id!r} cannot be made as vector_entry_point with {kwargs}: {said}"
+        ) from error
+    mode = env.metadata.get("autoreset_mode")
+    if mode != MODES[spec.autoreset]:
+        env.close()
+        has = next((name for name, value in MODES.items() if value == mode), str(mode))
+        raise BadInput(
+            f"autoreset must be {has!r} for the vector entry point of {spec.env_id!r}, got {spec.autoreset!r}"
+        )
+    return env
