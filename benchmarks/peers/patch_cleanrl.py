@@ -2,10 +2,11 @@
 
 Usage: python patch_cleanrl.py DESTINATION        (run with the interpreter that has cleanrl installed)
 
-Nothing of the algorithm changes. What does: the gym import, the reset and step signatures, SAME_STEP autoreset (what every
-vector env did when these files were written), the space argument of TransformObservation, and the log: each finished
-episode, not the first of a step only, goes to `episode_log.SummaryWriter`. A replacement that does not apply exactly once,
-or a source file with another SHA-256, ends the set-up with an error.
+Nothing of the algorithm changes. What does: the gym import, the reset and step signatures, SAME_STEP
+autoreset (what every vector env did when these files were written), the space argument of
+TransformObservation, and the log: each finished episode, not the first of a step only, goes to
+`episode_log.SummaryWriter`. A replacement that does not apply exactly once, or a source file with another
+SHA-256, ends the set-up with an error.
 """
 
 import hashlib
@@ -20,6 +21,15 @@ SHA256 = {
 
 WRITER = ("from torch.utils.tensorboard import SummaryWriter", "from episode_log import SummaryWriter")
 
+SAME_STEP = (
+    "for i in range(args.num_envs)]\n",
+    "for i in range(args.num_envs)],\n        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,\n",
+)
+
+STEP = """\
+next_obs, reward, terminated, truncated, infos = envs.step(action.cpu().numpy())
+            done = np.logical_or(terminated, truncated)"""
+
 EPISODES = """\
             if "final_info" in infos:
                 episode = infos["final_info"]["episode"]
@@ -32,17 +42,20 @@ REPLACEMENTS = {
     "ppo.py": [
         WRITER,
         ("import gym\n", "import gymnasium as gym\n"),
-        ("        env.seed(seed)\n        env.action_space.seed(seed)\n        env.observation_space.seed(seed)\n", ""),
         (
-            "for i in range(args.num_envs)]\n    )",
-            "for i in range(args.num_envs)],\n        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,\n    )",
+            """\
+        env.seed(seed)
+        env.action_space.seed(seed)
+        env.observation_space.seed(seed)
+""",
+            "",
         ),
+        SAME_STEP,
         # reset(seed=s) seeds env i with s + i: the seeds that make_env passed to the removed env.seed().
         ("torch.Tensor(envs.reset())", "torch.Tensor(envs.reset(seed=args.seed)[0])"),
         (
             "next_obs, reward, done, info = envs.step(action.cpu().numpy())",
-            "next_obs, reward, terminated, truncated, infos = envs.step(action.cpu().numpy())\n"
-            "            done = np.logical_or(terminated, truncated)",
+            STEP,
         ),
         (
             """\
@@ -58,10 +71,7 @@ REPLACEMENTS = {
     ],
     "ppo_continuous_action.py": [
         WRITER,
-        (
-            "for i in range(args.num_envs)]\n    )",
-            "for i in range(args.num_envs)],\n        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,\n    )",
-        ),
+        SAME_STEP,
         ("lambda obs: np.clip(obs, -10, 10))", "lambda obs: np.clip(obs, -10, 10), env.observation_space)"),
         (
             """\
@@ -84,13 +94,15 @@ REPLACEMENTS = {
 
 
 def patch(name: str, text: str) -> str:
-    """Returns `text` with every replacement of file `name` made; a ValueError names one that does not apply once."""
+    """Returns `text` with the replacements of file `name` made; ValueError if one does not apply once."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     if digest != SHA256[name]:
         raise ValueError(f"{name}: SHA-256 must be {SHA256[name]}, got {digest}: install cleanrl==1.2.0")
     for old, new in REPLACEMENTS[name]:
         if text.count(old) != 1:
-            raise ValueError(f"{name}: this text must occur once, got {text.count(old)} times; adapt the patch:\n{old}")
+            raise ValueError(
+                f"{name}: this text must occur once, got {text.count(old)} times; adapt the patch:\n{old}"
+            )
         text = text.replace(old, new)
     return text
 
@@ -98,12 +110,12 @@ def patch(name: str, text: str) -> str:
 def main() -> None:
     destination = Path(sys.argv[1])
     destination.mkdir(parents=True, exist_ok=True)
-    # The package is not imported: its installed folder also holds a top-level `cleanrl_utils` that wants old packages.
+    # Located, not imported: only these files are wanted, and the package asks for old dependencies.
     installed = Path(str(distribution("cleanrl").locate_file("cleanrl")))
-    for name in REPLACEMENTS:
+    for name, replacements in REPLACEMENTS.items():
         patched = patch(name, (installed / name).read_text())
         (destination / name).write_text(patched)
-        print(f"cleanrl: {name} patched, {len(REPLACEMENTS[name])} replacements")
+        print(f"cleanrl: {name} patched, {len(replacements)} replacements")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Trains CleanRL's own PPO files with their default recipes: five environments, five seeds, one process at a time.
+"""Trains CleanRL's own PPO files with their default recipes: five envs, five seeds, one process at a time.
 
-Usage: benchmarks/peers/.envs/cleanrl/bin/python benchmarks/peers/run_cleanrl.py [--env ENV ...] [--seeds 1 2 3 4 5] [--out DIR]
+Usage: benchmarks/peers/.envs/cleanrl/bin/python benchmarks/peers/run_cleanrl.py [--env ENV ...] [--seeds K ...]
 
-Each run writes `DIR/<env>/seed<k>.csv` (global_step, return, length of every training episode) and, last of all,
-`seed<k>.json`; a run whose JSON is there is skipped, so an interrupted series is started again with the same command.
-The score is the mean return of the last 100 training episodes. One thread and nice 10; the wall time in the JSON is what a
-shared machine gave, not a speed measurement (see cleanrl_speed.py for that).
+Each run writes `DIR/<env>/seed<k>.csv` (global_step, return, length of every training episode) and, last of
+all, `seed<k>.json`; a run whose JSON is there is skipped, so the same command goes on with an interrupted
+series. The score is the mean return of the last 100 training episodes. One thread and nice 10: the wall
+time in the JSON is what was left over, not a speed measurement (see cleanrl_speed.py for that).
 """
 
 import argparse
@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[str, int]] = {
 
 
 def score(path: Path) -> tuple[float, int]:
-    """Returns (mean return of the last 100 episodes, number of episodes) of an episode CSV; fewer than 100 is an error."""
+    """Returns (mean return of the last 100 episodes, number of episodes); ValueError if there are fewer."""
     with path.open() as file:
         returns = [float(row["return"]) for row in csv.DictReader(file)]
     if len(returns) < SCORE_EPISODES:
@@ -71,13 +71,17 @@ def run_one(env: str, seed: int, folder: Path) -> None:
         "score_is": f"mean return of the last {SCORE_EPISODES} training episodes",
         "episodes": num_episodes,
         "wall_sec": round(wall_sec, 1),
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in packages},
         "command": f"OMP_NUM_THREADS=1 nice -n 10 python {name} {' '.join(arguments)}",
     }
     aside = folder / f"seed{seed}.json.part"
     aside.write_text(json.dumps(record, indent=1) + "\n")
     aside.replace(folder / f"seed{seed}.json")
-    print(f"{env} seed {seed}: score {mean_return:.1f} over {num_episodes} episodes, {wall_sec:.0f} s", flush=True)
+    print(
+        f"{env} seed {seed}: score {mean_return:.1f} over {num_episodes} episodes, {wall_sec:.0f} s",
+        flush=True,
+    )
 
 
 def main() -> None:

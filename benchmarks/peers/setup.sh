@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes one virtual environment per peer under benchmarks/peers/.envs/ (ignored by git).
 #   usage: benchmarks/peers/setup.sh [cleanrl|sb3|rllib|torchrl|all] ...
-# PYTHON names the interpreter (3.11: CleanRL imports distutils, which 3.12 removed). A finished environment is kept.
+# PYTHON names the interpreter (3.11: CleanRL imports distutils, which 3.12 removed). What is there is kept.
 set -euo pipefail
 
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -11,13 +11,18 @@ python="${PYTHON:-python3.11}"
 make_env() {
     local peer="$1" env="$envs/$1"
     local requirements="$here/requirements-$peer.txt"
-    [ -f "$requirements" ] || { echo "setup.sh: unknown peer '$peer'; known: cleanrl sb3 rllib torchrl all" >&2; exit 2; }
+    if [ ! -f "$requirements" ]; then
+        echo "setup.sh: unknown peer '$peer'; known: cleanrl sb3 rllib torchrl all" >&2
+        exit 2
+    fi
     if [ -f "$env/.done" ] && cmp -s "$env/.done" "$requirements"; then
         echo "$peer: environment is there"
     else
         "$python" -m venv "$env"
         "$env/bin/pip" install --quiet --requirement "$requirements"
-        [ "$peer" != cleanrl ] || "$env/bin/pip" install --quiet --no-deps --ignore-requires-python cleanrl==1.2.0
+        if [ "$peer" = cleanrl ]; then
+            "$env/bin/pip" install --quiet --no-deps --ignore-requires-python cleanrl==1.2.0
+        fi
         cp "$requirements" "$env/.done"
         echo "$peer: environment made"
     fi
