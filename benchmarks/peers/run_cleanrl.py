@@ -1,6 +1,6 @@
 """Trains CleanRL's own PPO files with their default recipes: five envs, five seeds, one process at a time.
 
-Usage: benchmarks/peers/.envs/cleanrl/bin/python benchmarks/peers/run_cleanrl.py [--env ENV ...] [--seeds K ...]
+Usage: .envs/cleanrl/bin/python run_cleanrl.py [--env ENV ...] [--seeds K ...] [--out DIR]
 
 Each run writes `DIR/<env>/seed<k>.csv` (global_step, return, length of every training episode) and, last of
 all, `seed<k>.json`; a run whose JSON is there is skipped, so the same command goes on with an interrupted
