@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distrl.recipes import Recipe
-from distrl.resolve import CONFIG_FILE, check_trust, read_config, resolve, resolve_resume
+from distrl.resolve import resolve, resolve_resume
 
 if TYPE_CHECKING:
-    from distrl.policies import Policy
+    from torch import nn
+
     from distrl.session import Outcome
 
 PathLike = str | os.PathLike[str]
@@ -65,29 +66,21 @@ def evaluate(
     trust_run: bool = False,
 ) -> dict[str, Any]:
     """Plays a checkpoint (`latest`, `best` or an iteration) and returns what `distrl eval --json` prints."""
-    run_dir = Path(run_dir)
-    _trusted(run_dir, trust_run)
     from distrl.evaluation import evaluate_run
 
     return evaluate_run(
-        run_dir,
+        Path(run_dir),
         episodes=episodes,
         seed=seed,
         greedy=greedy,
         video=None if video is None else Path(video),
         checkpoint=str(checkpoint),
+        trust_run=trust_run,
     )
 
 
-def load(run_dir: PathLike, checkpoint: str | int = "latest", *, trust_run: bool = False) -> Policy:
+def load(run_dir: PathLike, checkpoint: str | int = "latest", *, trust_run: bool = False) -> nn.Module:
     """The policy of a checkpoint, ready to act; its observation moments are in it. Raises BadInput."""
-    run_dir = Path(run_dir)
-    _trusted(run_dir, trust_run)
-    from distrl.evaluation import load_policy
+    from distrl.evaluation import load_run
 
-    return load_policy(run_dir, checkpoint=str(checkpoint))
-
-
-def _trusted(run_dir: Path, trust_run: bool) -> None:
-    path = run_dir / CONFIG_FILE
-    check_trust(path, read_config(path).config, trust_run)
+    return load_run(Path(run_dir), str(checkpoint), trust_run).policy

@@ -82,7 +82,7 @@ class TrainConfig(BaseModel):
     # who does the work
     workers: CountOrZero = Field(2, description="Ray rollout workers; 0 collects in-process, without Ray")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="the learner's device")
-    learner_threads: Count = Field(2, description="the learner's CPU threads; part of the curve")
+    learner_threads: Count = Field(1, description="the learner's CPU threads; part of the curve")
     address: str | None = Field(None, description="address of a Ray cluster; default: a local one")
 
     # what is kept

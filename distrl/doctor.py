@@ -118,8 +118,9 @@ def _device(config: TrainConfig) -> Finding:
 
 def environment(config: TrainConfig) -> Iterator[Finding]:
     """Whether the env can be made, keeps its spaces, is a function of its seed, and how fast it is."""
+    from distrl.build import env_spec
     from distrl.envs.spaces import check_supported
-    from distrl.preflight import check_env, env_spec
+    from distrl.preflight import check_env
 
     try:
         check_env(config)
@@ -180,8 +181,8 @@ def _walk(env: gymnasium.Env[Any, Any], config: TrainConfig) -> Iterator[Finding
     yield Finding(
         "pass" if worst < config.step_timeout_sec / 2 else "warn",
         "speed",
-        f"{1 / mean:,.0f} steps/s in one env; a step takes {mean * 1e3:.3f} ms, the longest {worst * 1e3:.3f} ms "
-        f"(its limit {config.step_timeout_sec:g} s); {episodes} episodes ended",
+        f"{1 / mean:,.0f} steps/s in one env; a step takes {mean * 1e3:.3f} ms, the longest "
+        f"{worst * 1e3:.3f} ms (its limit {config.step_timeout_sec:g} s); {episodes} episodes ended",
     )
 
 

@@ -7,25 +7,26 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distrl.config import TrainConfig
 from distrl.errors import BadInput
 
-if TYPE_CHECKING:
-    from distrl.envs.spec import EnvSpec
-
 
 def check_before_run(config: TrainConfig) -> None:
-    """`check_machine`, `check_paths` and `check_env`. Raises one BadInput with all problems."""
-    found: list[str] = []
-    for check in (check_paths, check_machine, check_env):
+    """`check_paths`, `check_machine` and `check_env`. Raises one BadInput with all problems."""
+    names = partial(check_env, config)
+    try:
+        _all_of([partial(check_paths, config), partial(check_machine, config), names])
+    except BadInput as error:
+        # The session makes an env anyway, and tells what is wrong with its arguments. Here that is only
+        # worth an env where there are other problems, so that the person hears of all at once.
         try:
-            check(config)
-        except BadInput as error:
-            found += error.problems
-    if found:
-        raise BadInput(*found)
+            _all_of([names])
+            _make_env(config)
+        except BadInput as more:
+            raise BadInput(*dict.fromkeys([*error.problems, *more.problems])) from None
+        raise
 
 
 def check_paths(config: TrainConfig) -> None:
@@ -52,43 +53,37 @@ def check_machine(config: TrainConfig) -> None:
         )
 
 
-def env_spec(config: TrainConfig) -> EnvSpec:
-    """The env of `config`, for one look at it; needs no run directory."""
-    from distrl.envs.spec import EnvSpec
-
-    return EnvSpec(
-        config.env,
-        kwargs=config.env_kwargs,
-        wrapper=config.wrapper,
-        atari=config.atari,
-        max_episode_steps=config.max_episode_steps,
-    )
-
-
 def check_env(config: TrainConfig) -> None:
-    """Makes the env once. Raises BadInput for an unknown env, wrapper or policy, or a failed import."""
+    """Raises BadInput where the env, wrapper or policy is unknown or its module cannot be imported."""
+    from distrl.build import env_spec
     from distrl.envs.spec import load_function
 
     make_current_folder_importable()
-    spec = env_spec(config)
-    checks: list[Callable[[], Any]] = [spec.registered]
+    checks: list[Callable[[], Any]] = [env_spec(config).registered]
     if config.wrapper is not None:
         checks.append(partial(load_function, config.wrapper, "wrapper"))
     if config.policy is not None:
         checks.append(partial(load_function, config.policy, "policy"))
+    _all_of(checks, "--")
+
+
+def _make_env(config: TrainConfig) -> None:
+    """Raises BadInput where the env cannot be made with its arguments."""
+    from distrl.build import env_spec
+
+    env_spec(config).make_one().close()
+
+
+def _all_of(checks: list[Callable[[], Any]], prefix: str = "") -> None:
+    """Runs all checks and raises one BadInput with what they found."""
     found: list[str] = []
     for check in checks:
         try:
             check()
         except BadInput as error:
-            found += error.problems
-    if not found:
-        try:
-            spec.make_one().close()
-        except BadInput as error:
-            found += error.problems
+            found += [one if one.startswith("--") else prefix + one for one in error.problems]
     if found:
-        raise BadInput(*(problem if problem.startswith("--") else f"--{problem}" for problem in found))
+        raise BadInput(*found)
 
 
 def make_current_folder_importable() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from distrl.errors import BadInput
-from distrl.resolve import CONFIG_FILE, check_trust, read_config
+from distrl.resolve import CONFIG_FILE, read_config
 
 
 @click.command("eval")
@@ -38,15 +38,20 @@ def command(
     """Evaluate a checkpoint of RUN_DIR. Needs no Ray."""
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         raise BadInput(f"--checkpoint: must be latest, best or an iteration's number, got {checkpoint!r}")
-    path = run_dir / CONFIG_FILE
-    check_trust(path, read_config(path).config, trust_run)
+    read_config(run_dir / CONFIG_FILE)  # the usual slip, a wrong folder, is told before torch is imported
     from distrl.preflight import make_current_folder_importable
 
     make_current_folder_importable()
     from distrl.evaluation import evaluate_run
 
     result = evaluate_run(
-        run_dir, episodes=episodes, seed=seed, greedy=not stochastic, video=video, checkpoint=checkpoint
+        run_dir,
+        episodes=episodes,
+        seed=seed,
+        greedy=not stochastic,
+        video=video,
+        checkpoint=checkpoint,
+        trust_run=trust_run,
     )
     if as_json:
         click.echo(json.dumps(result))

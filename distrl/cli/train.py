@@ -32,9 +32,9 @@ def command(parsed: Parsed) -> int:
     A value is the flag's, else the TOML file's, else the algorithm's preset, else the default.
     """
     resolved, resume = resolve_command_line(parsed)
-    for warning in resolved.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     if parsed.options.get("dry_run"):
+        for warning in resolved.warnings:  # a run's session tells them itself
+            print(f"warning: {warning}", file=sys.stderr)
         from distrl.cli.dry_run import table
 
         print(table(resolved))
