@@ -13,7 +13,7 @@ import secrets
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distrl.telemetry.sinks.jsonl import as_json
 
@@ -61,7 +61,7 @@ class WandbSink:
         if run is not None:
             run.finish()
 
-    def _init(self, mode: str | None) -> Any:
+    def _init(self, mode: Literal["offline"] | None) -> Any:
         import wandb
 
         settings = wandb.Settings(
