@@ -28,6 +28,9 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
     `terminated` False, and says so in the info: `life_lost` True and `life_final_obs`, where the life
     ended. No reset is involved, so it is the same in all autoreset modes and in a replay. Rewards of
     frames that no action of the agent chose come as `unlearned_reward`.
+
+    Sticky actions (Machado et al. 2018: with probability `sticky`, each frame repeats the action of the one
+    before) are drawn here and not in ALE, which keeps that action outside of its snapshots.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
         noop_max: int = 30,
         frame_skip: int = 4,
         size: int = 84,
+        sticky: float = 0.0,
     ) -> None:
         super().__init__(env)
         base: Any = env.unwrapped
@@ -47,26 +51,31 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
                 "Atari preprocessing needs frameskip 1 and an image in env_kwargs, got "
                 f"frameskip={base._frameskip}, obs_type={base._obs_type!r}; leave them out, or turn atari off"
             )
+        if getattr(base, "continuous", False):
+            raise BadInput("Atari preprocessing needs discrete actions: leave continuous out of env_kwargs")
         if base._obs_type == "rgb":
             env = self.env = gymnasium.wrappers.GrayscaleObservation(env)
         self._ale = base.ale
         meanings = base.get_action_meanings()
         self._needs_fire = len(meanings) >= 3 and meanings[FIRE] == "FIRE"
-        self._noop_max, self._skip, self._size = noop_max, frame_skip, size
+        self._noop_max, self._skip, self._size, self._sticky = (noop_max, frame_skip, size, sticky)
+        self._held = NOOP  # the action of the frame before
         self._lives = 0
         self._frames = np.zeros((frame_stack, size, size), np.uint8)
         self.observation_space = gymnasium.spaces.Box(0, 255, self._frames.shape, np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        frame, info = self.env.reset(seed=seed, options=options)
+        frame, _ = self.env.reset(seed=seed, options=options)
+        self._held = NOOP
         unlearned = 0.0
         for _ in range(
             int(self.unwrapped.np_random.integers(1, self._noop_max + 1)) if self._noop_max else 0
         ):
-            frame, reward, terminated, truncated, _ = self.env.step(NOOP)
+            frame, reward, terminated, truncated, _ = self._frame(NOOP)
             unlearned += float(reward)
             if terminated or truncated:
                 frame, _ = self.env.reset(options=options)
+                self._held = NOOP
                 unlearned = 0.0
         picture = self._shrink(frame)
         for action in (FIRE, SECOND) if self._needs_fire else ():
@@ -74,6 +83,7 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
             unlearned += reward
             if terminated or truncated:
                 frame, _ = self.env.reset(options=options)
+                self._held = NOOP
                 picture, unlearned = self._shrink(frame), 0.0
         self._frames[:] = picture
         self._lives = self._ale.lives()
@@ -95,12 +105,12 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def snapshot_layer(self) -> dict[str, Any]:
         """What it remembers between steps, as a state tree."""
-        return {"frames": self._frames.copy(), "lives": int(self._lives)}
+        return {"frames": self._frames.copy(), "lives": int(self._lives), "held": int(self._held)}
 
     def restore_layer(self, state: dict[str, Any]) -> None:
         """Back to what `snapshot_layer` gave."""
         self._frames[:] = state["frames"]
-        self._lives = state["lives"]
+        self._lives, self._held = state["lives"], state["held"]
 
     def _next_life(self, info: dict[str, Any]) -> tuple[bool, bool]:
         unlearned, terminated, truncated = 0.0, False, False
@@ -115,10 +125,10 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
         return terminated, truncated
 
     def _act(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool]:
-        total, before, frame = 0.0, None, None
+        total, before, frame = 0.0, None, None  # type: float, Any, Any
         for _ in range(self._skip):
             before = frame
-            frame, reward, terminated, truncated, _ = self.env.step(action)
+            frame, reward, terminated, truncated, _ = self._frame(action)
             total += float(reward)
             if terminated or truncated:
                 break
@@ -128,6 +138,11 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
             terminated,
             truncated,
         )
+
+    def _frame(self, action: Any) -> Any:
+        if not self._sticky or self.unwrapped.np_random.random() >= self._sticky:
+            self._held = action
+        return self.env.step(self._held)
 
     def _shrink(self, frame: Any) -> NDArray[np.uint8]:
         import cv2

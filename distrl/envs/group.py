@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -24,42 +23,18 @@ from gymnasium.vector import AsyncVectorEnv
 from numpy.typing import NDArray
 
 from distrl.envs import infos as info_arrays
+from distrl.envs.results import Episode, StepResult, listed, replaced, unlisted
+from distrl.envs.snapshots import has_own
 from distrl.envs.spaces import ObservationReader, check_observation, check_supported
 from distrl.envs.spec import EnvSpec
 from distrl.envs.vector import make_vector
 from distrl.envs.watchdog import Beat
 from distrl.errors import BadInput, RunFailed
 from distrl.maths.random import derive_seed
-from distrl.trees import Tree, tree_map
+from distrl.trees import Tree
 
 Array = NDArray[Any]
 _MAX_FIRST_OBSERVATIONS = 10
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A whole game: raw rewards summed, steps counted, the numbers in the last step's info."""
-
-    env: int
-    return_: float
-    length: int
-    info: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """Arrays [N]. `reward` is what is learned from (clipped for Atari); a lost life is `terminated`.
-
-    `final_observation` [N, ...] is the true final observation where `terminated | truncated`, and
-    otherwise means nothing. Where not `valid`, no decision was taken: count the row nowhere.
-    """
-
-    reward: Array
-    terminated: Array
-    truncated: Array
-    valid: Array
-    final_observation: Tree
-    episodes: list[Episode]
 
 
 class EnvGroup:
@@ -84,7 +59,7 @@ class EnvGroup:
         self.reproducibility = "exact"
         self.warnings: list[str] = []
         self.dropped = 0
-        self._vector = make_vector(spec, num_envs, first_env, seed)
+        self._vector: Any = make_vector(spec, num_envs, first_env, seed)
         self._failed = False
         self._is_wrapped = spec.vectorization != "vector_entry_point"
         self.observation_space: gymnasium.Space[Any] = self._vector.single_observation_space
@@ -111,7 +86,7 @@ class EnvGroup:
         self._beat = Beat(
             f"env group {index} ({spec.env_id}, envs {first_env}..{last})", spec.step_timeout_sec, self._pids
         )
-        if not self._is_wrapped and not _has_own_snapshot(self._vector):
+        if not self._is_wrapped and not has_own(self._vector.unwrapped):
             self._lose(
                 f"{spec.env_id} as vector_entry_point has no snapshot(): a recovery starts fresh episodes"
             )
@@ -137,7 +112,7 @@ class EnvGroup:
             action = action.copy()  # rows of it are remembered for a replay
         raw, reward, terminated, truncated, infos = self._call(self._vector.step, action)
         if not self._is_wrapped:  # an env's own arrays may be its memory
-            terminated, truncated = np.array(terminated, np.bool_), np.array(truncated, np.bool_)
+            terminated, truncated = (np.array(terminated, np.bool_), np.array(truncated, np.bool_))
         observation, finite = self._reader.read(raw)
         valid, start = self._all_valid, None
         if self._next_step:
@@ -158,7 +133,7 @@ class EnvGroup:
         if not finite or final is not observation or not math.isfinite(np.vdot(reward, reward)):
             bad = self._nonfinite(final, reward, self._all_valid)
             if bad.any():
-                final = _replaced(final, self.observation, bad)
+                final = replaced(final, self.observation, bad)
                 learned[bad] = 0.0
                 terminated, truncated = terminated & ~bad, truncated | bad
                 valid, start, over = valid & ~bad, start | bad, over | bad
@@ -181,8 +156,8 @@ class EnvGroup:
         envs: list[Any] = []
         if self._is_wrapped:
             envs = list(self._call(self._vector.call, "episode_snapshot", self._resetting.tolist()))
-        elif _has_own_snapshot(self._vector):
-            envs = [self._vector.unwrapped.snapshot()]  # type: ignore[attr-defined]
+        elif has_own(self._vector.unwrapped):
+            envs = [self._vector.unwrapped.snapshot()]
         for slot, env in enumerate(envs):
             if self._is_wrapped and env["strategy"] == "lost":
                 self._lose(
@@ -192,7 +167,7 @@ class EnvGroup:
         return {
             "begun": True,
             "envs": envs,
-            "observation": _listed(self.observation),
+            "observation": listed(self.observation),
             "action_mask": self.action_mask,
             "episode_start": self.episode_start,
             "return": self._return.copy(),
@@ -209,7 +184,7 @@ class EnvGroup:
         if not state["begun"]:
             self.observation = None
             return
-        self.observation = _unlisted(state["observation"], self.observation_space)
+        self.observation = unlisted(state["observation"], self.observation_space)
         mask = state["action_mask"]
         self.action_mask = None if mask is None else np.array(mask, np.bool_)
         self.episode_start = np.array(state["episode_start"], np.bool_)
@@ -225,7 +200,23 @@ class EnvGroup:
             fresh = self._reset(lost, self.observation)
             self.observation = fresh
             self.episode_start = self.episode_start | lost
-            self._return[lost], self._length[lost], self._resetting[lost] = 0.0, 0, False
+            self._return[lost], self._length[lost], self._resetting[lost] = (0.0, 0, False)
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        """The time limit of an episode, in steps; None where there is none that Gymnasium knows of."""
+        if self.spec.max_episode_steps is not None:
+            return self.spec.max_episode_steps
+        return self.spec.registered().max_episode_steps
+
+    def render(self) -> Array:
+        """The first env's picture [height, width, 3], where it was made with `render_mode="rgb_array"`."""
+        return np.asarray(self._vector.envs[0].render())
+
+    @property
+    def render_fps(self) -> float:
+        """Pictures a second of play."""
+        return float((self._vector.metadata or {}).get("render_fps", 30))
 
     def close(self) -> None:
         """Ends the envs and their processes. The group is of no use afterwards."""
@@ -275,7 +266,7 @@ class EnvGroup:
             raw, infos = self._call(self._vector.reset, **self._reset_arguments(mask))
             observation, finite = self._reader.read(raw)
             if previous is not None:
-                observation = _replaced(previous, observation, mask)
+                observation = replaced(previous, observation, mask)
             self._return[mask] = 0.0
             self._length[mask] = 0
             self._resetting = self._resetting & ~mask
@@ -400,7 +391,7 @@ class EnvGroup:
         # A vector env must have been reset once, and forgets by it what it was about to reset itself.
         self._call(self._vector.reset, seed=list(range(self.num_envs)) if self._is_wrapped else 0)
         if not self._is_wrapped:
-            self._vector.unwrapped.restore(states[0])  # type: ignore[attr-defined]
+            self._vector.unwrapped.restore(states[0])
             return lost
         for slot, outcome in enumerate(self._call_unwatched(self._vector.call, "episode_restore", states)):
             if outcome != "exact":
@@ -422,32 +413,3 @@ class EnvGroup:
 
     def _pids(self) -> list[int]:
         return [process.pid for process in getattr(self._vector, "processes", []) if process.pid]
-
-
-def _has_own_snapshot(vector: Any) -> bool:
-    return all(callable(getattr(vector.unwrapped, name, None)) for name in ("snapshot", "restore"))
-
-
-def _replaced(tree: Tree, source: Tree, rows: Array) -> Tree:
-    """A copy of `tree` with those rows taken from `source`."""
-
-    def leaf(old: Array, new: Array) -> Array:
-        out = old.copy()
-        out[rows] = new[rows]
-        return out
-
-    return tree_map(leaf, tree, source)
-
-
-def _listed(tree: Tree) -> Any:
-    if isinstance(tree, dict):
-        return {key: _listed(value) for key, value in tree.items()}
-    return [_listed(value) for value in tree] if isinstance(tree, tuple) else tree
-
-
-def _unlisted(tree: Any, space: gymnasium.Space[Any]) -> Tree:
-    if isinstance(space, gymnasium.spaces.Dict):
-        return {key: _unlisted(tree[key], inner) for key, inner in space.spaces.items()}
-    if isinstance(space, gymnasium.spaces.Tuple):
-        return tuple(_unlisted(value, inner) for value, inner in zip(tree, space.spaces, strict=True))
-    return np.array(tree)

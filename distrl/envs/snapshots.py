@@ -38,9 +38,30 @@ _LAYERS = (AtariGame, FrameStack)
 # Where things are, which mj_step leaves one substep behind qpos: Ant and Humanoid measure how far they came
 # from these, so a mj_forward at qpos would not give the same reward.
 _KINEMATICS = (
-    "xpos xquat xmat xipos ximat xanchor xaxis geom_xpos geom_xmat site_xpos site_xmat cam_xpos cam_xmat "
-    "subtree_com cinert cvel qfrc_actuator qfrc_constraint cfrc_ext cfrc_int cacc actuator_force sensordata"
-).split()
+    "xpos",
+    "xquat",
+    "xmat",
+    "xipos",
+    "ximat",
+    "xanchor",
+    "xaxis",
+    "geom_xpos",
+    "geom_xmat",
+    "site_xpos",
+    "site_xmat",
+    "cam_xpos",
+    "cam_xmat",
+    "subtree_com",
+    "cinert",
+    "cvel",
+    "qfrc_actuator",
+    "qfrc_constraint",
+    "cfrc_ext",
+    "cfrc_int",
+    "cacc",
+    "actuator_force",
+    "sensordata",
+)
 
 Layers = list[dict[str, Any]]
 
@@ -49,7 +70,7 @@ def capture(env: gymnasium.Env[Any, Any]) -> Layers | None:
     """The state of all layers as a state tree, or None where it cannot be taken."""
     layers: Layers = []
     while True:
-        if _has_own(env):
+        if has_own(env):
             layers.append({"own": env.snapshot(), "random": _random_state(env)})  # type: ignore[attr-defined]
             return layers
         if not isinstance(env, gymnasium.Wrapper):
@@ -84,7 +105,8 @@ def apply(env: gymnasium.Env[Any, Any], layers: Layers) -> None:
         env = env.env  # type: ignore[attr-defined]
 
 
-def _has_own(env: Any) -> bool:
+def has_own(env: Any) -> bool:
+    """Whether the class of `env` has `snapshot()` and `restore(state)`; the state must be a state tree."""
     return all(callable(getattr(type(env), name, None)) for name in ("snapshot", "restore"))
 
 
@@ -92,7 +114,8 @@ def _core(env: Any) -> dict[str, Any] | None:
     module = type(env).__module__
     if module.startswith("gymnasium.envs.mujoco."):
         return _capture_mujoco(env)
-    if module.startswith("ale_py.") and hasattr(env, "ale"):
+    # ALE keeps the action that a sticky one would repeat outside of its states.
+    if module.startswith("ale_py.") and env.ale.getFloat("repeat_action_probability") == 0.0:
         state = env.ale.cloneState(include_rng=True).serialize()
         return {"ale": np.frombuffer(state, np.uint8).copy()}
     return None

@@ -60,9 +60,11 @@ def to_env_action(space: spaces.Space[Any], action: NDArray[Any]) -> NDArray[Any
         return action.astype(np.int64) + int(space.start) if space.start else action.astype(np.int64)
     shaped = action.reshape(len(action), *(space.shape or ()))
     if isinstance(space, spaces.MultiDiscrete):
-        return (shaped + space.start).astype(space.dtype)
+        moved: NDArray[Any] = shaped + space.start
+        return moved.astype(space.dtype)
     if isinstance(space, spaces.Box):
-        return np.clip(shaped, space.low, space.high).astype(space.dtype)
+        clipped: NDArray[Any] = np.clip(shaped, space.low, space.high)
+        return clipped.astype(space.dtype)
     return shaped.astype(space.dtype)
 
 

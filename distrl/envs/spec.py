@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distrl.errors import BadInput
 
@@ -99,9 +99,14 @@ class EnvSpec:
         atari = self.is_atari(registered)
         kwargs = {**self.kwargs, **extra}
         limit: dict[str, Any] = {}
+        sticky = 0.0
         if atari:
-            # One frame a step below the preprocessing, which skips itself; a time limit counts its steps.
-            kwargs = {"frameskip": 1, "obs_type": "grayscale", **kwargs}
+            # Below the preprocessing, one frame a step and no sticky actions: it does both. A time limit counts
+            # its steps.
+            sticky = kwargs.get(
+                "repeat_action_probability", registered.kwargs.get("repeat_action_probability", 0.25)
+            )
+            kwargs = {"frameskip": 1, "obs_type": "grayscale", **kwargs, "repeat_action_probability": 0.0}
         elif self.max_episode_steps is not None:
             limit = {"max_episode_steps": self.max_episode_steps}
         try:
@@ -109,7 +114,7 @@ class EnvSpec:
         except (gymnasium.error.Error, TypeError, ValueError, ImportError, AttributeError) as error:
             raise BadInput(self._cannot_make(error)) from error
         if atari:
-            env = self._preprocess(env)
+            env = self._preprocess(env, sticky)
         if self.wrapper is not None:
             env = _wrap(self.wrapper, env)
         if not atari and (self.frame_stack or 1) > 1:
@@ -138,12 +143,12 @@ class EnvSpec:
         point = (registered or self.registered()).entry_point
         return "ale_py" in str(point) and self.kwargs.get("obs_type") != "ram"
 
-    def _preprocess(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    def _preprocess(self, env: gymnasium.Env[Any, Any], sticky: float) -> gymnasium.Env[Any, Any]:
         from gymnasium.wrappers import TimeLimit
 
         from distrl.envs.atari import AtariGame
 
-        env = AtariGame(env, frame_stack=self.frame_stack or ATARI_FRAME_STACK)
+        env = AtariGame(env, frame_stack=self.frame_stack or ATARI_FRAME_STACK, sticky=sticky)
         return env if self.max_episode_steps is None else TimeLimit(env, self.max_episode_steps)
 
     def _cannot_make(self, error: Exception) -> str:
@@ -163,7 +168,7 @@ def load_function(name: str, what: str) -> Callable[..., Any]:
     module = _import(module_name, f"{what} {name!r}")
     found = getattr(module, attribute, None)
     if callable(found):
-        return found
+        return cast("Callable[..., Any]", found)
     public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     raise BadInput(
         f"{what} {name!r}: module {module_name} has no function {attribute!r}{_nearest(attribute, public)}"
@@ -207,7 +212,7 @@ def _nearest_id(name: str) -> str:
     known = list(gymnasium.registry)
     same_name = [key for key in known if key.lower().rpartition("-v")[0] == name.lower().rpartition("-v")[0]]
     if same_name:
-        return f"; did you mean {sorted(same_name)[-1]!r}?"
+        return f"; did you mean {max(same_name)!r}?"
     return _nearest(name, known) or "; `module:Name-v0` imports the module that registers it"
 
 
