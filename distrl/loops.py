@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from distrl.runtime.protocol import Runtime
@@ -18,6 +19,10 @@ class Keeper(Protocol):
         """Share of the run's env steps done, 0 to 1; 1 ends the loop."""
         ...
 
+    def uninterrupted(self) -> AbstractContextManager[None]:
+        """Ctrl-C waits inside: a boundary is whole or not there."""
+        ...
+
     def keep(self, collected: list[CollectReport], updated: UpdateReport) -> None:
         """An iteration is whole: metrics, and what is due of checkpoints and evaluations."""
         ...
@@ -31,5 +36,6 @@ def train_synchronous(runtime: Runtime, run: Keeper) -> None:
     """
     while run.progress < 1.0:
         collected = runtime.collect(run.iteration)
-        updated = runtime.update(run.progress)
-        run.keep(collected, updated)
+        with run.uninterrupted():
+            updated = runtime.update(run.progress)
+            run.keep(collected, updated)

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from distrl.envs.group import EnvGroup
+from distrl.envs import EnvGroup
+from distrl.envs.spaces import to_env_action
 from distrl.maths.random import stream
 from distrl.telemetry.spans import span
 from distrl.trajectory import Trajectory
@@ -45,7 +46,7 @@ class Fragment:
 
     trajectory: Trajectory
     episodes: list[EpisodeRecord]
-    dropped: int  # rows dropped for a NaN or Inf
+    dropped: int  # rows that the group dropped so far for a NaN or Inf
 
 
 @dataclass
@@ -144,7 +145,7 @@ class Collector:
                 bootstraps.add(step, needed & row["valid"], done, final_observation, group.observation, self.state)
             step += 1
         trajectory = self._finish(rows.first(step), bootstraps, initial_state, version)
-        return Fragment(trajectory, episodes, group.take_dropped())
+        return Fragment(trajectory, episodes, group.dropped)
 
     def _examples(self) -> dict[str, Tree]:
         n, distribution = self.group.num_envs, self.policy.distribution
@@ -179,7 +180,7 @@ class Collector:
             )
             row["action"] = action.numpy()
         with span("rollout: env step"):
-            result = group.step(row["action"])
+            result = group.step(to_env_action(group.action_space, row["action"]))
         done = result.terminated | result.truncated
         row.update(reward=result.reward, terminated=result.terminated, done=done, valid=result.valid)
         return row, done, result.episodes, result.final_observation

@@ -127,7 +127,7 @@ class RolloutWorker:
             dropped=fragment.dropped,
             num_bytes=fragment.trajectory.num_bytes,
             reproducibility=env_group.reproducibility,
-            warnings=env_group.take_warnings(),
+            warnings=list(env_group.warnings),
             pid=os.getpid(),
             rss_bytes=rss_bytes(),
             spans=spans.current().take_totals() if self.own_process else SpanTotals(),

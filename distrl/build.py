@@ -1,0 +1,80 @@
+"""From a validated configuration to the parts of a run."""
+
+from __future__ import annotations
+
+from distrl.config import TrainConfig
+from distrl.envs import EnvGroup, EnvSpec
+from distrl.errors import BadInput
+from distrl.policies import PolicySpec
+from distrl.runtime.workers import WorkSpec
+
+
+def env_spec(config: TrainConfig, repro_dir: str | None = None) -> EnvSpec:
+    """What the run's envs are."""
+    return EnvSpec(
+        env_id=config.env,
+        kwargs=dict(config.env_kwargs),
+        wrapper=config.wrapper,
+        vectorization=config.vectorization,
+        autoreset=config.autoreset,
+        frame_stack=config.frame_stack,
+        atari=config.atari,
+        max_episode_steps=config.max_episode_steps,
+        max_replay_steps=config.max_replay_steps,
+        step_timeout_sec=config.step_timeout_sec,
+        max_env_restarts=config.max_env_restarts,
+        nonfinite=config.nonfinite,
+        repro_dir=repro_dir,
+    )
+
+
+def policy_spec(config: TrainConfig) -> PolicySpec:
+    """What the run's policy is, but for its parameters."""
+    return PolicySpec(
+        network=config.network,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        lstm_size=config.lstm_size,
+        normalize_observation=config.normalize_observation,
+        policy=config.policy,
+        policy_kwargs=dict(config.policy_kwargs),
+    )
+
+
+def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = None) -> WorkSpec:
+    """All that workers need. Makes one env to learn its spaces; BadInput where env and policy do not fit."""
+    spec = env_spec(config, repro_dir)
+    probe = EnvGroup(spec, index=0, num_envs=1, first_env=0, seed=config.seed)
+    try:
+        observation_space, action_space = probe.observation_space, probe.action_space
+        time_limit = probe.max_episode_steps
+    finally:
+        probe.close()
+    if config.recipe.collects == "episodes" and time_limit is None:
+        raise BadInput(
+            f"--algo {config.algo} collects whole episodes and {config.env} has no time limit: "
+            "give --max-episode-steps, or collect fixed steps (--algo actor-critic and up)"
+        )
+    return WorkSpec(
+        env=spec,
+        policy=policy_spec(config),
+        recipe=config.recipe,
+        seed=config.seed,
+        group_sizes=tuple(config.group_sizes),
+        observation_space=observation_space,
+        action_space=action_space,
+        device=device,
+        learner_threads=config.learner_threads,
+        normalize_reward=config.normalize_reward,
+        max_skipped_updates=config.max_skipped_updates,
+    )
+
+
+def resolve_device(config: TrainConfig) -> str:
+    """`cpu` or `cuda`. BadInput where cuda is asked for and there is none."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise BadInput("--device cuda: torch sees no CUDA device here; give --device cpu or auto")
+    return "cuda" if available and config.device != "cpu" else "cpu"

@@ -1,0 +1,175 @@
+"""Evaluation: whole episodes with a frozen policy, from seeds of their own, in-process and without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from distrl.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
+from distrl.config import TrainConfig
+from distrl.envs import EnvGroup, EnvSpec
+from distrl.envs.spaces import to_env_action
+from distrl.errors import BadInput
+from distrl.maths.random import derive_seed, stream
+from distrl.policies import load_parameters, make_policy
+from distrl.rollout import reset_where
+from distrl.trees import tree_map
+
+NUM_ENVS = 10  # envs stepped side by side; part of the result's definition, so not an option
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Raw returns and lengths of whole episodes, in the order of their seeds."""
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+
+    def summary(self) -> dict[str, float | int]:
+        """The figures of `distrl eval --json`; the deviation is the population's."""
+        return {
+            "return_mean": float(self.returns.mean()),
+            "return_std": float(self.returns.std()),
+            "length_mean": float(self.lengths.mean()),
+            "episodes": len(self.returns),
+        }
+
+
+def evaluate_policy(
+    policy: nn.Module, spec: EnvSpec, episodes: int, seed: int, greedy: bool = True, video: Path | None = None
+) -> Evaluation:
+    """Play `episodes` episodes, episode k from a seed of (seed, k) alone; `greedy` takes the most likely action.
+
+    With `video`, the first episode's frames are written there. The policy's moments stay as they are.
+    """
+    num_envs = min(episodes, NUM_ENVS)
+    spec = dataclasses.replace(spec, autoreset="disabled", vectorization="sync")
+    if video is not None:
+        num_envs, spec = 1, dataclasses.replace(spec, kwargs={**spec.kwargs, "render_mode": "rgb_array"})
+    group = EnvGroup(spec, index=0, num_envs=num_envs, first_env=0, seed=derive_seed(seed, "evaluation"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        returns: dict[int, float] = {}
+        lengths: dict[int, int] = {}
+        rounds = -(-episodes // num_envs)
+        for episode in range(rounds):
+            frames: list[NDArray[np.uint8]] | None = [] if video is not None and episode == 0 else None
+            for record in _play(policy, group, episode, seed, greedy, frames):
+                returns[episode * num_envs + record.env] = record.return_
+                lengths[episode * num_envs + record.env] = record.length
+            if frames is not None and video is not None:
+                write_video(video, frames, group.render_fps)
+    finally:
+        torch.set_num_threads(threads)
+        group.close()
+    order = sorted(returns)[:episodes]
+    return Evaluation(np.array([returns[k] for k in order]), np.array([lengths[k] for k in order]))
+
+
+def _play(
+    policy: Any, group: EnvGroup, episode: int, seed: int, greedy: bool, frames: list[NDArray[np.uint8]] | None
+) -> list[Any]:
+    """One whole game in every env of the group."""
+    group.reset_all(episode)
+    state = policy.initial_state(group.num_envs)
+    ended: dict[int, Any] = {}
+    step = 0
+    device = next(policy.parameters()).device
+    with torch.inference_mode():
+        while len(ended) < group.num_envs:
+            if frames is not None:
+                frames.append(group.render())
+            noise = None
+            if not greedy:
+                generator = stream(seed, "evaluation action", episode, step)
+                noise = torch.from_numpy(policy.distribution.noise(generator, (group.num_envs,))).to(device)
+            mask = group.action_mask
+            state = reset_where(group.episode_start, state)
+            action, state = policy.act(
+                tree_map(lambda leaf: torch.from_numpy(leaf).to(device), group.observation),
+                state,
+                noise,
+                None if mask is None else torch.from_numpy(mask).to(device),
+            )
+            for record in group.step(to_env_action(group.action_space, action.cpu().numpy())).episodes:
+                ended.setdefault(record.env, record)
+            step += 1
+    return [ended[env] for env in sorted(ended)]
+
+
+def write_video(path: Path, frames: list[NDArray[np.uint8]], fps: float) -> None:
+    """An MP4 or GIF, by the file's ending. BadInput where the writer is missing or the ending unknown."""
+    try:
+        import imageio.v3 as imageio
+    except ImportError as error:
+        raise BadInput("--video needs imageio: pip install 'distrl[video]'") from error
+    if path.suffix not in (".mp4", ".gif"):
+        raise BadInput(f"--video must end in .mp4 or .gif, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"macro_block_size": 1} if path.suffix == ".mp4" else {"loop": 0}
+    imageio.imwrite(path, np.stack(frames), fps=fps, **options)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A policy from a run directory, with what is needed to play it."""
+
+    policy: nn.Module
+    env: EnvSpec
+    config: TrainConfig
+    checkpoint: Checkpoint
+
+
+def load_run(run_dir: Path, checkpoint: str = "latest", trust_run: bool = False, device: str = "cpu") -> Loaded:
+    """The policy of a run directory's checkpoint: `latest`, `best`, or an iteration's number. Needs no Ray.
+
+    BadInput where there is no such run or checkpoint.
+    """
+    from distrl.build import work_spec
+    from distrl.resolve import check_trust, read_config
+
+    config = read_config(run_dir / "config.json").config
+    check_trust(run_dir / "config.json", config, trust_run)
+    content = find_checkpoint(run_dir, checkpoint)
+    spec = work_spec(config)
+    policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed).to(device)
+    load_parameters(policy, content.trees["learner"]["policy"])
+    return Loaded(policy, spec.env, config, content)
+
+
+def find_checkpoint(run_dir: Path, which: str) -> Checkpoint:
+    """The checkpoint named `latest`, `best` or by its iteration. BadInput where there is none."""
+    root = run_dir / ("best" if which == "best" else "checkpoints")
+    if which not in ("latest", "best"):
+        folders = {int(folder.name): folder for folder in root.glob("[0-9]*") if folder.name.isdecimal()}
+        if not which.isdecimal() or int(which) not in folders:
+            kept = ", ".join(str(number) for number in sorted(folders)) or "none"
+            raise BadInput(f"--checkpoint must be latest, best or an iteration kept in {root} ({kept}), got {which!r}")
+        return read_checkpoint(folders[int(which)])
+    found = latest_checkpoint(root) if root.exists() else None
+    if found is None:
+        raise BadInput(f"{root} has no checkpoint" + ("; train with --eval-every" if which == "best" else ""))
+    return found[1]
+
+
+def evaluate_run(
+    run_dir: Path,
+    episodes: int = 20,
+    seed: int = 0,
+    greedy: bool = True,
+    video: Path | None = None,
+    checkpoint: str = "latest",
+    trust_run: bool = False,
+) -> dict[str, Any]:
+    """`distrl eval`: the figures of contract.md's JSON object."""
+    loaded = load_run(run_dir, checkpoint, trust_run)
+    result = evaluate_policy(loaded.policy, loaded.env, episodes, seed, greedy, video)
+    return result.summary() | {"seed": seed, "checkpoint": str(loaded.checkpoint.folder)}

@@ -1,0 +1,248 @@
+"""A training session from a validated configuration to a summary: new, or the continuation of a run.
+
+    new      spaces, policy, first parameters -> run directory with config.json and checkpoint 0, in one rename
+    resumed  lock -> newest whole checkpoint -> metrics cut back to it
+    both     runtime -> loop -> evaluation -> summary.json, report.html
+
+Nothing of Ray starts before the run directory is there: a run killed at any moment can be resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distrl import machine
+from distrl.build import resolve_device, work_spec
+from distrl.checkpoint import latest_checkpoint, write_checkpoint
+from distrl.config import TrainConfig
+from distrl.errors import BadInput, RunFailed
+from distrl.evaluation import find_checkpoint
+from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
+from distrl.loops import train_synchronous
+from distrl.policies import load_parameters
+from distrl.resolve import Resolved, to_flat, write_config
+from distrl.run import Run, RunState
+from distrl.run_directory import default_run_dir, lock_run_directory
+from distrl.runtime.local import LocalRuntime
+from distrl.runtime.protocol import Runtime
+from distrl.runtime.workers import WorkSpec
+from distrl.telemetry import spans
+from distrl.telemetry.console import ConsoleSink, print_span_table
+from distrl.telemetry.sinks import open_sinks
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended: 0 done, 1 failed, 130 interrupted; the run directory and its summary."""
+
+    exit_status: int
+    run_dir: Path
+    summary: dict[str, Any]
+
+
+def run_training(resolved: Resolved, resume: Path | None = None, quiet: bool = False) -> Outcome:
+    """Train as configured; `resume` continues that run directory. Progress goes to standard error.
+
+    Raises BadInput before any compute is spent, RunFailed where the run cannot go on.
+    """
+    config = resolved.config
+    torch.set_num_threads(1)  # the first parameters are the same whatever the machine's cores
+    device = resolve_device(config)
+    if resume is None:
+        directory = Path(config.run_dir) if config.run_dir else default_run_dir(
+            config.env, config.algo, config.seed, datetime.now(UTC)
+        )  # fmt: skip
+        spec = work_spec(config, device, str(directory / "faults"))
+        _create(directory, resolved, spec)
+    else:
+        directory = resume
+        spec = work_spec(config, device, str(directory / "faults"))
+    with lock_run_directory(directory), Interrupts() as interrupts:
+        return _train(directory, resolved, spec, interrupts, resumed=resume is not None, quiet=quiet)
+
+
+def _create(directory: Path, resolved: Resolved, spec: WorkSpec) -> None:
+    """The run directory with config.json and checkpoint 0, all at once."""
+    if directory.exists() or directory.is_symlink():
+        raise BadInput(
+            f"--run-dir must not exist yet, {directory} does: continue it with --resume {directory}, or name another"
+        )
+    config = resolved.config
+    learner = spec.make_learner("cpu")
+    if config.init_from is not None:
+        source = find_checkpoint(Path(config.init_from), "latest")
+        try:
+            load_parameters(learner.policy, source.trees["learner"]["policy"])
+        except ValueError as error:
+            raise BadInput(f"--init-from {config.init_from}: {error}") from error
+        if learner.observation_moments is not None and source.trees["learner"]["observation_moments"]:
+            learner.observation_moments.load_state(source.trees["learner"]["observation_moments"])
+    trees = {"learner": learner.state(), "groups": [None] * len(spec.group_sizes), "run": RunState().tree()}
+    temporary = directory.parent / f".{directory.name}.new-{os.getpid()}"
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        write_checkpoint(temporary / "checkpoints", 0, trees, _meta(spec))
+        write_config(temporary / "config.json", resolved)
+        temporary.rename(directory)
+    except OSError as error:
+        raise BadInput(f"--run-dir {directory} cannot be made: {error.strerror}; name another") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _meta(spec: WorkSpec) -> dict[str, Any]:
+    return {"env": spec.env.env_id, "versions": machine.versions(), "machine": machine.machine(spec.device)}
+
+
+def _train(
+    directory: Path, resolved: Resolved, spec: WorkSpec, interrupts: Interrupts, resumed: bool, quiet: bool
+) -> Outcome:
+    config = resolved.config
+    spans.start("other")
+    found = latest_checkpoint(directory / "checkpoints")
+    if found is None:
+        raise RunFailed(f"{directory} has no checkpoint to continue from; start anew with another --run-dir")
+    _, content, notes = found
+    state = RunState.from_tree(content.trees["run"])
+    notes = [*resolved.warnings, *notes]
+    if resumed:
+        if state.env_steps >= config.total_steps:
+            return _already_finished(directory, state, config)
+        state.resumes += 1
+        notes += _resume_notes(resolved, content.meta, _meta(spec))
+        (directory / "summary.json").unlink(missing_ok=True)
+        if resolved.changes:
+            write_config(directory / "config.json", resolved)
+    title = f"{config.env} · {config.algo} · seed {config.seed} · {_who(config)}"
+    console = ConsoleSink(title, config.total_steps, stream=open(os.devnull, "w") if quiet else None)  # noqa: SIM115
+    with contextlib.ExitStack() as stack:
+        stack.callback(console.close)
+        sinks = stack.enter_context(
+            open_sinks(
+                directory,
+                resume_iteration=state.iteration if resumed else None,
+                config=to_flat(config),
+                tensorboard=config.tensorboard,
+                wandb=config.wandb,
+                wandb_project=config.wandb_project,
+                extra=[console],
+            )
+        )
+        if resumed:
+            console.message(f"continuing {directory} from iteration {state.iteration}, {state.env_steps:,} env steps")
+        runtime = _make_runtime(config, spec, content.trees, console)
+        stack.callback(runtime.close)
+        run = Run(directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec))
+        for note in notes:
+            run.warn(note)
+        return _loop_and_finish(run, console, quiet)
+
+
+def _loop_and_finish(run: Run, console: ConsoleSink, quiet: bool) -> Outcome:
+    evaluation: dict[str, Any] | None = None
+    exit_reason, status = "finished", 0
+    try:
+        train_synchronous(run.runtime, run)
+        run.checkpoint()
+        if run.config.eval_episodes:
+            evaluation = run.evaluate()
+    except Interrupted as interrupt:
+        run.interrupts.settle()
+        exit_reason, status = f"interrupted by {interrupt.signal_name}", EXIT_INTERRUPTED
+        run.checkpoint()
+    except RunFailed as failure:
+        _write_summary(run, f"failed: {failure}", None)
+        raise RunFailed(f"{failure}\n{_how_to_resume(run)}") from failure
+    except OSError as error:
+        raise RunFailed(f"{error.filename or run.directory}: {error.strerror}\n{_how_to_resume(run)}") from error
+    with run.interrupts.deferred() if status == 0 else contextlib.nullcontext():
+        summary = _write_summary(run, exit_reason, evaluation)
+    console.close()
+    if not quiet:
+        _tell_the_end(run, summary, status)
+    return Outcome(status, run.directory, summary)
+
+
+def _write_summary(run: Run, exit_reason: str, evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    described = {
+        "versions": machine.versions(),
+        "git_revision": machine.git_revision(),
+        "machine": machine.machine(run.spec.device),
+    }
+    with contextlib.suppress(RunFailed):  # the learner may be what failed
+        described["parameters_sha256"] = run.runtime.snapshot().digest
+    summary = run.finish(exit_reason, evaluation, described)
+    run.sinks.close()
+    from distrl.telemetry.report import write_report
+
+    write_report(run.directory)
+    return summary
+
+
+def _tell_the_end(run: Run, summary: dict[str, Any], status: int) -> None:
+    print_span_table(summary["spans"])
+    lines = [f"run        {run.directory}", f"report     {run.directory / 'report.html'}"]
+    if summary["evaluation"]:
+        result = summary["evaluation"]
+        lines.insert(
+            0,
+            f"evaluation {result['return_mean']:.1f} +- {result['return_std']:.1f} mean return "
+            f"({result['episodes']} greedy episodes)",
+        )
+    if status == EXIT_INTERRUPTED:
+        lines.append(_how_to_resume(run))
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _how_to_resume(run: Run) -> str:
+    return f"checkpoint of iteration {run.saved_at} kept; continue with: distrl train --resume {run.directory}"
+
+
+def _already_finished(directory: Path, state: RunState, config: TrainConfig) -> Outcome:
+    print(
+        f"{directory} is finished: {state.env_steps:,} of {config.total_steps:,} env steps; "
+        f"give --total-steps to go on",
+        file=sys.stderr,
+    )
+    return Outcome(0, directory, {"exit_reason": "already finished", "env_steps": state.env_steps})
+
+
+def _resume_notes(resolved: Resolved, before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for change in resolved.changes:
+        yield f"changed on resume: {change}"
+    if any(change.startswith("total_steps") for change in resolved.changes):
+        yield "schedules are rescaled to the new end"
+    for kind in ("versions", "machine"):
+        found = machine.differences(before.get(kind, {}), now[kind])
+        if found:
+            yield f"the {kind} differ from the checkpoint's, so bits may: {', '.join(found)}"
+
+
+def _who(config: TrainConfig) -> str:
+    return f"{config.workers} Ray workers" if config.workers else "in-process"
+
+
+def _make_runtime(config: TrainConfig, spec: WorkSpec, trees: dict[str, Any], console: ConsoleSink) -> Runtime:
+    if config.workers == 0:
+        return LocalRuntime(spec, trees)
+    from distrl.runtime.ray import RayRuntime
+
+    return RayRuntime(
+        spec,
+        trees,
+        config.workers,
+        config.address,
+        config.max_worker_restarts,
+        on_event=lambda message: console.message(message, "yellow"),
+    )
