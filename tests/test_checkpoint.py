@@ -222,8 +222,14 @@ def test_a_replacement_cut_short_is_undone(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 5, policy_trees(1), {}).rename(tmp_path / ".replaced-00000005-1")
     found = latest_checkpoint(tmp_path)
     assert found is not None and found[1].iteration == 5 and found[2] == []
+    whole = write_checkpoint(tmp_path / "other", 5, policy_trees(3), {})
+    whole.rename(tmp_path / "00000005")  # killed a moment later: both are there, and the new one counts
+    found = latest_checkpoint(tmp_path)
+    assert found is not None and found[1].trees["policy"]["step"] == 3
+    (tmp_path / "00000005").rename(tmp_path / "other" / "00000005")
     write_checkpoint(tmp_path, 6, policy_trees(2), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000005", "00000006"]
+    assert sorted(checkpoint_folders(tmp_path)) == [5, 6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000005", "00000006", "other"]
 
 
 def test_a_root_that_is_a_file_is_a_checkpoint_error(tmp_path: Path) -> None:

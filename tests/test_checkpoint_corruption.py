@@ -87,6 +87,14 @@ def test_a_missing_or_empty_file_is_found(name: str, whole: Path, tmp_path: Path
         read_checkpoint(folder)
 
 
+def test_a_manifest_with_the_same_values_but_other_bytes_is_found(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / whole.name))
+    content = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(content.replace(b"\n", b"\t"))
+    with pytest.raises(CorruptCheckpoint, match=r"manifest\.json: was altered"):
+        read_checkpoint(folder)
+
+
 def forge(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Rewrites the manifest as an attacker would, with a hash of itself that is right."""
     path = folder / "manifest.json"

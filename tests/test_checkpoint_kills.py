@@ -35,7 +35,7 @@ def kill_at(line_number):
     seen = 0
     def trace(frame, event, argument):
         nonlocal seen
-        if "distrl" not in frame.f_code.co_filename:
+        if Path(frame.f_code.co_filename).name not in ("writing.py", "files.py", "shutil.py"):
             return None
         if event == "line":
             seen += 1
@@ -82,7 +82,7 @@ print(kills)
 
 @pytest.mark.parametrize("mode", ["advance", "replace"])
 def test_killed_at_any_line_of_a_save_the_newest_checkpoint_is_whole(mode: str, tmp_path: Path) -> None:
-    arguments = [str(tmp_path / "checkpoints"), mode, "7", str(random.randint(1, 7))]
+    arguments = [str(tmp_path / "checkpoints"), mode, "2", str(random.randint(1, 2))]
     done = subprocess.run(
         [sys.executable, "-c", KILLED_AT_EVERY_LINE, *arguments], capture_output=True, text=True, timeout=60
     )
@@ -96,7 +96,7 @@ from pathlib import Path
 import numpy as np
 from distrl.checkpoint import CheckpointWriter
 
-writer = CheckpointWriter(Path(sys.argv[1]), keep_last=2, max_failures=1)
+writer = CheckpointWriter(Path(sys.argv[1]), keep_last=1, max_failures=1)
 first = int(sys.argv[2])
 for value in itertools.count(first):
     writer.save(value, {"policy": {"weight": np.full(100_000, value)}}, {"value": value})
