@@ -35,8 +35,9 @@ def texts(infos: dict[str, Any], key: str) -> list[str]:
 def numbers(infos: dict[str, Any], slot: int) -> dict[str, float]:
     """The numeric entries of one env's info; nested ones as `outer/inner`. In same_step mode those of the
     step that ended the episode, not of the reset that followed."""
-    last = infos.get("final_info")
-    return dict(_numbers(last if isinstance(last, dict) else infos, slot, ""))
+    if "final_obs" in infos:  # an entry point without final_info has only the reset's
+        infos = infos["final_info"] if isinstance(infos.get("final_info"), dict) else {}
+    return dict(_numbers(infos, slot, ""))
 
 
 def _numbers(infos: dict[str, Any], slot: int, prefix: str) -> list[tuple[str, float]]:
