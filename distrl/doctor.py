@@ -137,8 +137,11 @@ def environment(config: TrainConfig) -> Iterator[Finding]:
             yield Finding("fail", "spaces", str(error))
             return
         yield from _walk(env, config)
-        yield _reset_is_seeded(env, spec, config.seed)
-        yield _replays(env, spec, config)
+        for what, check in (("reset(seed)", _reset_is_seeded), ("replay", _replays)):
+            try:
+                yield check(env, spec, config)
+            except Exception as error:  # as in _walk
+                yield Finding("fail", what, f"raised {type(error).__name__}: {error}")
     finally:
         env.close()
 
@@ -186,19 +189,18 @@ def _walk(env: gymnasium.Env[Any, Any], config: TrainConfig) -> Iterator[Finding
     )
 
 
-def _reset_is_seeded(env: gymnasium.Env[Any, Any], spec: EnvSpec, seed: int) -> Finding:
+def _reset_is_seeded(env: gymnasium.Env[Any, Any], spec: EnvSpec, config: TrainConfig) -> Finding:
     """reset(seed) twice in one env, and in a new one."""
     other = spec.make_one()
     try:
-        first = env.reset(seed=seed)[0]
-        same = same_tree(first, env.reset(seed=seed)[0]) and same_tree(first, other.reset(seed=seed)[0])
+        first, second, third = (one.reset(seed=config.seed)[0] for one in (env, env, other))
+        same = same_tree(first, second) and same_tree(first, third)
     finally:
         other.close()
     if same:
         return Finding("pass", "reset(seed)", "gives the same observation each time")
-    return Finding(
-        "fail", "reset(seed)", "gives different observations: use self.np_random, set by super().reset()"
-    )
+    wrong = "gives different observations: draw from self.np_random, which super().reset(seed=seed) sets"
+    return Finding("fail", "reset(seed)", wrong)
 
 
 def _replays(env: gymnasium.Env[Any, Any], spec: EnvSpec, config: TrainConfig) -> Finding:

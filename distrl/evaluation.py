@@ -75,7 +75,12 @@ def evaluate_policy(
 
 
 def _play(
-    policy: Any, group: EnvGroup, episode: int, seed: int, greedy: bool, frames: list[NDArray[np.uint8]] | None
+    policy: Any,
+    group: EnvGroup,
+    episode: int,
+    seed: int,
+    greedy: bool,
+    frames: list[NDArray[np.uint8]] | None,
 ) -> list[Any]:
     """One whole game in every env of the group."""
     group.reset_all(episode)
@@ -128,7 +133,9 @@ class Loaded:
     checkpoint: Checkpoint
 
 
-def load_run(run_dir: Path, checkpoint: str = "latest", trust_run: bool = False, device: str = "cpu") -> Loaded:
+def load_run(
+    run_dir: Path, checkpoint: str = "latest", trust_run: bool = False, device: str = "cpu"
+) -> Loaded:
     """The policy of a run directory's checkpoint: `latest`, `best`, or an iteration's number. Needs no Ray.
 
     BadInput where there is no such run or checkpoint.
@@ -152,7 +159,9 @@ def find_checkpoint(run_dir: Path, which: str) -> Checkpoint:
         folders = {int(folder.name): folder for folder in root.glob("[0-9]*") if folder.name.isdecimal()}
         if not which.isdecimal() or int(which) not in folders:
             kept = ", ".join(str(number) for number in sorted(folders)) or "none"
-            raise BadInput(f"--checkpoint must be latest, best or an iteration kept in {root} ({kept}), got {which!r}")
+            raise BadInput(
+                f"--checkpoint must be latest, best or an iteration kept in {root} ({kept}), got {which!r}"
+            )
         return read_checkpoint(folders[int(which)])
     found = latest_checkpoint(root) if root.exists() else None
     if found is None:

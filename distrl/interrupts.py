@@ -72,4 +72,8 @@ class Interrupts:
         self._pending = number
         if not self._deferred:
             raise Interrupted(number)
-        print(f"distrl: {signal.Signals(number).name}: stopping as soon as this step is done", file=sys.stderr, flush=True)
+        print(
+            f"distrl: {signal.Signals(number).name}: stopping as soon as this step is done",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,7 +78,8 @@ class OptimiserGroup:
         limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         skipped = (~torch.isfinite(norm)).float()
-        self.optimiser.grad_scale, self.optimiser.found_inf = None, skipped  # read by fused Adam
+        setattr(self.optimiser, "grad_scale", None)  # noqa: B010 - both are read by fused Adam
+        setattr(self.optimiser, "found_inf", skipped)  # noqa: B010
         self.optimiser.step()
         return skipped
 
@@ -105,8 +106,12 @@ class _Batch:
         def pick(leaf: Tensor) -> Tensor:
             return leaf.index_select(dim, index)
 
-        columns = {name: tree_map(pick, value) for name, value in vars(self).items() if name != "initial_state"}
-        return _Batch(**columns, initial_state=tree_map(lambda leaf: leaf.index_select(0, index), self.initial_state))
+        columns = {
+            name: tree_map(pick, value) for name, value in vars(self).items() if name != "initial_state"
+        }
+        return _Batch(
+            **columns, initial_state=tree_map(lambda leaf: leaf.index_select(0, index), self.initial_state)
+        )
 
 
 class Learner:
@@ -122,12 +127,12 @@ class Learner:
         normalize_reward: bool = False,
         max_skipped_updates: int = 10,
     ) -> None:
-        self.policy: Any = policy.to(device)
+        self.policy = cast(Any, policy.to(device))
         self.recipe = recipe
         self.seed = seed
         self.device = torch.device(device)
         self.max_skipped_updates = max_skipped_updates
-        self.optimiser_group = OptimiserGroup.adam(policy, recipe)
+        self.optimiser_group = OptimiserGroup.adam(self.policy, recipe)
         self.observation_moments = ObservationMoments(self.policy.observe) if normalize_observation else None
         self.reward_scale = RewardScale(recipe.num_envs, recipe.gamma) if normalize_reward else None
         self.version = 0
@@ -199,7 +204,9 @@ class Learner:
             # flat minibatches are made of valid rows alone; whole columns carry the others along
             valid=tensor(trajectory.valid) if columns and not trajectory.valid.all() else None,
             episode_start=tensor(trajectory.episode_start) if columns else None,
-            initial_state=tree_map(lambda leaf: torch.from_numpy(leaf).to(self.device), trajectory.initial_state)
+            initial_state=tree_map(
+                lambda leaf: torch.from_numpy(leaf).to(self.device), trajectory.initial_state
+            )
             if columns
             else None,
         )
@@ -207,7 +214,9 @@ class Learner:
     def _optimise(self, batch: _Batch, valid: NDArray[np.bool_], progress: float) -> dict[str, float]:
         recipe = self.recipe
         remaining = max(1.0 - progress, 0.0)
-        learning_rate = recipe.learning_rate * (remaining if recipe.learning_rate_schedule == "linear" else 1.0)
+        learning_rate = recipe.learning_rate * (
+            remaining if recipe.learning_rate_schedule == "linear" else 1.0
+        )
         clip = recipe.clip
         if clip is not None and recipe.clip_schedule == "linear":
             clip = max(clip * remaining, 1e-8)
@@ -250,7 +259,9 @@ class Learner:
         if clip is None:
             loss, metrics = losses.policy_gradient(evaluation.log_prob, advantage, rows.valid)
         else:
-            loss, metrics = losses.clipped_surrogate(evaluation.log_prob, rows.log_prob, advantage, clip, rows.valid)
+            loss, metrics = losses.clipped_surrogate(
+                evaluation.log_prob, rows.log_prob, advantage, clip, rows.valid
+            )
         entropy_loss, entropy_metrics = losses.entropy_bonus(evaluation.entropy, rows.valid)
         metrics |= entropy_metrics
         if recipe.entropy_coef:
@@ -267,7 +278,9 @@ class Learner:
         self, sums: dict[str, Tensor], longest: Tensor, streak: Tensor, num_steps: int, learning_rate: float
     ) -> dict[str, float]:
         totals = [*sums.values(), longest, streak]
-        *values, most, self.streak = torch.stack([total.double() for total in totals]).tolist()  # the one wait
+        *values, most, self.streak = torch.stack(
+            [total.double() for total in totals]
+        ).tolist()  # the one wait
         metrics = dict(zip(sums, values, strict=True))
         skipped = int(metrics.pop("skipped"))
         self.skipped += skipped
@@ -279,7 +292,11 @@ class Learner:
             )
         taken = num_steps - skipped
         means = {name: total / taken if taken else float("nan") for name, total in metrics.items()}
-        return means | {"learning_rate": learning_rate, "skipped_updates": float(self.skipped), "num_updates": float(num_steps)}
+        return means | {
+            "learning_rate": learning_rate,
+            "skipped_updates": float(self.skipped),
+            "num_updates": float(num_steps),
+        }
 
     def state(self) -> dict[str, Any]:
         """State tree of all that a later update depends on; `load_state` puts it back, on any device."""

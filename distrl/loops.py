@@ -12,7 +12,10 @@ from distrl.runtime.workers import CollectReport, UpdateReport
 class Keeper(Protocol):
     """What a loop tells, and asks: distrl/run.py keeps the run directory behind it."""
 
-    iteration: int
+    @property
+    def iteration(self) -> int:
+        """Iterations that are whole."""
+        ...
 
     @property
     def progress(self) -> float:
@@ -31,8 +34,8 @@ class Keeper(Protocol):
 def train_synchronous(runtime: Runtime, run: Keeper) -> None:
     """Collect with the newest policy, learn, publish, again: lag 0.
 
-        workers   |--collect i--|              |--collect i+1--|
-        learner                 |--update i--|                 |--update i+1--| ...
+    workers   |--collect i--|              |--collect i+1--|
+    learner                 |--update i--|                 |--update i+1--| ...
     """
     while run.progress < 1.0:
         collected = runtime.collect(run.iteration)

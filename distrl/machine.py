@@ -41,7 +41,15 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 def git_revision() -> str | None:
     """Revision of the checkout that distrl runs from, with `+changes` where it differs; None outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+changes", "--abbrev=40"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty=+changes",
+        "--abbrev=40",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -52,7 +60,11 @@ def git_revision() -> str | None:
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Names whose values differ, as `torch 2.12.0 -> 2.13.0`."""
     names = sorted({*before, *after})
-    return [f"{name} {before.get(name)} -> {after.get(name)}" for name in names if before.get(name) != after.get(name)]
+    return [
+        f"{name} {before.get(name)} -> {after.get(name)}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
 
 
 def _cpu_model() -> str:

@@ -28,8 +28,14 @@ class ObservationMoments:
 
     def include(self, trajectory: Trajectory) -> None:
         """Pool the valid rows in and freeze the result for the next iteration."""
-        flat = tree_map(lambda leaf: torch.from_numpy(leaf.reshape(-1, *leaf.shape[2:])), trajectory.observation)
-        features = self.observe.features(tree_map(lambda leaf: leaf.to(self.observe.mean.device), flat)).cpu().numpy()
+        flat = tree_map(
+            lambda leaf: torch.from_numpy(leaf.reshape(-1, *leaf.shape[2:])), trajectory.observation
+        )
+        features = (
+            self.observe.features(tree_map(lambda leaf: leaf.to(self.observe.mean.device), flat))
+            .cpu()
+            .numpy()
+        )
         self.moments = self.moments.merge(Moments.of(features[trajectory.valid.reshape(-1)]))
         self.observe.set_moments(self.moments.mean, self.moments.variance)
 
@@ -52,7 +58,9 @@ class RewardScale:
         self.moments = Moments.zeros()
         self.running = np.zeros(num_envs, np.float64)
 
-    def scale(self, reward: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def scale(
+        self, reward: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
         """The scaled rewards [T, N], float32; the moments include them."""
         discounted, self.running = _running_returns(reward.astype(np.float64), done, self.running, self.gamma)
         self.moments = self.moments.merge(Moments.of(discounted[valid]))

@@ -37,13 +37,17 @@ class Recipe:
 
     # how credit is given
     gamma: float = _option(0.99, "discount", ge=0, le=1)
-    credit: Literal["return", "gae"] = _option("return", "weight of log-prob: the return to go, or GAE(lambda)")
+    credit: Literal["return", "gae"] = _option(
+        "return", "weight of log-prob: the return to go, or GAE(lambda)"
+    )
     baseline: bool = _option(False, "subtract V(s) from the return to go and train V")
     lam: float = _option(0.95, "GAE's lambda: 0 is the TD error, 1 the return minus V(s)", ge=0, le=1)
     normalize_advantage: bool = _option(True, "advantages to mean 0 and deviation 1, per minibatch")
 
     # how a batch is used
-    clip: float | None = _option(None, "PPO's clip of the probability ratio; none: the plain policy gradient", gt=0)
+    clip: float | None = _option(
+        None, "PPO's clip of the probability ratio; none: the plain policy gradient", gt=0
+    )
     epochs: int = _option(1, "passes over a batch", ge=1)
     minibatches: int = _option(1, "minibatches per epoch", ge=1)
     clip_value: float | None = _option(None, "clip of the value's move from its old prediction", gt=0)
@@ -53,7 +57,9 @@ class Recipe:
 
     # the optimiser: Adam
     learning_rate: float = _option(1e-3, "Adam's learning rate", gt=0)
-    learning_rate_schedule: Literal["linear", "constant"] = _option("linear", "to 0 at the last step, or constant")
+    learning_rate_schedule: Literal["linear", "constant"] = _option(
+        "linear", "to 0 at the last step, or constant"
+    )
     clip_schedule: Literal["linear", "constant"] = _option("constant", "schedule of `clip`")
     adam_eps: float = _option(1e-5, "Adam's epsilon", gt=0)
     max_grad_norm: float | None = _option(0.5, "clip of the gradient's global norm", gt=0)

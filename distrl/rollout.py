@@ -12,7 +12,7 @@ these collects the same bits: that is what lets groups move between workers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -76,21 +76,28 @@ class _Rows:
             tree_map(lambda stored, value: stored.__setitem__(step, value), column, row[name])
 
     def first(self, num_steps: int) -> dict[str, Tree]:
-        return {name: tree_map(lambda leaf: leaf[:num_steps], column) for name, column in self.columns.items()}
+        return {
+            name: tree_map(lambda leaf: leaf[:num_steps], column) for name, column in self.columns.items()
+        }
 
 
 class Collector:
     """Hosts one env group and the policy's memory of it (a recurrent state); the unit that can be put back."""
 
     def __init__(
-        self, group: EnvGroup, policy: nn.Module, seed: int, collects: Literal["episodes", "steps"], num_steps: int
+        self,
+        group: EnvGroup,
+        policy: nn.Module,
+        seed: int,
+        collects: Literal["episodes", "steps"],
+        num_steps: int,
     ) -> None:
         self.group = group
-        self.policy: Any = policy
+        self.policy = cast(Any, policy)
         self.seed = seed
         self.collects = collects
         self.num_steps = num_steps
-        self.state: Tree = policy.initial_state(group.num_envs)
+        self.state: Tree = self.policy.initial_state(group.num_envs)
 
     def start(self) -> None:
         """The first resets. Not wanted before `restore`."""
@@ -101,7 +108,10 @@ class Collector:
         """State tree of group and memory at a boundary; `restore` puts both back exactly."""
         if self.collects == "episodes":
             return {"group": None, "memory": []}  # every iteration starts episodes of its own
-        return {"group": self.group.snapshot(), "memory": [leaf.numpy().copy() for leaf in tree_leaves(self.state)]}
+        return {
+            "group": self.group.snapshot(),
+            "memory": [leaf.numpy().copy() for leaf in tree_leaves(self.state)],
+        }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Put back what `snapshot` gave, in this process or another."""
@@ -109,7 +119,9 @@ class Collector:
             return
         self.group.restore(snapshot["group"])
         memory = iter(snapshot["memory"])
-        self.state = tree_map(lambda leaf: torch.from_numpy(np.array(next(memory))), self.policy.initial_state(1))
+        self.state = tree_map(
+            lambda leaf: torch.from_numpy(np.array(next(memory))), self.policy.initial_state(1)
+        )
 
     def collect(self, iteration: int, version: int) -> Fragment:
         """Play one iteration's fragment: `num_steps` rows, or one whole episode per env."""
@@ -135,14 +147,18 @@ class Collector:
                 row["valid"] = row["valid"] & alive
             rows.write(step, row)
             episodes += [
-                EpisodeRecord(step, e.env, e.return_, e.length, e.info) for e in ended if alive[e.env - group.first_env]
+                EpisodeRecord(step, e.env, e.return_, e.length, e.info)
+                for e in ended
+                if alive[e.env - group.first_env]
             ]
             if whole_episodes:
                 alive &= ~done
             else:
                 last = step == self.num_steps - 1
                 needed = (done & ~row["terminated"]) | (~done if last else np.False_)
-                bootstraps.add(step, needed & row["valid"], done, final_observation, group.observation, self.state)
+                bootstraps.add(
+                    step, needed & row["valid"], done, final_observation, group.observation, self.state
+                )
             step += 1
         trajectory = self._finish(rows.first(step), bootstraps, initial_state, version)
         return Fragment(trajectory, episodes, group.dropped)
@@ -176,7 +192,10 @@ class Collector:
             if mask is not None:
                 row["action_mask"] = np.copy(mask)
             action, self.state = self.policy.act(
-                tree_map(torch.from_numpy, observation), self.state, noise, None if mask is None else torch.from_numpy(mask)
+                tree_map(torch.from_numpy, observation),
+                self.state,
+                noise,
+                None if mask is None else torch.from_numpy(mask),
             )
             row["action"] = action.numpy()
         with span("rollout: env step"):
@@ -215,7 +234,13 @@ class _Bootstraps:
         self.states: list[Tree] = []
 
     def add(
-        self, step: int, needed: NDArray[np.bool_], done: NDArray[np.bool_], final: Tree, following: Tree, state: Tree
+        self,
+        step: int,
+        needed: NDArray[np.bool_],
+        done: NDArray[np.bool_],
+        final: Tree,
+        following: Tree,
+        state: Tree,
     ) -> None:
         """Row `step` of the envs `needed`: their true next observation, with the memory carried to it."""
         if not needed.any():
@@ -253,7 +278,9 @@ def reset_where(episode_start: NDArray[np.bool_], state: Tree) -> Tree:
     return tree_map(lambda leaf: leaf * keep.reshape(-1, *[1] * (leaf.dim() - 1)).to(leaf.dtype), state)
 
 
-def evaluate_rows(policy: Any, rows: dict[str, Tree], mask: NDArray[np.bool_] | None, initial_state: Tree) -> Any:
+def evaluate_rows(
+    policy: Any, rows: dict[str, Tree], mask: NDArray[np.bool_] | None, initial_state: Tree
+) -> Any:
     """`policy.evaluate` on all rows [T, N] of a fragment, results of that shape: whole columns where it has a memory."""
 
     def tensor(array: NDArray[Any]) -> torch.Tensor:

@@ -50,13 +50,18 @@ class RunState:
     def tree(self) -> dict[str, Any]:
         """State tree for the checkpoint."""
         plain = {name: value for name, value in vars(self).items() if name not in ("window", "spans")}
-        totals = {name: {"ns": dict(total.ns), "counts": dict(total.counts)} for name, total in self.spans.items()}
+        totals = {
+            name: {"ns": dict(total.ns), "counts": dict(total.counts)} for name, total in self.spans.items()
+        }
         return plain | {"window": self.window.state(), "spans": totals}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> RunState:
         """The state that `tree` was made from."""
-        totals = {name: SpanTotals(dict(total["ns"]), dict(total["counts"])) for name, total in tree["spans"].items()}
+        totals = {
+            name: SpanTotals(dict(total["ns"]), dict(total["counts"]))
+            for name, total in tree["spans"].items()
+        }
         return cls(**{**tree, "window": EpisodeWindow.from_state(tree["window"]), "spans": totals})
 
 
@@ -88,7 +93,11 @@ class Run:
         self.warnings: list[str] = []
         self.saved_at = state.iteration
         self.writer = CheckpointWriter(
-            directory / "checkpoints", config.keep_checkpoints, config.keep_every, config.max_save_failures, self.warn
+            directory / "checkpoints",
+            config.keep_checkpoints,
+            config.keep_every,
+            config.max_save_failures,
+            self.warn,
         )
         self._eval_policy: Any = None
         self._started = self._iteration_started = time.monotonic()
@@ -120,7 +129,11 @@ class Run:
         state.iteration += 1
         with span("log"):
             record = self._count(collected, updated)
-        if self.config.eval_every and state.iteration % self.config.eval_every == 0 and self.config.eval_episodes:
+        if (
+            self.config.eval_every
+            and state.iteration % self.config.eval_every == 0
+            and self.config.eval_episodes
+        ):
             record |= self._evaluate_and_keep_best()
         record |= self._times(collected, updated)
         with span("log"):
@@ -132,7 +145,9 @@ class Run:
     def _count(self, collected: list[CollectReport], updated: UpdateReport) -> dict[str, Any]:
         """The deterministic part of the record: in group order, never in order of arrival."""
         state = self.state
-        ended = sorted((episode for report in collected for episode in report.episodes), key=lambda e: (e.step, e.env))
+        ended = sorted(
+            (episode for report in collected for episode in report.episodes), key=lambda e: (e.step, e.env)
+        )
         info = Metrics()
         for episode in ended:
             state.window.add(episode.return_, episode.length)
@@ -204,7 +219,9 @@ class Run:
         with span("evaluate"):
             if self._eval_policy is None:
                 spec = self.spec
-                self._eval_policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed)
+                self._eval_policy = make_policy(
+                    spec.policy, spec.observation_space, spec.action_space, spec.seed
+                )
             load_parameters(self._eval_policy, self.runtime.snapshot().arrays)
             seed = derive_seed(self.config.seed, "evaluation")
             result = evaluate_policy(self._eval_policy, self.spec.env, self.config.eval_episodes, seed)
@@ -216,13 +233,17 @@ class Run:
             self.state.best_return = result["return_mean"]
             with span("checkpoint"):
                 best = self.directory / "best"
-                write_checkpoint(best, self.state.iteration, self._trees(), self.meta | {"evaluation": result})
+                write_checkpoint(
+                    best, self.state.iteration, self._trees(), self.meta | {"evaluation": result}
+                )
                 prune(best, keep_last=1)
         return {f"eval/{name}": value for name, value in result.items() if name != "seed"}
 
     # the end
 
-    def finish(self, exit_reason: str, evaluation: dict[str, Any] | None, described: dict[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, exit_reason: str, evaluation: dict[str, Any] | None, described: dict[str, Any]
+    ) -> dict[str, Any]:
         """Write summary.json, whole or not at all; returns it."""
         state = self.state
         taken = self.runtime.take_spans() | {"driver": spans.current().take_totals()}
@@ -250,5 +271,6 @@ class Run:
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
     }

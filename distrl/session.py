@@ -140,7 +140,9 @@ def _train(
             )
         )
         if resumed:
-            console.message(f"continuing {directory} from iteration {state.iteration}, {state.env_steps:,} env steps")
+            console.message(
+                f"continuing {directory} from iteration {state.iteration}, {state.env_steps:,} env steps"
+            )
         runtime = _make_runtime(config, spec, content.trees, console)
         stack.callback(runtime.close)
         run = Run(directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec))
@@ -165,7 +167,9 @@ def _loop_and_finish(run: Run, console: ConsoleSink, quiet: bool) -> Outcome:
         _write_summary(run, f"failed: {failure}", None)
         raise RunFailed(f"{failure}\n{_how_to_resume(run)}") from failure
     except OSError as error:
-        raise RunFailed(f"{error.filename or run.directory}: {error.strerror}\n{_how_to_resume(run)}") from error
+        raise RunFailed(
+            f"{error.filename or run.directory}: {error.strerror}\n{_how_to_resume(run)}"
+        ) from error
     with run.interrupts.deferred() if status == 0 else contextlib.nullcontext():
         summary = _write_summary(run, exit_reason, evaluation)
     console.close()
@@ -206,7 +210,9 @@ def _tell_the_end(run: Run, summary: dict[str, Any], status: int) -> None:
 
 
 def _how_to_resume(run: Run) -> str:
-    return f"checkpoint of iteration {run.saved_at} kept; continue with: distrl train --resume {run.directory}"
+    return (
+        f"checkpoint of iteration {run.saved_at} kept; continue with: distrl train --resume {run.directory}"
+    )
 
 
 def _already_finished(directory: Path, state: RunState, config: TrainConfig) -> Outcome:
@@ -233,7 +239,9 @@ def _who(config: TrainConfig) -> str:
     return f"{config.workers} Ray workers" if config.workers else "in-process"
 
 
-def _make_runtime(config: TrainConfig, spec: WorkSpec, trees: dict[str, Any], console: ConsoleSink) -> Runtime:
+def _make_runtime(
+    config: TrainConfig, spec: WorkSpec, trees: dict[str, Any], console: ConsoleSink
+) -> Runtime:
     if config.workers == 0:
         return LocalRuntime(spec, trees)
     from distrl.runtime.ray import RayRuntime

@@ -89,7 +89,9 @@ class Trajectory:
             columns = [getattr(trajectory, name) for trajectory in padded]
             return tree_map(lambda *leaves: np.concatenate(leaves, axis=axis), *columns)
 
-        names = [column.name for column in fields(Trajectory) if column.name not in ("initial_state", "version")]
+        names = [
+            column.name for column in fields(Trajectory) if column.name not in ("initial_state", "version")
+        ]
         return Trajectory(
             **{name: join(1, name) for name in names},
             initial_state=join(0, "initial_state"),

@@ -31,7 +31,10 @@ def table(resolved: Resolved) -> str:
 def derived(config: TrainConfig) -> list[tuple[str, str]]:
     """The numbers that follow from the configuration: iterations, batch, minibatch and group sizes."""
     recipe = config.recipe
-    groups = ("group_sizes", f"{config.num_groups} groups of {', '.join(map(str, config.group_sizes))} envs")
+    groups = (
+        "group_sizes",
+        f"{', '.join(map(str, config.group_sizes))} envs in {config.num_groups} group(s)",
+    )
     batch = config.steps_per_iteration
     if batch is None:
         episodes = (

@@ -74,7 +74,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             observation, info = self.env.reset(seed=self._seed, options=options)
         except RunFailed:
             raise
-        except Exception as error:  # noqa: BLE001 - an env may raise anything
+        except Exception as error:  # an env may raise anything
             observation, info = self._recover(error)
         if not self._checked:
             check_observation(self.observation_space, observation, self._who)
@@ -90,7 +90,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             observation = result[0]
         except RunFailed:
             raise
-        except Exception as error:  # noqa: BLE001 - an env may raise anything
+        except Exception as error:  # an env may raise anything
             result = self._recover(error, action)
             observation = result[0]
         self._actions.append(action)
@@ -164,7 +164,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             try:
                 try:
                     self.env.close()
-                except Exception as closing:  # noqa: BLE001 - half broken; it is thrown away in any case
+                except Exception as closing:  # half broken; it is thrown away in any case
                     error.add_note(f"close raised {closing!r} too")
                 self.env = self._spec.make_one()
                 message = f"{self._who} raised {first} and was made anew"
@@ -176,7 +176,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
                 self._replay(self._actions)
                 *result, info = self.env.step(action)
                 return *result, {**info, "env_restarted": message}
-            except Exception as again:  # noqa: BLE001 - the same bug, at the same place of the replay
+            except Exception as again:  # the same bug, at the same place of the replay
                 error = again
         raise self._failure(error, action) from error
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv
 from numpy.typing import NDArray
 
 from distrl.envs import infos as info_arrays
@@ -27,7 +26,7 @@ from distrl.envs.results import Episode, StepResult, listed, replaced, unlisted
 from distrl.envs.snapshots import has_own
 from distrl.envs.spaces import ObservationReader, check_observation, check_supported
 from distrl.envs.spec import EnvSpec
-from distrl.envs.vector import make_vector
+from distrl.envs.vector import abandon, make_vector
 from distrl.envs.watchdog import Beat
 from distrl.errors import BadInput, RunFailed
 from distrl.maths.random import derive_seed
@@ -221,9 +220,8 @@ class EnvGroup:
     def close(self) -> None:
         """Ends the envs and their processes. The group is of no use afterwards."""
         self._beat.close()
-        if isinstance(self._vector, AsyncVectorEnv):
-            # After a failure, a process that died would leave a polite close waiting for its answer.
-            self._vector.close(terminate=self._failed)
+        if self._failed:
+            abandon(self._vector)
         else:
             self._vector.close()
 

@@ -8,7 +8,7 @@ import inspect
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium
@@ -17,9 +17,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from distrl.envs.episode import Counter, EpisodeEnv, Restarts
 from distrl.envs.spec import EnvSpec
-from distrl.errors import BadInput
+from distrl.errors import BadInput, RunFailed
 
 _PR_SET_PDEATHSIG = 1
+_ERROR_WAIT_SEC = 10
 
 MODES = {
     "disabled": AutoresetMode.DISABLED,
@@ -45,7 +46,25 @@ def make_vector(spec: EnvSpec, num_envs: int, first_env: int, seed: int) -> Vect
     mode = MODES[spec.autoreset]
     if spec.vectorization == "sync":
         return SyncVectorEnv(thunks, copy=False, autoreset_mode=mode)
-    return AsyncVectorEnv(thunks, copy=False, context="fork", autoreset_mode=mode)
+    return _Async(thunks, copy=False, context="fork", autoreset_mode=mode)
+
+
+class _Async(AsyncVectorEnv[Any, Any]):
+    """Says what was raised in a subprocess by one exception, where gymnasium's own warns and raises a copy."""
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        failed = [index for index, success in enumerate(successes) if not success]
+        if not failed:
+            return
+        errors = [self.error_queue.get(timeout=_ERROR_WAIT_SEC) for _ in failed]
+        index, kind, value, trace = min(errors, key=lambda error: error[0])
+        failure = RunFailed(
+            str(value)
+            if issubclass(kind, RunFailed)
+            else f"env {index} of the group: {kind.__name__}: {value}"
+        )
+        failure.add_note(f"In the subprocess of the environment:\n{trace}")
+        raise failure
 
 
 def _thunk(
@@ -106,3 +125,19 @@ def _entry_point(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
             f"autoreset must be {has!r} for the vector entry point of {spec.env_id!r}, got {spec.autoreset!r}"
         )
     return env
+
+
+def abandon(vector: VectorEnv[Any, Any, Any]) -> None:
+    """Ends a vector env that failed in the middle of something, without a word to its subprocesses: one that
+    died or hangs would leave a polite close waiting for its answer."""
+    if not isinstance(vector, AsyncVectorEnv):
+        vector.close()
+        return
+    for process in vector.processes:
+        process.kill()
+    for process in vector.processes:
+        process.join()
+    for pipe in vector.parent_pipes:
+        if pipe is not None:
+            pipe.close()
+    vector.closed = True

@@ -54,13 +54,22 @@ def _build(spec: PolicySpec, observation_space: spaces.Space, action_space: spac
         network = "cnn" if has_image(observation_space) else "mlp"
     if network == "cnn":
         if not has_image(observation_space):
-            raise BadInput(f"--network cnn wants an image (uint8, 2 or 3 dimensions) in {observation_space}: use mlp")
+            raise BadInput(
+                f"--network cnn wants an image (uint8, 2 or 3 dimensions) in {observation_space}: use mlp"
+            )
         return CNNPolicy(observation_space, action_space, spec.normalize_observation)
     if network == "lstm":
         return LSTMPolicy(
-            observation_space, action_space, spec.hidden_sizes, spec.activation, spec.lstm_size, spec.normalize_observation
+            observation_space,
+            action_space,
+            spec.hidden_sizes,
+            spec.activation,
+            spec.lstm_size,
+            spec.normalize_observation,
         )
-    return MLPPolicy(observation_space, action_space, spec.hidden_sizes, spec.activation, spec.normalize_observation)
+    return MLPPolicy(
+        observation_space, action_space, spec.hidden_sizes, spec.activation, spec.normalize_observation
+    )
 
 
 def _custom(spec: PolicySpec, observation_space: spaces.Space, action_space: spaces.Space) -> nn.Module:
@@ -69,13 +78,17 @@ def _custom(spec: PolicySpec, observation_space: spaces.Space, action_space: spa
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
-        raise BadInput(f"--policy must be module:function that can be imported, got {spec.policy!r}: {error}") from error
+        raise BadInput(
+            f"--policy must be module:function that can be imported, got {spec.policy!r}: {error}"
+        ) from error
     policy = function(observation_space, action_space, **spec.policy_kwargs)
     wanted = ("recurrent", "distribution", "initial_state", "act", "value", "evaluate")
     missing = [name for name in wanted if not hasattr(policy, name)]
     if missing or not isinstance(policy, nn.Module):
         what = f"has no {', '.join(missing)}" if missing else "is no torch.nn.Module"
-        raise BadInput(f"--policy {spec.policy} must return a Policy (distrl/policies/protocol.py): it {what}")
+        raise BadInput(
+            f"--policy {spec.policy} must return a Policy (distrl/policies/protocol.py): it {what}"
+        )
     if spec.normalize_observation and not hasattr(policy, "observe"):
         raise BadInput(
             f"--normalize-observation wants the policy to have `observe` (distrl.policies.Observe); {spec.policy}'s has none"

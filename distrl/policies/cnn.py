@@ -20,7 +20,7 @@ class CNNTrunk(nn.Module):
         super().__init__()
         self.observe = Observe(observation_space, normalize_observation)
         self.cnns = nn.ModuleList(NatureCNN(shape) for shape in self.observe.image_shapes)
-        self.width = sum(cnn.width for cnn in self.cnns) + self.observe.num_features
+        self.width = NatureCNN.width * len(self.cnns) + self.observe.num_features
 
     def forward(self, observation: Tree) -> Tensor:
         images = self.observe.images(observation)
@@ -57,7 +57,12 @@ class CNNPolicy(nn.Module):
         return self.critic(self.trunk(observation)).squeeze(-1)
 
     def evaluate(
-        self, observation: Tree, action: Tensor, action_mask: Tensor | None, state: Tree, episode_start: Tensor | None
+        self,
+        observation: Tree,
+        action: Tensor,
+        action_mask: Tensor | None,
+        state: Tree,
+        episode_start: Tensor | None,
     ) -> Evaluation:
         features = self.trunk(observation)
         log_prob, entropy = self.distribution.log_prob_and_entropy(self.actor(features), action, action_mask)

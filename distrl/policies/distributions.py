@@ -34,7 +34,9 @@ class Distribution(Protocol):
         """The action that `noise` picks; without noise the most likely one."""
         ...
 
-    def log_prob_and_entropy(self, output: Tensor, action: Tensor, action_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def log_prob_and_entropy(
+        self, output: Tensor, action: Tensor, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Both of the leading shape."""
         ...
 
@@ -68,7 +70,9 @@ class Categorical:
             output = torch.where(action_mask, output, -torch.inf)
         return (output if noise is None else output + noise).argmax(dim=-1)
 
-    def log_prob_and_entropy(self, output: Tensor, action: Tensor, action_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def log_prob_and_entropy(
+        self, output: Tensor, action: Tensor, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         log_probs = _allowed(output, action_mask)
         log_prob = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
         return log_prob, -(log_probs.exp() * log_probs).sum(-1)
@@ -81,7 +85,7 @@ class MultiCategorical:
         self.parts = [Categorical(size) for size in sizes]
         self.sizes = sizes
         self.num_outputs = sum(sizes)
-        self.action_shape = (len(sizes),)
+        self.action_shape: tuple[int, ...] = (len(sizes),)
         self.action_dtype = np.dtype(np.int64)
 
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
@@ -91,11 +95,25 @@ class MultiCategorical:
         return [None] * len(self.sizes) if tensor is None else list(tensor.split(self.sizes, dim=-1))
 
     def sample(self, output: Tensor, noise: Tensor | None, action_mask: Tensor | None) -> Tensor:
-        rows = zip(self.parts, output.split(self.sizes, dim=-1), self._split(noise), self._split(action_mask), strict=True)
+        rows = zip(
+            self.parts,
+            output.split(self.sizes, dim=-1),
+            self._split(noise),
+            self._split(action_mask),
+            strict=True,
+        )
         return torch.stack([part.sample(*row) for part, *row in rows], dim=-1)
 
-    def log_prob_and_entropy(self, output: Tensor, action: Tensor, action_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        rows = zip(self.parts, output.split(self.sizes, dim=-1), action.unbind(-1), self._split(action_mask), strict=True)
+    def log_prob_and_entropy(
+        self, output: Tensor, action: Tensor, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rows = zip(
+            self.parts,
+            output.split(self.sizes, dim=-1),
+            action.unbind(-1),
+            self._split(action_mask),
+            strict=True,
+        )
         log_probs, entropies = zip(*(part.log_prob_and_entropy(*row) for part, *row in rows), strict=True)
         return torch.stack(log_probs).sum(0), torch.stack(entropies).sum(0)
 
@@ -117,7 +135,9 @@ class Bernoulli:
         bits = output > 0 if noise is None else output + noise > 0
         return bits.long().reshape(*output.shape[:-1], *self.action_shape)
 
-    def log_prob_and_entropy(self, output: Tensor, action: Tensor, action_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def log_prob_and_entropy(
+        self, output: Tensor, action: Tensor, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         bits = action.reshape(output.shape).to(output.dtype)
         on, off = nn.functional.logsigmoid(output), nn.functional.logsigmoid(-output)
         entropy = -(on.exp() * on + off.exp() * off).sum(-1)
@@ -144,7 +164,9 @@ class DiagonalGaussian(nn.Module):
         action = output if noise is None else output + self.log_std.exp() * noise
         return action.reshape(*output.shape[:-1], *self.action_shape)
 
-    def log_prob_and_entropy(self, output: Tensor, action: Tensor, action_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def log_prob_and_entropy(
+        self, output: Tensor, action: Tensor, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         standard = (action.reshape(output.shape) - output) * torch.exp(-self.log_std)
         constant = 0.5 * math.log(2 * math.pi)
         log_prob = (-0.5 * standard.square() - self.log_std - constant).sum(-1)

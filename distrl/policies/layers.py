@@ -11,10 +11,11 @@ from torch import Tensor, nn
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
-def orthogonal(layer: nn.Module, gain: float = math.sqrt(2.0)) -> nn.Module:
+def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2.0)) -> nn.Linear | nn.Conv2d:
     """Orthogonal weight (Saxe et al. 2013) of the given gain, bias 0: sqrt 2 hidden, 0.01 policy head, 1 value head."""
     nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -38,7 +38,8 @@ class LSTMPolicy(nn.Module):
         self.lstm_size = lstm_size
         if has_image(observation_space):
             trunk = CNNTrunk(observation_space, normalize_observation)
-            self.observe, self.trunk, width = trunk.observe, trunk, trunk.width
+            self.trunk: nn.Module = trunk
+            self.observe, width = trunk.observe, trunk.width
         else:
             self.observe = Observe(observation_space, normalize_observation)
             layers, width = mlp(self.observe.num_features, hidden_sizes, activation)
@@ -54,7 +55,7 @@ class LSTMPolicy(nn.Module):
         self.critic = orthogonal(nn.Linear(lstm_size, 1), 1.0)
 
     def initial_state(self, num_envs: int) -> tuple[Tensor, Tensor]:
-        zeros = torch.zeros(num_envs, self.lstm_size, device=self.actor.weight.device)
+        zeros = torch.zeros(num_envs, self.lstm_size, device=self.cell.weight_hh.device)
         return zeros, zeros.clone()
 
     def act(
@@ -68,7 +69,12 @@ class LSTMPolicy(nn.Module):
         return self.critic(hidden).squeeze(-1)
 
     def evaluate(
-        self, observation: Tree, action: Tensor, action_mask: Tensor | None, state: Tree, episode_start: Tensor | None
+        self,
+        observation: Tree,
+        action: Tensor,
+        action_mask: Tensor | None,
+        state: Tree,
+        episode_start: Tensor | None,
     ) -> Evaluation:
         if episode_start is None:
             raise ValueError("a recurrent policy evaluates whole columns: give episode_start [T, N]")

@@ -47,7 +47,12 @@ class MLPPolicy(nn.Module):
         return self.critic(self.observe(observation)).squeeze(-1)
 
     def evaluate(
-        self, observation: Tree, action: Tensor, action_mask: Tensor | None, state: Tree, episode_start: Tensor | None
+        self,
+        observation: Tree,
+        action: Tensor,
+        action_mask: Tensor | None,
+        state: Tree,
+        episode_start: Tensor | None,
     ) -> Evaluation:
         features = self.observe(observation)
         log_prob, entropy = self.distribution.log_prob_and_entropy(self.actor(features), action, action_mask)

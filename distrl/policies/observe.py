@@ -51,7 +51,11 @@ def _leaves(space: spaces.Space, observation: Tree) -> list[Tensor]:
     if isinstance(space, spaces.Dict):
         return [leaf for key, part in space.spaces.items() for leaf in _leaves(part, observation[key])]
     if isinstance(space, spaces.Tuple):
-        return [leaf for part, value in zip(space.spaces, observation, strict=True) for leaf in _leaves(part, value)]
+        return [
+            leaf
+            for part, value in zip(space.spaces, observation, strict=True)
+            for leaf in _leaves(part, value)
+        ]
     return [observation]
 
 
@@ -61,7 +65,10 @@ def _features(space: spaces.Space, leaf: Tensor) -> Tensor:
     if isinstance(space, spaces.MultiDiscrete):
         columns = (leaf.long() - torch.from_numpy(np.asarray(space.start)).to(leaf.device)).flatten(1)
         return torch.cat(
-            [nn.functional.one_hot(column, int(size)) for column, size in zip(columns.unbind(1), space.nvec.flat, strict=True)],
+            [
+                nn.functional.one_hot(column, int(size))
+                for column, size in zip(columns.unbind(1), space.nvec.flat, strict=True)
+            ],
             dim=1,
         ).float()
     return leaf.flatten(1).float()
@@ -72,7 +79,7 @@ def _num_features(space: spaces.Space) -> int:
         return int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
         return int(space.nvec.sum())
-    return math.prod(space.shape)
+    return math.prod(space.shape or ())
 
 
 class Observe(nn.Module):
@@ -91,7 +98,9 @@ class Observe(nn.Module):
         vectors = [leaf for leaf, image in zip(leaves, self._is_image, strict=True) if not image]
         self.num_features = sum(_num_features(leaf) for leaf in vectors)
         self.image_shapes = [
-            _channels_first(leaf.shape) for leaf, image in zip(leaves, self._is_image, strict=True) if image
+            _channels_first(leaf.shape or ())
+            for leaf, image in zip(leaves, self._is_image, strict=True)
+            if image
         ]
         numbers = [np.full(_num_features(leaf), isinstance(leaf, spaces.Box)) for leaf in vectors]
         self.is_number = np.concatenate(numbers) if numbers else np.zeros(0, bool)
@@ -105,7 +114,9 @@ class Observe(nn.Module):
             return _features(self._spaces[0], observation)
         columns = [
             _features(space, leaf)
-            for space, leaf, image in zip(self._spaces, _leaves(self.space, observation), self._is_image, strict=True)
+            for space, leaf, image in zip(
+                self._spaces, _leaves(self.space, observation), self._is_image, strict=True
+            )
             if not image
         ]
         return torch.cat(columns, dim=1)
@@ -113,8 +124,10 @@ class Observe(nn.Module):
     def images(self, observation: Tree) -> list[Tensor]:
         """The image leaves, each float32 [B, C, H, W] in 0..1."""
         return [
-            _as_channels_first(leaf, space.shape).float() / 255.0
-            for space, leaf, image in zip(self._spaces, _leaves(self.space, observation), self._is_image, strict=True)
+            _as_channels_first(leaf, space.shape or ()).float() / 255.0
+            for space, leaf, image in zip(
+                self._spaces, _leaves(self.space, observation), self._is_image, strict=True
+            )
             if image
         ]
 

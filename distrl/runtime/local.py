@@ -22,7 +22,10 @@ class LocalRuntime:
         self.learner = LearnerWorker(spec, state["learner"])
         self.group_states: list[Any] = list(state["groups"])
         self.published = self.learner.snapshot()
-        self.collected: tuple[list[Trajectory], list[Any]] = ([], [])  # not yet learned from, and the states after
+        self.collected: tuple[list[Trajectory], list[Any]] = (
+            [],
+            [],
+        )  # not yet learned from, and the states after
 
     def collect(self, iteration: int) -> list[CollectReport]:
         trajectories, states, reports = [], [], []

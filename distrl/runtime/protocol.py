@@ -1,10 +1,10 @@
 """What a loop asks of a runtime. Two keep it, under one contract test: `LocalRuntime` and `RayRuntime`.
 
-             collect(i)                         update(progress)
-    driver ---------------> rollout workers --------------------> learner
-      |    <- reports            |                  <- report        |
-      |                          '-- trajectories, by reference -----'
-      '-- holds references, group states and reports; never a batch
+         collect(i)                         update(progress)
+driver ---------------> rollout workers --------------------> learner
+  |    <- reports            |                  <- report        |
+  |                          '-- trajectories, by reference -----'
+  '-- holds references, group states and reports; never a batch
 """
 
 from __future__ import annotations

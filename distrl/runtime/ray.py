@@ -43,7 +43,11 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True, "ignore_reinit_error": False}
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": True,
+        "ignore_reinit_error": False,
+    }
     if address is None:
         cpus = max(num_cpus, os.cpu_count() or 1)
         ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
@@ -51,7 +55,9 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-            raise BadInput(f"--address {address}: no Ray cluster answers there: {_first_line(error)}") from error
+            raise BadInput(
+                f"--address {address}: no Ray cluster answers there: {_first_line(error)}"
+            ) from error
     total = ray.cluster_resources()
     for kind, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
         if needed > total.get(kind, 0):
@@ -91,7 +97,9 @@ class RayRuntime:
         self.on_event = on_event
         self.spec_ref = ray.put(spec)
         rollout_class: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(RolloutWorker)
-        learner_class: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(LearnerWorker)
+        learner_class: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(
+            LearnerWorker
+        )
         self._start_worker = lambda: rollout_class.remote(self.spec_ref, True)
         self.learner = learner_class.remote(self.spec_ref, state["learner"], True)
         self.slots = [self._new_slot() for _ in range(num_workers)]
@@ -203,7 +211,7 @@ class RayRuntime:
     def _worker_died(self, slot: _Slot, error: RayActorError) -> None:
         """Put a new worker in the slot, after a delay that doubles; RunFailed once that happened too often."""
         number = self.slots.index(slot)
-        cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
+        cause = getattr(error, "cause", None)
         if isinstance(cause, RayTaskError):
             raise _root_cause(cause) from error  # the worker's own constructor raised: it would again
         slot.deaths += 1
@@ -215,7 +223,9 @@ class RayRuntime:
                 f"the last was worker {number}: {_first_line(error)}"
             )
         ray.kill(slot.handle)
-        message = f"rollout worker {number} died ({_first_line(error)}); its groups move, a replacement starts"
+        message = (
+            f"rollout worker {number} died ({_first_line(error)}); its groups move, a replacement starts"
+        )
         self.warnings.append(message)
         self.on_event(message)
         if slot.deaths > 1:

@@ -187,7 +187,9 @@ class LearnerWorker:
         with span("learn: publish"):
             snapshot = self.learner.snapshot()
         taken = spans.current().take_totals() if self.own_process else SpanTotals()
-        return UpdateReport(metrics, snapshot.version, snapshot.digest, os.getpid(), rss_bytes(), taken), snapshot
+        return UpdateReport(
+            metrics, snapshot.version, snapshot.digest, os.getpid(), rss_bytes(), taken
+        ), snapshot
 
     def state(self) -> dict[str, Any]:
         """State tree for the checkpoint."""

@@ -43,13 +43,6 @@ _ALGO_NAMES = {
     "reinforce": "REINFORCE",
     "reinforce-baseline": "REINFORCE with a baseline",
 }
-_EXIT_WORDS = {
-    "done": "finished",
-    "completed": "finished",
-    "total_steps": "finished",
-    "finished": "finished",
-    "interrupted": "interrupted",
-}
 
 
 @dataclass(frozen=True)
@@ -107,15 +100,15 @@ def render_report(
         lstrip_blocks=True,
     )
     config = flatten_config(config_file)
-    reason = str(summary.get("exit_reason", "not finished"))
+    exit_kind, exit_cause = _exit(summary)
     span_section = _spans(summary.get("spans") or {})
     return environment.get_template("report.html.j2").render(
         run_name=run_name,
         env=str(config.get("env", "?")),
         algo=_ALGO_NAMES.get(str(config.get("algo")), str(config.get("algo", "?"))),
         seed=str(config.get("seed", "?")),
-        exit_reason=reason,
-        exit_kind=_EXIT_WORDS.get(reason.lower(), "running" if not summary else "failed"),
+        exit_kind=exit_kind,
+        exit_cause=exit_cause,
         reproducibility=str(summary.get("reproducibility", "")),
         tiles=_tiles(records, summary),
         warnings=[str(warning) for warning in summary.get("warnings") or []],
@@ -148,6 +141,15 @@ def flatten_config(config_file: Mapping[str, Any]) -> dict[str, Any]:
         {k: v for k, v in (inner if isinstance(inner, Mapping) else config_file).items() if k != "sources"},
     )
     return flat
+
+
+def _exit(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """How the run ended in a word (a class of the badge), and the cause where it failed."""
+    reason = str(summary.get("exit_reason", "not finished"))
+    word, _, cause = reason.partition(":")
+    if word.startswith("failed") or len(reason) > 40:
+        return "failed", cause.strip() or reason
+    return reason, ""
 
 
 def _tiles(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[Tile]:
@@ -275,9 +277,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} must hold JSON, got: {error}; restore it or run the report on another run"
         ) from error
     if not isinstance(value, dict):
-        raise ValueError(  # noqa: TRY004
-            f"{path} must hold a JSON object, got {type(value).__name__}"
-        )
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
 
 

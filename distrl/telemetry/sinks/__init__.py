@@ -29,7 +29,7 @@ class Sink(Protocol):
 class Sinks:
     """Several sinks as one. The first must not fail; one of the others that does is closed and left out."""
 
-    def __init__(self, primary: Sink, others: Sequence[Sink] = ()) -> None:
+    def __init__(self, primary: JsonlSink, others: Sequence[Sink] = ()) -> None:
         self.primary = primary
         self.others = list(others)
 
@@ -38,7 +38,7 @@ class Sinks:
         for sink in list(self.others):
             try:
                 sink.write(record)
-            except Exception as error:  # noqa: BLE001 (whatever a convenience fails of)
+            except Exception as error:
                 self.others.remove(sink)
                 warnings.warn(
                     f"{type(sink).__name__} failed and is off for the rest of this run; training goes on. "
@@ -52,7 +52,7 @@ class Sinks:
             for sink in self.others:
                 try:
                     sink.close()
-                except Exception as error:  # noqa: BLE001 (whatever a convenience fails of)
+                except Exception as error:
                     warnings.warn(
                         f"{type(sink).__name__} did not close: {error}", RuntimeWarning, stacklevel=2
                     )

@@ -37,14 +37,14 @@ class WandbSink:
         self._run: Any = None
         try:
             self._run = self._init(mode=None)
-        except Exception as error:  # noqa: BLE001 (login, network, wandb's own: none may stop the run)
+        except Exception as error:
             _warn(
                 f"wandb could not start and records offline; upload later with `wandb sync`. {_cause(error)}"
             )
             try:
                 _forget_failed_start()
                 self._run = self._init(mode="offline")
-            except Exception as offline_error:  # noqa: BLE001
+            except Exception as offline_error:
                 _warn(f"wandb could not start offline either and is off. {_cause(offline_error)}")
 
     def write(self, record: Mapping[str, Any]) -> None:
