@@ -49,7 +49,9 @@ def only_problem(**flags: object) -> str:
 # --- precedence and provenance
 
 
-def test_a_flag_wins_over_toml_and_toml_over_the_preset_and_the_preset_over_the_default(tmp_path: Path) -> None:
+def test_a_flag_wins_over_toml_and_toml_over_the_preset_and_the_preset_over_the_default(
+    tmp_path: Path,
+) -> None:
     toml = tmp_path / "run.toml"
     toml.write_text('learning-rate = 2e-4\nnum_envs = 16\nalgo = "a2c"\nseed = 9\n')
     resolved = resolve({"learning_rate": "1e-4"}, toml)
@@ -92,7 +94,14 @@ def test_tables_of_flags_and_toml_are_merged_key_by_key(tmp_path: Path) -> None:
 
 def test_text_becomes_the_type_of_its_field() -> None:
     config = resolve(
-        {"total_steps": "1e6", "hidden_sizes": "32, 16", "clip": "none", "epochs": "1", "wandb": "true", "gamma": "1"}
+        {
+            "total_steps": "1e6",
+            "hidden_sizes": "32, 16",
+            "clip": "none",
+            "epochs": "1",
+            "wandb": "true",
+            "gamma": "1",
+        }
     ).config
     assert config.total_steps == 1_000_000
     assert config.hidden_sizes == (32, 16)
@@ -152,7 +161,9 @@ def test_a_wrong_value_names_its_flag_the_rule_and_what_was_given(
         ("learning_rate_schedule", "liner", "linear"),
     ],
 )
-def test_a_wrong_word_gets_the_choices_and_the_nearest_one(name: str, given: str, nearest: str | None) -> None:
+def test_a_wrong_word_gets_the_choices_and_the_nearest_one(
+    name: str, given: str, nearest: str | None
+) -> None:
     message = only_problem(**{name: given})
     assert all(choice in message for choice in flat_fields()[name].choices)
     assert (f"did you mean {nearest}?" in message) == (nearest is not None)
@@ -201,7 +212,10 @@ def test_toml_that_is_none_names_the_file(tmp_path: Path, text: str) -> None:
 # --- clashes (row 34)
 
 CLASHES = [
-    ({"num_envs": 3, "num_steps": 5}, ["3 x --num-steps 5 = 15 rows", "15 / 4 = 3 remainder 3", "1 or 3 or 5"]),
+    (
+        {"num_envs": 3, "num_steps": 5},
+        ["3 x --num-steps 5 = 15 rows", "15 / 4 = 3 remainder 3", "1 or 3 or 5"],
+    ),
     ({"network": "lstm", "num_envs": 6}, ["whole columns", "6 / 4 = 1 remainder 2", "2 or 3 or 6"]),
     ({"groups": 9}, ["--groups 9", "--num-envs 8", "1 would be empty"]),
     ({"clip": "none"}, ["--epochs 4", "needs --clip", "--epochs 1"]),
@@ -228,7 +242,9 @@ def test_a_clash_shows_the_arithmetic_and_a_way_out(flags: dict[str, object], sh
 def test_a_config_made_by_hand_is_held_to_the_same_rules(flags: dict[str, object], shown: list[str]) -> None:
     recipe_names = {field.name for field in dataclasses.fields(Recipe)}
     own = {name: value for name, value in flags.items() if name not in recipe_names}
-    changed = {name: None if value == "none" else value for name, value in flags.items() if name in recipe_names}
+    changed = {
+        name: None if value == "none" else value for name, value in flags.items() if name in recipe_names
+    }
     recipe = dataclasses.replace(LADDER[str(flags.get("algo", "ppo"))], **changed)  # type: ignore[arg-type]
     with pytest.raises(ValidationError) as caught:
         TrainConfig(**own, recipe=recipe)  # type: ignore[arg-type]
@@ -290,7 +306,9 @@ def test_a_configuration_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
         (lambda text: text.replace('"gamma": 0.99', '"gamma": 9'), "--gamma: must be less"),
     ],
 )
-def test_a_damaged_config_json_is_refused_and_names_the_file(tmp_path: Path, damage: object, said: str) -> None:
+def test_a_damaged_config_json_is_refused_and_names_the_file(
+    tmp_path: Path, damage: object, said: str
+) -> None:
     path = tmp_path / "config.json"
     write_config(path, resolve({}))
     path.write_text(damage(path.read_text()))  # type: ignore[operator]
@@ -305,7 +323,8 @@ def test_a_damaged_config_json_is_refused_and_names_the_file(tmp_path: Path, dam
 def test_what_may_change_on_resume_changes_and_is_listed() -> None:
     saved = resolve({"algo": "a2c", "env_kwargs": {"a": 1}}).config
     config, changes = merge_for_resume(
-        saved, {"total-steps": "2e6", "learning_rate": 1e-4, "workers": 0, "algo": "a2c", "env_kwargs": {"a": 1}}
+        saved,
+        {"total-steps": "2e6", "learning_rate": 1e-4, "workers": 0, "algo": "a2c", "env_kwargs": {"a": 1}},
     )
     assert (config.total_steps, config.recipe.learning_rate, config.workers) == (2_000_000, 1e-4, 0)
     assert changes == ["total_steps: 500000 -> 2000000", "learning_rate: 0.001 -> 0.0001", "workers: 2 -> 0"]
@@ -316,12 +335,13 @@ def test_what_may_change_on_resume_changes_and_is_listed() -> None:
 
 CHANGED = {
     "env": "Acrobot-v1", "env_kwargs": {"a": 2}, "wrapper": "a:b", "algo": "a2c", "seed": 2, "groups": 1,
-    "vectorization": "async", "autoreset": "next_step", "atari": False, "frame_stack": 2, "max_episode_steps": 9,
-    "normalize_observation": True, "normalize_reward": True, "network": "mlp", "hidden_sizes": "8",
-    "activation": "relu", "lstm_size": 8, "policy": "a:b", "init_from": "x", "learner_threads": 1, "run_dir": "x",
-    "nonfinite": "drop", "num_envs": 16, "num_steps": 64, "gamma": 0.9, "lam": 0.9, "clip": 0.1, "epochs": 2,
-    "minibatches": 2, "clip_value": 0.2, "target_kl": 0.1, "value_coef": 1, "entropy_coef": 0.1, "adam_eps": 1e-8,
-    "max_grad_norm": 1, "normalize_advantage": False, "credit": "return", "baseline": False, "collects": "episodes",
+    "vectorization": "async", "autoreset": "next_step", "atari": False, "frame_stack": 2,
+    "max_episode_steps": 9, "normalize_observation": True, "normalize_reward": True, "network": "mlp",
+    "hidden_sizes": "8", "activation": "relu", "lstm_size": 8, "policy": "a:b", "init_from": "x",
+    "learner_threads": 7, "run_dir": "x", "nonfinite": "drop", "num_envs": 16, "num_steps": 64,
+    "gamma": 0.9, "lam": 0.9, "clip": 0.1, "epochs": 2, "minibatches": 2, "clip_value": 0.2,
+    "target_kl": 0.1, "value_coef": 1, "entropy_coef": 0.1, "adam_eps": 1e-8, "max_grad_norm": 1,
+    "normalize_advantage": False, "credit": "return", "baseline": False, "collects": "episodes",
     "clip_schedule": "linear",
 }  # fmt: skip
 
@@ -355,7 +375,9 @@ def test_resume_reads_config_json_and_marks_what_the_flags_changed(tmp_path: Pat
 def test_resume_tells_all_problems_at_once(tmp_path: Path) -> None:
     write_config(tmp_path / "config.json", resolve({}))
     with pytest.raises(BadInput) as caught:
-        resolve_resume(tmp_path, {"env": "Acrobot-v1", "total_steps": "0", "wrokers": "1"}, problems=["--x: first"])
+        resolve_resume(
+            tmp_path, {"env": "Acrobot-v1", "total_steps": "0", "wrokers": "1"}, problems=["--x: first"]
+        )
     assert len(caught.value.problems) == 4
 
 
@@ -378,7 +400,9 @@ def foreign(tmp_path: Path, **flags: object) -> Path:
     return path
 
 
-def test_anothers_config_cannot_name_code_to_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_anothers_config_cannot_name_code_to_import(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = foreign(tmp_path, wrapper="evil:fn")
     with pytest.raises(BadInput) as caught:
         resolve_resume(tmp_path, {})
@@ -388,7 +412,9 @@ def test_anothers_config_cannot_name_code_to_import(tmp_path: Path, capsys: pyte
     assert resolve_resume(tmp_path, {}, trust_run=True).config.wrapper == "evil:fn"
     assert str(path) in capsys.readouterr().err
 
-    assert resolve_resume(tmp_path, {"wrapper": "evil:fn"}).config.wrapper == "evil:fn"  # typed by this person
+    assert (
+        resolve_resume(tmp_path, {"wrapper": "evil:fn"}).config.wrapper == "evil:fn"
+    )  # typed by this person
 
 
 def test_anothers_config_that_names_no_code_is_fine(tmp_path: Path) -> None:
