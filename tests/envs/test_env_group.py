@@ -81,7 +81,9 @@ def test_the_three_autoreset_modes_give_the_same_advantages_on_the_same_episodes
         for mode in MODES:
             for key in ("observation", "reward", "terminated", "done", "start", "advantage"):
                 np.testing.assert_array_equal(
-                    columns[mode][env][key][: done[-1] + 1], reference[key][: done[-1] + 1], err_msg=f"{mode} {key}"
+                    columns[mode][env][key][: done[-1] + 1],
+                    reference[key][: done[-1] + 1],
+                    err_msg=f"{mode} {key}",
                 )
             np.testing.assert_array_equal(columns[mode][env]["final"][done], reference["final"][done])
 
@@ -109,7 +111,9 @@ def test_next_step_mode_inserts_one_row_that_is_not_valid_after_each_end() -> No
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_final_observation_is_the_true_one_and_the_next_is_the_first(vectorization: str, mode: str) -> None:
+def test_the_final_observation_is_the_true_one_and_the_next_is_the_first(
+    vectorization: str, mode: str
+) -> None:
     spec = EnvSpec(
         "toy_envs:Toy/Counts-v0",
         {"length": 3, "truncates": True},
@@ -222,7 +226,9 @@ def test_policy_actions_are_moved_shaped_and_clipped_into_the_env_s_own_format()
         group.step(to_env_action(group.action_space, action))
         assert group.observation.tolist() == expected
         group.close()
-    shifted = to_env_action(gym.spaces.MultiDiscrete([3, 2], start=np.array([1, -1])), np.array([[0, 1], [2, 0]]))
+    shifted = to_env_action(
+        gym.spaces.MultiDiscrete([3, 2], start=np.array([1, -1])), np.array([[0, 1], [2, 0]])
+    )
     assert shifted.tolist() == [[1, 0], [3, -1]]
 
 
@@ -252,7 +258,9 @@ def test_frames_are_stacked_oldest_first_and_the_stack_starts_with_the_first_obs
 
 
 def test_a_vector_entry_point_runs_in_its_own_mode_and_refuses_another() -> None:
-    spec = EnvSpec("CartPole-v1", vectorization="vector_entry_point", autoreset="next_step", max_episode_steps=6)
+    spec = EnvSpec(
+        "CartPole-v1", vectorization="vector_entry_point", autoreset="next_step", max_episode_steps=6
+    )
     group = play.make(spec)
     group.start()
     valid, lengths = [], []

@@ -127,8 +127,12 @@ def test_an_episode_over_the_replay_budget_is_replaced_by_the_next_one_and_says_
     assert restored.episode_start.all()
     other.reset_all(1)
     assert np.array_equal(restored.observation, other.observation)
-    ended = next(result.episodes for result in map(restored.step, play.actions(restored, 50)) if result.episodes)
-    assert all(episode.return_ == episode.length for episode in ended), "steps of the dropped episode count nowhere"
+    ended = next(
+        result.episodes for result in map(restored.step, play.actions(restored, 50)) if result.episodes
+    )
+    assert all(episode.return_ == episode.length for episode in ended), (
+        "steps of the dropped episode count nowhere"
+    )
     for each in (group, restored, other):
         each.close()
 

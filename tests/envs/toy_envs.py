@@ -60,7 +60,13 @@ class Nested(Counts):
     def step(self, action: Any) -> Any:
         assert action in self.action_space, action
         observation, reward, terminated, truncated, info = super().step(action)
-        return observation, reward + int(action[0]), terminated, truncated, {**info, "action_mask": self.mask()}
+        return (
+            observation,
+            reward + int(action[0]),
+            terminated,
+            truncated,
+            {**info, "action_mask": self.mask()},
+        )
 
     def mask(self) -> Any:
         return np.array([1, self.t % 2, 1, 1, 1], np.int8)
@@ -197,7 +203,9 @@ class Acts(Counts):
     def __init__(self, space: str = "box") -> None:
         super().__init__(9)
         self.action_space = {
-            "box": spaces.Box(np.full((2, 3), -1, np.float64), np.full((2, 3), 2, np.float64), dtype=np.float64),
+            "box": spaces.Box(
+                np.full((2, 3), -1, np.float64), np.full((2, 3), 2, np.float64), dtype=np.float64
+            ),
             "discrete": spaces.Discrete(3, start=-1),
             "multi_binary": spaces.MultiBinary((2, 2)),
             "dict": spaces.Dict(a=spaces.Discrete(2)),
@@ -226,7 +234,7 @@ class Remembers(gym.Wrapper[Any, Any, Any, Any]):
         return super().reset(seed=seed, options=options)
 
     def step(self, action: Any) -> Any:
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, _, terminated, truncated, info = self.env.step(action)
         self.total += float(np.sum(observation))
         return observation, self.total, terminated, truncated, info
 
