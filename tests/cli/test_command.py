@@ -125,9 +125,9 @@ def test_dry_run_shows_each_value_with_its_source_and_what_follows_from_them(tmp
 
 
 def test_dry_run_of_whole_episodes_promises_no_number_of_iterations() -> None:
-    out = distrl("train", "--algo", "reinforce", "--dry-run").stdout
-    assert "1 whole episode, whatever their length" not in out
-    assert "iterations " not in out
+    done = distrl("train", "--algo", "reinforce", "--dry-run")
+    assert re.search(r"^batch +\| 1 whole episode, whatever their length$", done.stdout, re.M), done.stderr
+    assert not re.search(r"^iterations", done.stdout, re.M)
 
 
 def test_all_slips_of_a_command_line_are_told_at_once_and_the_status_is_2(tmp_path: Path) -> None:
