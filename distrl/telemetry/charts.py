@@ -77,6 +77,8 @@ def line_chart(
     margin = 0.03 * (high - low)
     low, high = min(low - margin, y_ticks[0]), max(high + margin, y_ticks[-1])
 
+    x_ticks = nice_ticks(x_low, x_high, num_x_ticks)
+
     def left(value: float) -> float:
         return (value - x_low) / (x_high - x_low)
 
@@ -98,7 +100,7 @@ def line_chart(
             f"highest {_significant(max(p.high for p in points))}."
         ),
         x_label=x_label,
-        x_ticks=[(_percent(left(tick)), tick_text(tick)) for tick in nice_ticks(x_low, x_high, num_x_ticks)],
+        x_ticks=[(_percent(left(tick)), tick_text(tick, x_ticks)) for tick in x_ticks],
         y_ticks=[(_percent(top(tick)), tick_text(tick, y_ticks)) for tick in y_ticks],
         line=_path([(left(p.x), top(p.y)) for p in points]),
         band=_band_path([(left(p.x), top(p.low), top(p.high)) for p in points]) if has_band else "",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from distrl.telemetry.spans import PHASES, Phase, phase_shares, span_table_rows
+from distrl.telemetry.spans import PHASES, Phase, SpanTable, phase_shares, span_table_rows
 
 PHASE_STYLES: dict[Phase, str] = {
     "rollout": "cyan",
@@ -143,28 +143,54 @@ def share_bar(shares: Mapping[Phase, float], width: int) -> RenderableType:
 
 
 def print_span_table(spans: Mapping[str, Mapping[str, Any]], *, stream: TextIO | None = None) -> None:
-    """Prints the final span table to standard error; `spans` as in summary.json (see `span_table_rows`)."""
-    Console(file=stream, stderr=stream is None, highlight=False).print(span_table(spans))
+    """Prints the final span table to standard error; `spans` as in summary.json (see `span_table_rows`).
 
-
-def span_table(spans: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Rows are span names, columns processes: seconds, and percent of that process's wall time."""
+    What does not fit a terminal's width becomes further tables below; elsewhere, a line may be as long as it needs.
+    """
+    console = Console(file=stream, stderr=stream is None, highlight=False)
     data = span_table_rows(spans)
-    table = Table(
-        title="Where the time went (seconds, and % of each process's wall time)", title_justify="left"
-    )
+    processes = list(range(len(data.columns)))
+    if not console.is_terminal:
+        console.width = max(console.width, _table_width(data, processes))
+    while processes:
+        fits = next(
+            (n for n in range(len(processes), 1, -1) if _table_width(data, processes[:n]) <= console.width), 1
+        )
+        console.print(span_table(data, processes[:fits]))
+        processes = processes[fits:]
+
+
+def span_table(data: SpanTable, processes: Sequence[int]) -> Table:
+    """Rows are span names, columns the given processes: seconds, and percent of that process's wall time."""
+    table = Table(title="Where the time went: seconds, % of each process's wall time", title_justify="left")
     table.add_column("span", no_wrap=True)
-    for column in data.columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    for process in processes:
+        table.add_column(data.columns[process], justify="right", no_wrap=True)
     for name, seconds in data.rows:
-        cells = [
-            "" if sec is None else f"{sec:,.2f}  {data.percent(i, sec) or 0.0:5.1f} %"
-            for i, sec in enumerate(seconds)
-        ]
-        table.add_row(name, *cells)
+        cells = [_cell(data, process, seconds[process]) for process in processes]
+        if any(cells):
+            table.add_row(name, *cells)
     table.add_section()
-    table.add_row("total (wall)", *(f"{sec:,.2f}  100.0 %" for sec in data.total), style="bold")
+    table.add_row(
+        "total (wall)", *(f"{data.total[process]:,.2f} 100.0%" for process in processes), style="bold"
+    )
     return table
+
+
+def _cell(data: SpanTable, process: int, seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:,.2f} {data.percent(process, seconds) or 0.0:5.1f}%"
+
+
+def _table_width(data: SpanTable, processes: Sequence[int]) -> int:
+    cells = [
+        max(
+            len(data.columns[p]),
+            *(len(_cell(data, p, sec)) for sec in (data.total[p], *(row[p] for _, row in data.rows))),
+        )
+        for p in processes
+    ]
+    names = max(len("total (wall)"), *(len(name) for name, _ in data.rows))
+    return names + sum(cells) + 3 * (len(cells) + 1) + 1  # a border and two blanks a column
 
 
 def duration(seconds: float | None) -> str:

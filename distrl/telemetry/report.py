@@ -112,7 +112,7 @@ def render_report(
         reproducibility=str(summary.get("reproducibility", "")),
         tiles=_tiles(records, summary),
         warnings=[str(warning) for warning in summary.get("warnings") or []],
-        curve=_curve(records),
+        curve=_curve(records, summary),
         charts=_charts(records),
         spans=span_section,
         config=[(name, _value_text(value)) for name, value in config.items()],
@@ -155,7 +155,7 @@ def _exit(summary: Mapping[str, Any]) -> tuple[str, str]:
 def _tiles(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[Tile]:
     last = records[-1] if records else {}
     tiles = [
-        Tile("Final return", _number(last.get("episode_return_mean"), 1), "mean of the last 100 episodes")
+        Tile("Final return", _number(last.get("episode_return_mean"), 1), "last 100 episodes")
     ]
     evaluation = summary.get("evaluation")
     if isinstance(evaluation, Mapping) and _finite(evaluation.get("return_mean")):
@@ -172,7 +172,7 @@ def _tiles(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
     return tiles
 
 
-def _curve(records: Sequence[Mapping[str, Any]]) -> Chart | None:
+def _curve(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Chart | None:
     band = None
     if any("episode_return_min" in record for record in records):
         band = (_column(records, "episode_return_min"), _column(records, "episode_return_max"))
@@ -181,6 +181,9 @@ def _curve(records: Sequence[Mapping[str, Any]]) -> Chart | None:
         for record in records
         if _finite(record.get("eval/return_mean"))
     ]
+    at_the_end = summary.get("evaluation")
+    if records and isinstance(at_the_end, Mapping) and _finite(at_the_end.get("return_mean")):
+        evaluations.append((float(records[-1]["env_steps"]), float(at_the_end["return_mean"])))
     return line_chart(
         "Episode return",
         _steps(records),

@@ -92,10 +92,35 @@ def test_the_span_table_gives_each_process_its_seconds_percent_and_wall() -> Non
     rows = {line.split("│")[1].strip(): line for line in stream.getvalue().splitlines() if "│" in line}
     header = next(line for line in stream.getvalue().splitlines() if "worker 0" in line)
     assert header.index("worker 0") < header.index("learner") < header.index("driver")
-    assert "62.5 %" in rows["rollout: env step"] and "5.00" in rows["rollout: env step"]
-    assert "25.0 %" in rows["learn: update"]
-    assert "75.0 %" in rows["wait: workers"] and "7.50" in rows["wait: workers"]
+    assert "62.5%" in rows["rollout: env step"] and "5.00" in rows["rollout: env step"]
+    assert "25.0%" in rows["learn: update"]
+    assert "75.0%" in rows["wait: workers"] and "7.50" in rows["wait: workers"]
     assert re.findall(r"\d+\.\d\d(?= )", rows["total (wall)"]) == ["8.00", "8.00", "10.00"]
+
+
+def test_a_span_table_of_many_workers_loses_nothing_whatever_the_width(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = SPANS | {
+        f"worker {i}": {"wall_sec": 8.0, "spans": {"rollout: env step": i / 4, "other": 8 - i / 4}}
+        for i in range(12)
+    }
+    expected = {f"{i / 4:.2f} {100 * i / 32:5.1f}%" for i in range(12)}
+    plain = io.StringIO()
+    print_span_table(many, stream=plain)
+    (row,) = [line for line in plain.getvalue().splitlines() if "rollout: env step" in line]
+    assert all(cell in row for cell in expected)
+
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    print_span_table(many, stream=terminal)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    rows = "".join(line for line in text.splitlines() if "rollout: env step" in line)
+    assert all(cell in rows for cell in expected)
+    assert text.count("total (wall)") == text.count("Where the time went") > 1
 
 
 @pytest.mark.parametrize(

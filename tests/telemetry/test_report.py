@@ -60,7 +60,7 @@ def make_run(run_dir: Path, num_iterations: int = 40, ended: bool = True) -> Pat
     if ended:
         summary = {
             "schema": 1,
-            "exit_reason": "done",
+            "exit_reason": "finished",
             "reproducibility": "exact",
             "parameters_sha256": "0123456789abcdef" * 4,
             "git_revision": "feedbeef",
@@ -95,7 +95,7 @@ def test_the_report_holds_the_numbers_of_the_run_s_files(tmp_path: Path) -> None
     assert path == tmp_path / "run" / "report.html"
     page = Page(path.read_text())
     for text in (
-        "PPO on CartPole-v1", "seed 7", "done", "exact", "475.5", "487.2 ± 12.5", "20 episodes", "20,480", "2,048",
+        "PPO on CartPole-v1", "seed 7", "finished", "exact", "475.5", "487.2 ± 12.5", "20 episodes", "20,480", "2,048",
         "40 iterations", "10s", "feedbeef", "0123456789abcdef" * 4, "9.8.7", "Z80", "a worker is idle", "gamma", "0.99",
         "5.25 s", "56.8 %", "9.25 s",
     ):  # fmt: skip
@@ -136,6 +136,26 @@ def test_a_run_that_has_not_ended_or_not_begun_has_a_report_too(tmp_path: Path) 
     one = write_report(make_run(tmp_path / "one", num_iterations=1))
     assert "No episode has ended yet" in one.read_text()
     assert "nan" not in re.sub(r"<style>.*</style>", "", one.read_text(), flags=re.DOTALL).lower().split()
+
+
+@pytest.mark.parametrize(
+    ("reason", "badge", "cause"),
+    [
+        ("finished", "finished", None),
+        ("interrupted by SIGTERM", "interrupted by SIGTERM", None),
+        ("failed: all workers died\nresume with: distrl train --resume x", "failed", "all workers died"),
+    ],
+)
+def test_the_report_says_how_the_run_ended_and_why(
+    tmp_path: Path, reason: str, badge: str, cause: str | None
+) -> None:
+    run_dir = make_run(tmp_path / "run")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    (run_dir / "summary.json").write_text(json.dumps(summary | {"exit_reason": reason}))
+    text = write_report(run_dir).read_text()
+    assert re.search(rf'<span class="badge [^"]*">{badge}</span>', text)
+    assert ("Why it failed" in text) == (cause is not None)
+    assert cause is None or cause in text
 
 
 def test_a_broken_config_is_named(tmp_path: Path) -> None:

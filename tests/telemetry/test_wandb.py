@@ -3,7 +3,10 @@
 import json
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +135,55 @@ def test_a_server_that_is_not_there_or_a_bad_key_warns_and_training_goes_on_offl
     end_of_process()
     (path,) = (wandb_home / "wandb").glob("offline-run-*/*.wandb")
     assert [row["iteration"] for row in history(path)] == [1, 2]
+
+
+class AcceptsRuns(BaseHTTPRequestHandler):
+    """Says yes to the few requests that start a run."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        data: dict[str, Any] = {}
+        if "upsertBucket" in body.get("query", ""):
+            project = {"id": "p", "name": "distrl", "entity": {"id": "e", "name": "someone"}}
+            bucket = {"id": "b", "name": body["variables"]["name"], "displayName": "a", "config": "{}"}
+            bucket |= {"description": "", "sweepName": None, "historyLineCount": 0, "project": project}
+            data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        elif "model" in body.get("query", ""):
+            data = {"model": None}
+        answer = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.timeout(120)
+def test_a_network_that_goes_away_in_the_middle_neither_blocks_training_nor_its_end(
+    wandb_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), AcceptsRuns)
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "f" * 40)
+    monkeypatch.setattr("distrl.telemetry.sinks.wandb._TIMEOUT_SEC", 4.0)
+    try:
+        sinks = open_sinks(wandb_home, wandb=True, tensorboard=False)
+        sinks.write(record_of(1))
+    finally:
+        server.shutdown()
+        server.server_close()
+        serving.join()
+    before_sec = time.monotonic()
+    for iteration in range(2, 50):
+        sinks.write(record_of(iteration))
+    sinks.close()
+    end_of_process()
+    assert time.monotonic() - before_sec < 60  # its own patience without a limit is days
+    assert len(read_jsonl(wandb_home / "metrics.jsonl")) == 49
+    (path,) = (wandb_home / "wandb").glob("run-*/*.wandb")
+    assert [row["iteration"] for row in history(path)] == list(range(1, 50))
