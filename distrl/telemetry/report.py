@@ -154,9 +154,7 @@ def _exit(summary: Mapping[str, Any]) -> tuple[str, str]:
 
 def _tiles(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[Tile]:
     last = records[-1] if records else {}
-    tiles = [
-        Tile("Final return", _number(last.get("episode_return_mean"), 1), "last 100 episodes")
-    ]
+    tiles = [Tile("Final return", _number(last.get("episode_return_mean"), 1), "last 100 episodes")]
     evaluation = summary.get("evaluation")
     if isinstance(evaluation, Mapping) and _finite(evaluation.get("return_mean")):
         spread = f" ± {_number(evaluation['return_std'], 1)}" if _finite(evaluation.get("return_std")) else ""
