@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from distrl.errors import BadInput
-from distrl.resolve import CONFIG_FILE, check_trust, read_config
 
 PICTURES = {
     "gae": "TD errors on a real trajectory, the advantage for several lambdas, their bias and variance",
@@ -51,13 +50,10 @@ def _picture(name: str, help: str) -> click.Command:
             raise BadInput(f"--out: must end in .png, got {str(out)!r}; the numbers go beside it as .json")
         if not out.absolute().parent.is_dir():
             raise BadInput(f"--out: {out.absolute().parent} is no folder; make it, or name another")
-        if run_dir is not None:
-            path = run_dir / CONFIG_FILE
-            check_trust(path, read_config(path).config, trust_run)
         from distrl.preflight import make_current_folder_importable
 
         make_current_folder_importable()
-        importlib.import_module(f"distrl.show.{name}").show(run_dir, out, seed)
+        importlib.import_module(f"distrl.show.{name}").show(run_dir, out, seed, trust_run)
         return 0
 
     return picture

@@ -1,0 +1,1 @@
+"""Pictures of the mechanics: each file computes its numbers, by the code that trains, and draws them."""
