@@ -4,7 +4,9 @@
 
 The loops go over time and are vectorised over environments, as CleanRL's is. All get the same float32 columns, about
 one step in 200 ending an episode; every result is checked against the NumPy loop first. Contestants take turns of
-some calls each, so that a busy machine slows all alike; medians are of calls with warm caches. `copy` is the limit: NumPy copying as many bytes as GAE must read and write.
+some calls each, so that a busy machine slows all alike; medians are of calls with warm caches. `copy` is the limit:
+NumPy copying as many bytes as GAE must read and write. The target must be met by the ratio of medians and by that of
+minima, since preemption hits long calls more often.
 TorchRL runs in its own environment, after the others, if `benchmarks/peers/setup.sh torchrl` has made it.
 """
 
@@ -33,10 +35,11 @@ from distrl.maths.advantage import gae
 GAMMA, LAM = 0.99, 0.95
 SHAPES_TN = [(128, 64), (2048, 8), (128, 16384)]
 TARGET_SHAPE_TN, TARGET_SPEEDUP = (2048, 8), 100
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 PEERS = Path(__file__).parent / "peers"
 
 
-def make_columns(num_steps: int, num_envs: int) -> tuple[np.ndarray, ...]:
+def make_columns(num_steps: int, num_envs: int) -> Columns:
     """reward, value, next_value, terminated, done; each [T, N]."""
     rng = np.random.default_rng(0)
     shape = (num_steps, num_envs)
@@ -140,7 +143,7 @@ def measure_torchrl(seconds: float) -> dict[str, Any] | None:
     if not python.exists():
         print("TorchRL is left out: benchmarks/peers/setup.sh torchrl makes its environment", file=sys.stderr)
         return None
-    command = [python, PEERS / "torchrl_gae.py", "--seconds", str(seconds), "--threads", "1"]
+    command = [str(python), str(PEERS / "torchrl_gae.py"), "--seconds", str(seconds), "--threads", "1"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
     peer: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
     return peer
@@ -211,7 +214,8 @@ def main() -> int:
     for row in rows:
         add_ratios(row, best_us.get((row["T"], row["N"])))
     target_row = next(row for row in rows if (row["T"], row["N"]) == TARGET_SHAPE_TN)
-    speedup = target_row["times_ours"]["numpy_loop"]
+    ours, loop = target_row["times"]["distrl"], target_row["times"]["numpy_loop"]
+    speedup = round(min(loop["median_us"] / ours["median_us"], loop["min_us"] / ours["min_us"]), 1)
     met = speedup >= TARGET_SPEEDUP
 
     print(table(rows))

@@ -233,5 +233,5 @@ def test_clip_ranges_must_be_positive_and_value_clipping_needs_old_values():
         clipped_surrogate(row, row, row, 0.0)
     with pytest.raises(ValueError, match="needs old_value"):
         value_loss(row, row, clip_value=0.2)
-    with pytest.raises(ValueError, match="positive clip_value, got -1"):
+    with pytest.raises(ValueError, match="positive clip_value, got clip_value -1"):
         value_loss(row, row, row, -1.0)
