@@ -56,19 +56,21 @@ def command(
     if as_json:
         click.echo(json.dumps(result))
     else:
-        _print_table(run_dir, result)
+        _print_table(result)
     return 0
 
 
-def _print_table(run_dir: Path, result: dict[str, Any]) -> None:
+def _print_table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{run_dir}, checkpoint {result['checkpoint']}", title_justify="left")
+    table = Table()
     table.add_column("", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_row("return", f"{result['return_mean']:.2f} +- {result['return_std']:.2f}")
     table.add_row("length", f"{result['length_mean']:.1f}")
     table.add_row("episodes", str(result["episodes"]))
     table.add_row("seed", str(result["seed"]))
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    console.print(str(result["checkpoint"]), soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
