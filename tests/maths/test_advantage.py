@@ -139,6 +139,12 @@ def test_where_an_episode_is_terminated_and_truncated_at_once_termination_wins()
     assert returns(reward, np.array([[8.0]]), yes, yes, 0.5) == 1.0
 
 
+def test_a_termination_in_the_last_row_is_heeded_even_where_done_does_not_repeat_it():
+    reward, nan, yes = np.array([[1.0], [2.0]]), np.full((2, 1), np.nan), np.array([[False], [True]])
+    assert returns(reward, nan, yes, np.zeros_like(yes), 0.5).tolist() == [[2.0], [2.0]]
+    assert gae(reward, 0 * reward, 0 * reward, yes, np.zeros_like(yes), 0.5, 1.0).tolist() == [[2.0], [2.0]]
+
+
 @EXAMPLES
 @given(st.integers(0, 2**32), st.integers(2, 12), st.integers(1, 5))
 def test_a_masked_row_inserted_after_an_episode_changes_no_other_row(seed, num_steps, num_columns):
