@@ -26,7 +26,7 @@ from distrl.envs.results import Episode, StepResult, listed, replaced, unlisted
 from distrl.envs.snapshots import has_own
 from distrl.envs.spaces import ObservationReader, check_observation, check_supported
 from distrl.envs.spec import EnvSpec
-from distrl.envs.vector import abandon, make_vector
+from distrl.envs.vector import abandon, make_vector, reset_rows
 from distrl.envs.watchdog import Beat
 from distrl.errors import BadInput, RunFailed
 from distrl.maths.random import derive_seed
@@ -261,7 +261,8 @@ class EnvGroup:
         """The observations [N, ...] after the next episode began where `mask`; elsewhere `previous`."""
         for _ in range(_MAX_FIRST_OBSERVATIONS):
             self._episode += mask
-            raw, infos = self._call(self._vector.reset, **self._reset_arguments(mask))
+            seeds = [self._episode_seed(slot) if mask[slot] else 0 for slot in range(self.num_envs)]
+            raw, infos = self._call(reset_rows, self._vector, mask, seeds)
             observation, finite = self._reader.read(raw)
             if previous is not None:
                 observation = replaced(previous, observation, mask)
@@ -280,24 +281,6 @@ class EnvGroup:
             f"{self._who(int(np.argmax(mask)))}: the first observations of {_MAX_FIRST_OBSERVATIONS} episodes "
             "in a row were NaN or Inf"
         )
-
-    def _reset_arguments(self, mask: Array) -> dict[str, Any]:
-        if not self._is_wrapped and self.spec.autoreset != "disabled":
-            if not mask.all():
-                raise RunFailed(
-                    f"{self._who(int(np.argmax(mask)))}: its vector entry point cannot drop one episode: use "
-                    "--vectorization sync, or --nonfinite fail"
-                )
-            # An entry point's own mode resets with its own generator: all envs together, by one seed.
-            return {"seed": derive_seed(self.seed, "episode", self.first_env, int(self._episode.max()))}
-        seeds = [self._episode_seed(slot) if mask[slot] else None for slot in range(self.num_envs)]
-        if not self._is_wrapped:
-            return {
-                "seed": np.array([seed for seed in seeds if seed is not None]),
-                "options": {"reset_mask": mask},
-            }
-        # Without the mask a Sync or Async env resets whole: its own arrays are not there before that.
-        return {"seed": seeds} if mask.all() else {"seed": seeds, "options": {"reset_mask": mask}}
 
     def _episode_seed(self, slot: int) -> int:
         return derive_seed(self.seed, "episode", self.first_env + slot, max(int(self._episode[slot]), 0))

@@ -137,9 +137,7 @@ def _restore_mujoco(env: Any, layer: dict[str, Any]) -> None:
     integration = mujoco.mjtState.mjSTATE_INTEGRATION
     state = np.ascontiguousarray(layer["mujoco"])
     mujoco.mj_setState(env.model, env.data, state, integration)
-    mujoco.mj_forward(env.model, env.data)
-    # mj_forward moved the solver's warm start, which is part of the state.
-    mujoco.mj_setState(env.model, env.data, state, integration)
+    mujoco.mj_forward(env.model, env.data)  # the rest of what can be read, e.g. by a renderer
     for name, value in layer["kinematics"].items():
         getattr(env.data, name)[...] = value
 

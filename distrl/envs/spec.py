@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -109,6 +111,8 @@ class EnvSpec:
             kwargs = {"frameskip": 1, "obs_type": "grayscale", **kwargs, "repeat_action_probability": 0.0}
         elif self.max_episode_steps is not None:
             limit = {"max_episode_steps": self.max_episode_steps}
+        if "mujoco" in str(registered.entry_point) and importlib.util.find_spec("mujoco"):
+            _hear_mujoco()
         try:
             env = gymnasium.make(registered, disable_env_checker=True, **limit, **kwargs)
         except (gymnasium.error.Error, TypeError, ValueError, ImportError, AttributeError) as error:
@@ -195,6 +199,20 @@ def _import(module: str, what: str) -> Any:
         raise BadInput(
             f"{what}: module {module!r} raised {type(error).__name__} when imported: {error}"
         ) from error
+
+
+def _hear_mujoco() -> None:
+    """MuJoCo's warnings go to standard error, each once, and not into a MUJOCO_LOG.TXT in the current folder."""
+    import mujoco
+
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_say_once)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    if "deprecated" not in message:  # in gymnasium's own models: nothing that the user can do
+        print(f"mujoco: {message}", file=sys.stderr)
 
 
 def _register_atari(name: str) -> None:

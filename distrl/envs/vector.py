@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
 
 from distrl.envs.episode import Counter, EpisodeEnv, Restarts
 from distrl.envs.spec import EnvSpec
@@ -125,6 +127,26 @@ def _entry_point(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
             f"autoreset must be {has!r} for the vector entry point of {spec.env_id!r}, got {spec.autoreset!r}"
         )
     return env
+
+
+def reset_rows(vector: VectorEnv[Any, Any, Any], mask: NDArray[np.bool_], seeds: list[int]) -> Any:
+    """Resets the envs where `mask` [N], each with its seed of `seeds` [N]; (observation [N, ...], infos).
+
+    An entry point in its own autoreset mode resets all of its envs together, by the first seed. Raises
+    RunFailed where it would have to reset only some.
+    """
+    if isinstance(vector, SyncVectorEnv | AsyncVectorEnv):
+        chosen = [seed if row else None for seed, row in zip(seeds, mask, strict=True)]
+        # Without the mask they reset whole: their own arrays are not there before that.
+        return vector.reset(seed=chosen, options=None if mask.all() else {"reset_mask": mask})
+    if vector.metadata.get("autoreset_mode") == AutoresetMode.DISABLED:
+        return vector.reset(seed=np.array(seeds)[mask], options={"reset_mask": mask})  # type: ignore[arg-type]
+    if not mask.all():
+        raise RunFailed(
+            f"the vector entry point of {vector.spec.id if vector.spec else vector} cannot reset only the envs whose "
+            "episode was dropped: use --vectorization sync, or --nonfinite fail"
+        )
+    return vector.reset(seed=seeds[0])
 
 
 def abandon(vector: VectorEnv[Any, Any, Any]) -> None:

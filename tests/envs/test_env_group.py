@@ -240,6 +240,7 @@ def test_an_action_array_that_the_caller_reuses_does_not_change_what_is_replayed
     for number in (0.25, 0.5, 0.75):
         action[:] = number
         group.step(action)
+    action[:] = -1
     other.restore(group.snapshot())
     assert other.reproducibility == "exact"
     group.close()

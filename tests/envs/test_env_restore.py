@@ -82,6 +82,21 @@ def test_a_group_in_the_middle_of_other_episodes_can_be_put_back(
     group.close()
 
 
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_reset_that_is_due_in_the_next_step_is_still_due_after_a_restore(vectorization: str) -> None:
+    spec = EnvSpec(
+        "toy_envs:Toy/Counts-v0", {"length": 3}, vectorization=vectorization, autoreset="next_step"
+    )
+    group, other = play.make(spec), play.make(spec)
+    group.start()
+    taken = play.actions(group, 12)
+    play.play(group, taken[:3])
+    other.restore(group.snapshot())
+    assert play.play(other, taken[3:]) == play.play(group, taken[3:])
+    group.close()
+    other.close()
+
+
 def test_a_snapshot_does_not_disturb_the_episode() -> None:
     digests = []
     for snapshots in (False, True):

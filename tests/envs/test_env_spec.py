@@ -3,6 +3,9 @@
 import builtins
 import importlib.util
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import play
@@ -73,8 +76,8 @@ def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch: pytest.
     monkeypatch.setattr(importlib.util, "find_spec", without)
     with pytest.raises(BadInput, match=r"needs ale_py: pip install 'distrl\[atari\]'"):
         EnvSpec("ALE/Pong-v5").make_one()
-    for module in [name for name in __import__("sys").modules if name.startswith("gymnasium.envs.mujoco")]:
-        monkeypatch.delitem(__import__("sys").modules, module)
+    for module in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(BadInput, match=r"needs mujoco: pip install 'distrl\[mujoco\]'"):
         EnvSpec("Hopper-v5").make_one()
@@ -91,3 +94,12 @@ def test_a_spec_survives_json() -> None:
     spec = EnvSpec("CartPole-v1", {"sutton_barto_reward": True}, max_episode_steps=9)
     assert EnvSpec(**json.loads(json.dumps(spec.to_json()))) == spec
     assert spec.make_one().spec.max_episode_steps == 9  # type: ignore[union-attr]
+
+
+def test_mujoco_leaves_no_log_file_in_the_current_folder(tmp_path: Path) -> None:
+    script = "from distrl.envs import EnvSpec; EnvSpec('HalfCheetah-v5').make_one()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []

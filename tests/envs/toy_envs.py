@@ -115,7 +115,7 @@ class Drifts(Counts):
 
 
 class Raises(Counts):
-    """Raises in step `at` (0: in reset) of its episodes: `times` times in all, counted in the file `tally`."""
+    """Raises in step `at` (0: in reset) of its episodes: `times` times in all, counted in files `tally-...`."""
 
     def __init__(self, at: int = 3, times: int = 1000, tally: str = "", length: int = 6) -> None:
         super().__init__(length)
@@ -134,14 +134,32 @@ class Raises(Counts):
     def maybe_raise(self) -> None:
         if self.t != self.at:
             return
-        raised = len(Path(self.tally).read_text()) if self.tally and Path(self.tally).exists() else 0
-        if raised < self.times:
-            if self.tally:
-                Path(self.tally).write_text("x" * (raised + 1))
+        if self.may_raise():
             raise ArithmeticError(f"the simulator broke at step {self.t}")
+
+    def may_raise(self) -> bool:
+        if not self.tally:
+            return self.times > 0
+        for number in range(self.times):
+            try:  # one file a time: envs in other processes count in the same
+                Path(f"{self.tally}-{number}").touch(exist_ok=False)
+                return True
+            except FileExistsError:
+                continue
+        return False
 
     def observe(self) -> Any:
         return np.array([self.t, self.np_random.random()], np.float64)
+
+
+class OwnRaises(Raises):
+    """The same with snapshots of its own."""
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"t": self.t}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.t = state["t"]
 
 
 class Hangs(Counts):
@@ -243,5 +261,5 @@ def wrong_wrapper(env: gym.Env[Any, Any]) -> str:
     return "not an env"
 
 
-for _class in (Counts, Nested, Own, Drifts, Raises, Hangs, Spoils, Lies, Acts):
+for _class in (Counts, Nested, Own, Drifts, Raises, OwnRaises, Hangs, Spoils, Lies, Acts):
     gym.register(f"Toy/{_class.__name__}-v0", _class)
