@@ -3,6 +3,9 @@
 While collecting or waiting, the first raises `Interrupted` on the spot: what is collected is thrown
 away, the last boundary's state is whole. While learning or saving it is kept until that is done. The
 second ends the process without further ado; what is on disk is whole at any moment.
+
+Ray's compiled code cannot be left by an exception: where it runs, `polled` is set, the handler only takes
+note, and the runtime calls `check` between its short waits.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._pending: int | None = None
         self._deferred = 0
+        self.polled = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Interrupts:
@@ -56,6 +60,16 @@ class Interrupts:
             self._deferred -= 1
         self.check()
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside runs no code of Ray's: an interrupt is raised on the spot even where it is polled otherwise."""
+        before, self.polled = self.polled, False
+        try:
+            self.check()
+            yield
+        finally:
+            self.polled = before
+
     def check(self) -> None:
         """Raise the interrupt that came, if one did and none is being dealt with."""
         if self._pending is not None and not self._deferred:
@@ -70,7 +84,7 @@ class Interrupts:
             print("distrl: stopped at once; the last checkpoint stands", file=sys.stderr, flush=True)
             os._exit(EXIT_INTERRUPTED)
         self._pending = number
-        if not self._deferred:
+        if not self._deferred and not self.polled:
             raise Interrupted(number)
         print(
             f"distrl: {signal.Signals(number).name}: stopping as soon as this step is done",

@@ -205,7 +205,8 @@ class Run:
             return
         with span("checkpoint"):
             self.sinks.primary.sync()
-            if self.writer.save(self.state.iteration, self._trees(), self.meta) is None:
+            self.writer.save(self.state.iteration, self._trees(), self.meta)
+            if self.writer.num_failures == 0:
                 self.saved_at = self.state.iteration
 
     def _trees(self) -> dict[str, Any]:
@@ -224,7 +225,8 @@ class Run:
                 )
             load_parameters(self._eval_policy, self.runtime.snapshot().arrays)
             seed = derive_seed(self.config.seed, "evaluation")
-            result = evaluate_policy(self._eval_policy, self.spec.env, self.config.eval_episodes, seed)
+            with self.interrupts.at_once():
+                result = evaluate_policy(self._eval_policy, self.spec.env, self.config.eval_episodes, seed)
             return result.summary() | {"seed": seed}
 
     def _evaluate_and_keep_best(self) -> dict[str, Any]:

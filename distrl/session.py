@@ -10,6 +10,7 @@ Nothing of Ray starts before the run directory is there: a run killed at any mom
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -58,17 +59,24 @@ def run_training(resolved: Resolved, resume: Path | None = None, quiet: bool = F
     config = resolved.config
     torch.set_num_threads(1)  # the first parameters are the same whatever the machine's cores
     device = resolve_device(config)
-    if resume is None:
-        directory = Path(config.run_dir) if config.run_dir else default_run_dir(
-            config.env, config.algo, config.seed, datetime.now(UTC)
-        )  # fmt: skip
-        spec = work_spec(config, device, str(directory / "faults"))
-        _create(directory, resolved, spec)
-    else:
+    if resume is not None:
         directory = resume
-        spec = work_spec(config, device, str(directory / "faults"))
-    with lock_run_directory(directory), Interrupts() as interrupts:
-        return _train(directory, resolved, spec, interrupts, resumed=resume is not None, quiet=quiet)
+    elif config.run_dir:
+        directory = Path(config.run_dir)
+    else:
+        directory = default_run_dir(config.env, config.algo, config.seed, datetime.now(UTC))
+    with Interrupts() as interrupts:
+        try:
+            spec = work_spec(config, device, str(directory / "faults"))
+            if resume is None:
+                _create(directory, resolved, spec)
+            with lock_run_directory(directory):
+                return _train(directory, resolved, spec, interrupts, resumed=resume is not None, quiet=quiet)
+        except Interrupted as interrupt:  # before the first iteration: nothing to save that is not there already
+            started = (directory / "config.json").exists()
+            how = f"continue with: distrl train --resume {directory}" if started else "nothing was started"
+            print(f"distrl: {interrupt.signal_name}: stopped; {how}", file=sys.stderr)
+            return Outcome(EXIT_INTERRUPTED, directory, {"exit_reason": f"interrupted by {interrupt.signal_name}"})
 
 
 def _create(directory: Path, resolved: Resolved, spec: WorkSpec) -> None:
@@ -117,7 +125,7 @@ def _train(
     state = RunState.from_tree(content.trees["run"])
     notes = [*resolved.warnings, *notes]
     if resumed:
-        if state.env_steps >= config.total_steps:
+        if state.env_steps >= config.total_steps and _has_ended(directory):
             return _already_finished(directory, state, config)
         state.resumes += 1
         notes += _resume_notes(resolved, content.meta, _meta(spec))
@@ -143,9 +151,11 @@ def _train(
             console.message(
                 f"continuing {directory} from iteration {state.iteration}, {state.env_steps:,} env steps"
             )
-        runtime = _make_runtime(config, spec, content.trees, console)
+        runtime = _make_runtime(config, spec, content.trees, console, interrupts)
         stack.callback(runtime.close)
         run = Run(directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec))
+        if resumed:
+            run.record = _last_record(directory / "metrics.jsonl")
         for note in notes:
             run.warn(note)
         return _loop_and_finish(run, console, quiet)
@@ -157,25 +167,41 @@ def _loop_and_finish(run: Run, console: ConsoleSink, quiet: bool) -> Outcome:
     try:
         train_synchronous(run.runtime, run)
         run.checkpoint()
+        _require_saved(run)
         if run.config.eval_episodes:
             evaluation = run.evaluate()
     except Interrupted as interrupt:
         run.interrupts.settle()
         exit_reason, status = f"interrupted by {interrupt.signal_name}", EXIT_INTERRUPTED
-        run.checkpoint()
+        try:
+            run.checkpoint()
+            _require_saved(run)
+        except RunFailed as failure:
+            raise RunFailed(f"{failure}\n{_how_to_resume(run)}") from failure
     except RunFailed as failure:
-        _write_summary(run, f"failed: {failure}", None)
+        with contextlib.suppress(RunFailed, OSError):  # a full disk, say: it must not hide the failure
+            _write_summary(run, f"failed: {failure}", None)
         raise RunFailed(f"{failure}\n{_how_to_resume(run)}") from failure
     except OSError as error:
-        raise RunFailed(
-            f"{error.filename or run.directory}: {error.strerror}\n{_how_to_resume(run)}"
-        ) from error
-    with run.interrupts.deferred() if status == 0 else contextlib.nullcontext():
+        raise _disk_failure(run, error) from error
+    run.interrupts.settle()  # from here on it is done: only a second signal would matter
+    try:
         summary = _write_summary(run, exit_reason, evaluation)
+    except OSError as error:
+        raise _disk_failure(run, error) from error
     console.close()
     if not quiet:
         _tell_the_end(run, summary, status)
     return Outcome(status, run.directory, summary)
+
+
+def _disk_failure(run: Run, error: OSError) -> RunFailed:
+    return RunFailed(f"{error.filename or run.directory}: {error.strerror}\n{_how_to_resume(run)}")
+
+
+def _require_saved(run: Run) -> None:
+    if run.saved_at != run.iteration:
+        raise RunFailed(f"the checkpoint of the last iteration, {run.iteration}, was not saved: {run.warnings[-1]}")
 
 
 def _write_summary(run: Run, exit_reason: str, evaluation: dict[str, Any] | None) -> dict[str, Any]:
@@ -215,6 +241,20 @@ def _how_to_resume(run: Run) -> str:
     )
 
 
+def _last_record(path: Path) -> dict[str, Any]:
+    """The record that the run goes on from; empty before the first."""
+    lines = path.read_bytes().splitlines()
+    return json.loads(lines[-1]) if lines else {}
+
+
+def _has_ended(directory: Path) -> bool:
+    """Whether the run was told to its end; one killed in its last evaluation, say, still owes that and the summary."""
+    try:
+        return bool(json.loads((directory / "summary.json").read_text())["exit_reason"] == "finished")
+    except FileNotFoundError:
+        return False
+
+
 def _already_finished(directory: Path, state: RunState, config: TrainConfig) -> Outcome:
     print(
         f"{directory} is finished: {state.env_steps:,} of {config.total_steps:,} env steps; "
@@ -240,10 +280,11 @@ def _who(config: TrainConfig) -> str:
 
 
 def _make_runtime(
-    config: TrainConfig, spec: WorkSpec, trees: dict[str, Any], console: ConsoleSink
+    config: TrainConfig, spec: WorkSpec, trees: dict[str, Any], console: ConsoleSink, interrupts: Interrupts
 ) -> Runtime:
     if config.workers == 0:
         return LocalRuntime(spec, trees)
+    interrupts.polled = True
     from distrl.runtime.ray import RayRuntime
 
     return RayRuntime(
@@ -253,4 +294,5 @@ def _make_runtime(
         config.address,
         config.max_worker_restarts,
         on_event=lambda message: console.message(message, "yellow"),
+        check_interrupt=interrupts.check,
     )

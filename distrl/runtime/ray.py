@@ -11,15 +11,19 @@
 
 A worker that dies loses nothing: its unfinished groups are sent, with their states at the last boundary,
 to the workers that live; a replacement starts beside, and its groups come home at the next boundary.
-The driver waits in short steps so that Ctrl-C is heard.
+The driver waits in short steps and asks in between whether to stop: Ray's compiled code cannot be left by an
+exception that a signal handler raises.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +36,7 @@ from distrl.runtime.workers import CollectReport, LearnerWorker, RolloutWorker, 
 from distrl.telemetry.spans import SpanTotals, span
 
 START_TIMEOUT_SEC = 120.0
-WAIT_STEP_SEC = 0.5
+WAIT_STEP_SEC = 0.2
 
 
 def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
@@ -50,10 +54,12 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
     }
     if address is None:
         cpus = max(num_cpus, os.cpu_count() or 1)
-        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        with _own_signal_handlers():
+            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
-            ray.init(address=address, **quiet)
+            with _own_signal_handlers():
+                ray.init(address=address, **quiet)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             raise BadInput(
                 f"--address {address}: no Ray cluster answers there: {_first_line(error)}"
@@ -67,6 +73,20 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
                 f"{total.get(kind, 0):g}: lower --workers, or add nodes"
             )
     return address is None
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Ray puts handlers of its own on SIGTERM, in Python and in C++, which would end the driver without a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass
@@ -89,12 +109,24 @@ class RayRuntime:
         address: str | None = None,
         max_worker_restarts: int = 5,
         on_event: Callable[[str], None] = lambda message: None,
+        check_interrupt: Callable[[], None] = lambda: None,
     ) -> None:
         self.num_groups = len(spec.group_sizes)
         self.max_worker_restarts = max_worker_restarts
         num_gpus = int(spec.device == "cuda")
         self.started_here = connect(address, num_workers + 1, num_gpus)
         self.on_event = on_event
+        self.check_interrupt = check_interrupt
+        self.slots: list[_Slot] = []
+        self.learner: Any = None
+        try:
+            self._start(spec, state, num_workers, num_gpus)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, spec: WorkSpec, state: dict[str, Any], num_workers: int, num_gpus: int) -> None:
+        self.check_interrupt()
         self.spec_ref = ray.put(spec)
         rollout_class: Any = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(RolloutWorker)
         learner_class: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(
@@ -117,7 +149,7 @@ class RayRuntime:
 
     def collect(self, iteration: int) -> list[CollectReport]:
         self._bring_home()
-        submitted: dict[Any, tuple[int, _Slot]] = {}
+        submitted: dict[Any, tuple[int, _Slot, Any]] = {}  # report -> group, slot, the Ray actor in it then
         results: dict[int, tuple[Any, Any, CollectReport]] = {}
         refs: dict[Any, tuple[Any, Any]] = {}
 
@@ -130,7 +162,7 @@ class RayRuntime:
             trajectory, after, report = slot.handle.collect.options(num_returns=3).remote(
                 group, iteration, self.published, state
             )
-            submitted[report] = (group, slot)
+            submitted[report] = (group, slot, slot.handle)
             refs[report] = (trajectory, after)
 
         for group in range(self.num_groups):
@@ -138,15 +170,16 @@ class RayRuntime:
         with span("wait: workers"):
             while submitted:
                 done, _ = ray.wait(list(submitted), num_returns=1, timeout=WAIT_STEP_SEC)
+                self.check_interrupt()
                 for report_ref in done:
                     if report_ref not in submitted:
                         continue
-                    group, slot = submitted.pop(report_ref)
+                    group, slot, handle = submitted.pop(report_ref)
                     try:
                         report = ray.get(report_ref)
                     except RayActorError as error:
-                        lost = [group, *(g for g, other in submitted.values() if other is slot)]
-                        for ref in [ref for ref, (_, other) in submitted.items() if other is slot]:
+                        lost = [group, *(g for g, _, other in submitted.values() if other is handle)]
+                        for ref in [ref for ref, (_, _, other) in submitted.items() if other is handle]:
                             # what it had finished before it died stays good
                             if not ray.wait([ref], timeout=0)[0] or _failed(ref):
                                 del submitted[ref]
@@ -159,7 +192,7 @@ class RayRuntime:
                     except RayTaskError as error:
                         raise _root_cause(error) from error
                     results[group] = (*refs[report_ref], report)
-                    self.hosts[group] = slot.handle
+                    self.hosts[group] = handle  # which may be dead by now, and another in its slot
                     self._count_spans(self.slots.index(slot), report)
         ordered = [results[group] for group in range(self.num_groups)]
         self.collected = [trajectory for trajectory, _, _ in ordered], [after for _, after, _ in ordered]
@@ -199,6 +232,7 @@ class RayRuntime:
                         f"the cluster has {ray.available_resources().get('CPU', 0):g} of "
                         f"{ray.cluster_resources().get('CPU', 0):g} CPUs free; each worker needs 1"
                     )
+                self.check_interrupt()
                 if not ray.wait([slot.ready], timeout=WAIT_STEP_SEC)[0]:
                     continue
                 try:
@@ -247,7 +281,7 @@ class RayRuntime:
     def _from_learner(self, ref: Any, waiting: str) -> Any:
         with span(waiting):
             while not ray.wait([ref], timeout=WAIT_STEP_SEC)[0]:
-                pass
+                self.check_interrupt()
             try:
                 return ray.get(ref)
             except RayActorError as error:
@@ -277,7 +311,8 @@ class RayRuntime:
         if ray.is_initialized():
             for slot in self.slots:
                 ray.kill(slot.handle)
-            ray.kill(self.learner)
+            if self.learner is not None:
+                ray.kill(self.learner)
             ray.shutdown()
 
 
