@@ -52,7 +52,7 @@ _RC = {
     "figure.facecolor": "white",
 }
 _INCH_PER_LINE = 0.19
-_CHARACTERS_PER_INCH = 13.2
+_CHARACTERS_PER_INCH = 14.2
 
 
 @contextmanager
