@@ -71,7 +71,7 @@ def _reached(state: int, action: int, cells: str, width: int) -> int:
     return state if cells[row * width + column] == "#" else row * width + column
 
 
-class Gridworld(gymnasium.Env[int, int]):
+class Gridworld(gymnasium.Env[Any, Any]):
     """The model as an env: observation Discrete(16), action Discrete(4)."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium's own form

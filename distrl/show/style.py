@@ -25,7 +25,7 @@ BLUE, GREEN, AMBER, RED, VIOLET = "#2563c9", "#18794e", "#c77d0a", "#c0392b", "#
 # from dark to light: an order, such as lambda from 0 to 1
 SEQUENCE = ("#c77d0a", "#d1495b", "#8a56c9", "#2563c9", "#12805c")
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "text.color": INK,

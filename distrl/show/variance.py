@@ -79,7 +79,8 @@ def collect(loaded: Loaded, num_episodes: int, seed: int, num_envs: int = 16) ->
 
 def episode_gradients(policy: Any, trajectories: list[Trajectory], gamma: float) -> tuple[Float, Float]:
     """[E, P] each: every episode's gradient estimate without and with the baseline V(s)."""
-    without, with_ = [], []
+    without: list[Float] = []
+    with_: list[Float] = []
     for trajectory in trajectories:
         return_TN = discounted_sum(trajectory.reward, trajectory.done, gamma)
         for n in range(trajectory.num_envs):
