@@ -47,8 +47,8 @@ ZOO_PENDULUM = dict(
     gamma=0.9, lam=0.95,
 )  # fmt: skip
 MEMORY = dict(
-    wrapper="benchmarks.memory_task:hide_velocities", num_envs=8, groups=1, num_steps=128, epochs=4, minibatches=4,
-    learning_rate=1e-3, gamma=0.99,
+    wrapper="benchmarks.memory_task:hide_velocities", num_envs=8, groups=1, num_steps=128, epochs=10, minibatches=8,
+    learning_rate=1e-3, gamma=0.98, lam=0.9, hidden_sizes="64", normalize_observation=True,
 )  # fmt: skip
 
 
@@ -72,8 +72,8 @@ TASKS = {
     "HalfCheetah-v5": Task("HalfCheetah-v5", 1_000_000, CLEANRL_CONTINUOUS, against_cleanrl=True),
     "LunarLander-v3": Task("LunarLander-v3", 1_000_000, ZOO_LUNAR, at_least=200.0),
     "Pendulum-v1": Task("Pendulum-v1", 100_000, ZOO_PENDULUM, at_least=-250.0),
-    "memory-lstm": Task("CartPole-v1", 500_000, MEMORY | {"network": "lstm"}, at_least=475.0),
-    "memory-mlp": Task("CartPole-v1", 500_000, MEMORY | {"network": "mlp"}, at_most=200.0),
+    "memory-lstm": Task("CartPole-v1", 400_000, MEMORY | {"network": "lstm"}, at_least=475.0),
+    "memory-mlp": Task("CartPole-v1", 400_000, MEMORY | {"network": "mlp"}, at_most=200.0),
 }
 
 
