@@ -69,11 +69,14 @@ class Trajectory:
         if missing == 0:
             return self
 
-        def pad(array: Array) -> Array:
+        def zeros(array: Array) -> Array:
             return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
 
+        def last(array: Array) -> Array:  # zeros may lie outside the observation space
+            return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
         padded = {
-            column.name: tree_map(pad, getattr(self, column.name))
+            column.name: tree_map(last if column.name == "observation" else zeros, getattr(self, column.name))
             for column in fields(self)
             if column.name not in ("initial_state", "version")
         }
@@ -102,9 +105,13 @@ class Trajectory:
 def flat_minibatches(
     valid_TN: Array, num_minibatches: int, generator: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows of the flattened [T*N] batch in one global permutation, cut in `num_minibatches`; valid rows only."""
+    """Rows of the flattened [T*N] batch in one global permutation, cut in `num_minibatches`; valid rows only.
+
+    Fewer parts where there are fewer rows: none is empty.
+    """
     rows = np.flatnonzero(valid_TN)
-    yield from np.array_split(generator.permutation(rows), num_minibatches)
+    parts = np.array_split(generator.permutation(rows), num_minibatches)
+    yield from (part for part in parts if len(part))
 
 
 def column_minibatches(
@@ -114,4 +121,5 @@ def column_minibatches(
 
     What a policy with memory needs: its state is carried along time inside the update too.
     """
-    yield from np.array_split(generator.permutation(num_envs), num_minibatches)
+    parts = np.array_split(generator.permutation(num_envs), num_minibatches)
+    yield from (part for part in parts if len(part))

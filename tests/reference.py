@@ -152,3 +152,78 @@ def gaussian_log_prob(mean_BA: Array, log_std_BA: Array, action_BA: Array) -> Ar
 def gaussian_entropy(log_std_BA: Array) -> Array:
     """Sum over the components of log std + (1 + log(2 pi)) / 2."""
     return np.array([sum(s + 0.5 * (1 + math.log(2 * math.pi)) for s in row) for row in log_std_BA])
+
+
+def dense(parameters: dict[str, NDArray[np.floating]], prefix: str, x: Array) -> Array:
+    """The linear layers `prefix.<k>` in their order, tanh between them, of rows x [B, F]."""
+    numbers = sorted(
+        {int(name.removeprefix(prefix + ".").split(".")[0]) for name in parameters if name.startswith(prefix)}
+    )
+    for position, number in enumerate(numbers):
+        weight = parameters[f"{prefix}.{number}.weight"].astype(np.float64)
+        x = x @ weight.T + parameters[f"{prefix}.{number}.bias"].astype(np.float64)
+        if position < len(numbers) - 1:
+            x = np.tanh(x)
+    return x
+
+
+def lstm_step(
+    parameters: dict[str, NDArray[np.floating]], prefix: str, x_F: Array, h_H: Array, c_H: Array
+) -> tuple[Array, Array]:
+    """One step of an LSTM cell (Hochreiter and Schmidhuber 1997, with a forget gate); gates in the order i, f, g, o."""
+    named = {
+        name: parameters[f"{prefix}.{name}_l0"].astype(np.float64)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    }
+    gates = named["weight_ih"] @ x_F + named["bias_ih"] + named["weight_hh"] @ h_H + named["bias_hh"]
+    i, f, g, o = np.split(gates, 4)
+    c_H = c_H / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+    return np.tanh(c_H) / (1 + np.exp(-o)), c_H
+
+
+def scaled_rewards(reward: Array, done: Flags, valid: Flags, gamma: float) -> tuple[list[Array], list[float]]:
+    """Rewards of fragments [K, T, N] divided by the deviation of all discounted returns so far (Engstrom et al. 2020).
+
+    R_t sums gamma^k r_{t-k} back to the start of the episode, over fragments; each fragment's own returns count
+    in the deviation that divides it. Gives the rewards, clipped to +-10, and the variances, per fragment.
+    """
+    fragments, steps, envs = reward.shape
+    seen: list[float] = []
+    scaled, variances = [], []
+    for k in range(fragments):
+        for t, n in np.ndindex(steps, envs):
+            if not valid[k, t, n]:
+                continue
+            total, age = 0.0, 0
+            for row in range(k * steps + t, -1, -1):
+                at = (row // steps, row % steps, n)
+                if row < k * steps + t and done[at]:
+                    break
+                if valid[at]:
+                    total += gamma**age * float(reward[at])
+                    age += 1
+            seen.append(total)
+        variances.append(float(moments(np.array(seen))[1]))
+        scaled.append(np.clip(reward[k] / math.sqrt(variances[-1] + 1e-8), -10, 10))
+    return scaled, variances
+
+
+class Adam:
+    """Kingma and Ba 2015, algorithm 1, on a list of arrays, after clipping the gradient's global norm."""
+
+    def __init__(self, parameters: list[Array], eps: float) -> None:
+        self.parameters = [parameter.astype(np.float64) for parameter in parameters]
+        self.m = [np.zeros_like(parameter) for parameter in self.parameters]
+        self.v = [np.zeros_like(parameter) for parameter in self.parameters]
+        self.eps, self.t = eps, 0
+
+    def step(self, gradients: list[Array], learning_rate: float, max_norm: float | None) -> None:
+        norm = math.sqrt(sum(float(np.sum(g * g)) for g in gradients))
+        factor = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
+        self.t += 1
+        for k, gradient in enumerate(gradients):
+            g = gradient * factor
+            self.m[k] = 0.9 * self.m[k] + 0.1 * g
+            self.v[k] = 0.999 * self.v[k] + 0.001 * g * g
+            m_hat, v_hat = self.m[k] / (1 - 0.9**self.t), self.v[k] / (1 - 0.999**self.t)
+            self.parameters[k] = self.parameters[k] - learning_rate * m_hat / (np.sqrt(v_hat) + self.eps)

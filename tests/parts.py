@@ -1,0 +1,158 @@
+"""The parts of a run, small and in-process: groups, policies, collectors, learners, and an env with known values."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from distrl.envs import EnvGroup, EnvSpec
+from distrl.learner import Learner
+from distrl.policies import Evaluation, PolicySpec, make_distribution, make_policy
+from distrl.policies.lstm import LSTMPolicy
+from distrl.policies.mlp import MLPPolicy
+from distrl.recipes import PPO, Recipe
+from distrl.rollout import Collector
+from distrl.trajectory import Trajectory
+
+sys.path.insert(0, str(Path(__file__).parent / "envs"))  # toy_envs, as a user's module would be
+
+SEED = 7
+SMALL = {"mlp": PolicySpec("mlp", (8,)), "lstm": PolicySpec("lstm", (8,), lstm_size=6)}
+
+
+class One(gym.Env[Any, Any]):
+    """Observes the step number; reward 1; after `length` steps it terminates, or is cut off where `truncates`."""
+
+    def __init__(self, length: int = 4, truncates: bool = False) -> None:
+        self.observation_space = spaces.Box(0, 1000, (1,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.length, self.truncates, self.t = length, truncates, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        over = self.t >= self.length
+        observation = np.array([self.t], np.float32)
+        return observation, 1.0, over and not self.truncates, over and self.truncates, {}
+
+
+if "Parts/One-v0" not in gym.registry:
+    gym.register("Parts/One-v0", One)
+
+
+class GreedyMLP(MLPPolicy):
+    """Takes the most likely action: its episodes do not depend on the noise."""
+
+    def act(self, observation: Any, state: Any, noise: Any, action_mask: Any) -> Any:
+        return super().act(observation, state, None, action_mask)
+
+
+class GreedyLSTM(LSTMPolicy):
+    def act(self, observation: Any, state: Any, noise: Any, action_mask: Any) -> Any:
+        return super().act(observation, state, None, action_mask)
+
+
+class TablePolicy(nn.Module):
+    """A logit pair and a value per step number; keeps the noise that it was given."""
+
+    recurrent = False
+
+    def __init__(self, values: Any, action_space: Any) -> None:
+        super().__init__()
+        self.distribution = make_distribution(action_space)
+        self.values = nn.Parameter(torch.as_tensor(values, dtype=torch.float32))
+        self.logits = nn.Parameter(torch.zeros(len(self.values), self.distribution.num_outputs))
+        self.noise: list[Any] = []
+
+    def initial_state(self, num_envs: int) -> None:
+        return None
+
+    def act(self, observation: Any, state: Any, noise: Any, action_mask: Any) -> Any:
+        self.noise.append(noise.clone())
+        return self.distribution.sample(self.logits[observation[:, 0].long()], noise, action_mask), None
+
+    def value(self, observation: Any, state: Any) -> Any:
+        return self.values[observation[:, 0].long()]
+
+    def evaluate(self, observation: Any, action: Any, mask: Any, state: Any, start: Any) -> Evaluation:
+        logits = self.logits[observation[:, 0].long()]
+        log_prob, entropy = self.distribution.log_prob_and_entropy(logits, action, mask)
+        return Evaluation(log_prob, entropy, self.value(observation, None))
+
+
+def table_policy(observation_space: Any, action_space: Any, entries: int = 16) -> TablePolicy:
+    return TablePolicy(np.zeros(entries), action_space)
+
+
+def make_group(spec: EnvSpec, num_envs: int = 2, index: int = 0, first_env: int = 0) -> EnvGroup:
+    return EnvGroup(spec, index, num_envs, first_env, SEED)
+
+
+def make_collector(
+    spec: EnvSpec,
+    policy: Any = "mlp",
+    num_steps: int = 16,
+    num_envs: int = 2,
+    collects: Any = "steps",
+    index: int = 0,
+    seed: int = SEED,
+) -> Collector:
+    """A collector that has started; `policy` is one, or the name of a small one."""
+    group = make_group(spec, num_envs, index)
+    if isinstance(policy, str):
+        policy = make_policy(SMALL[policy], group.observation_space, group.action_space, SEED)
+    collector = Collector(group, policy, seed, collects, num_steps)
+    collector.start()
+    return collector
+
+
+def collect(spec: EnvSpec, policy: Any = "mlp", **named: Any) -> Trajectory:
+    """The first fragment of a new collector."""
+    collector = make_collector(spec, policy, **named)
+    try:
+        return collector.collect(0, 0).trajectory
+    finally:
+        collector.group.close()
+
+
+def make_learner(policy: Any, recipe: Recipe = PPO, **named: Any) -> Learner:
+    return Learner(policy, recipe, SEED, **named)
+
+
+def small_policy(name: str, spec: EnvSpec, **options: Any) -> Any:
+    """A policy for the spaces of `spec`, its parameters moved off their start so that nothing is near zero."""
+    env = spec.make_one()
+    policy = make_policy(replace(SMALL[name], **options), env.observation_space, env.action_space, SEED)
+    env.close()
+    return stir(policy)
+
+
+def stir(policy: Any, scale: float = 0.3) -> Any:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def arrays_of(policy: Any) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().numpy().copy() for name, tensor in policy.state_dict().items()}
+
+
+def assert_same_arrays(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    """Equal to the bit, NaN equal to NaN."""
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
