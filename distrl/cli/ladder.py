@@ -26,9 +26,18 @@ from distrl.recipes import IDEAS, LADDER, Recipe
     help="env steps per run",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="folder of the report; default runs/ladder-<env>"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="folder of runs and report; default runs/ladder-<env>; one that was begun is gone on with",
 )
-def command(train_all: bool, env: str, seeds: int, total_steps: int, out: Path | None) -> int:
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Ray rollout workers of each run; 0: in-process",
+)  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), help="runs that train at once; default: one a core")
+def command(
+    train_all: bool, env: str, seeds: int, total_steps: int, out: Path | None, workers: int, jobs: int | None
+) -> int:
     """Show the ladder from REINFORCE to PPO: one idea a rung."""
     if not train_all:
         click.echo(table())
@@ -38,9 +47,8 @@ def command(train_all: bool, env: str, seeds: int, total_steps: int, out: Path |
         raise BadInput(f"--out: must be a folder, got the file {str(out)!r}; name another")
     from distrl.ladder import run_ladder
 
-    report = run_ladder(env=env, seeds=seeds, total_steps=total_steps, out=out)
-    if report is not None:
-        click.echo(f"report: {report}", err=True)
+    report = run_ladder(env=env, seeds=seeds, total_steps=total_steps, out=out, workers=workers, jobs=jobs)
+    click.echo(f"report     {report}\nnumbers    {out / 'ladder.json'}", err=True)
     return 0
 
 
