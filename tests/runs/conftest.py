@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +74,22 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
     one = Launcher(tmp_path)
     yield one
     one.close()
+
+
+@pytest.fixture
+def distrl_here(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """`distrl <arguments>` in this process, for what needs neither Ray nor a kill: seconds less for each test."""
+
+    def run_here(*arguments: str) -> Finished:
+        from distrl.cli.main import run
+
+        started = time.monotonic()
+        capfd.readouterr()
+        status = run(arguments)
+        said = capfd.readouterr()
+        return Finished(status, said.out + said.err, time.monotonic() - started)
+
+    return run_here
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -103,18 +104,20 @@ def claim(path: str) -> bool:
 
 
 def mortal(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """A `--wrapper` that leaves the env as it is, but for the one step that kills its process with -9.
+    """A `--wrapper` that leaves the env as it is, but for its pace and the one step that kills its process with -9.
 
-    TOYS_KILL is `<step>:<path>`: at that step of an env object, the first process to make the file dies. The env's
-    own class stays outermost, so its exact snapshot serves as without this.
+    TOYS_KILL is `<step>:<path>`: at that step of an env object, the first process to make the file dies. TOYS_SLEEP
+    is seconds a step. The env's own class stays outermost, so its exact snapshot serves as without this.
     """
-    step, _, path = os.environ.get("TOYS_KILL", "").partition(":")
-    if step:
+    step, _, path = os.environ.get("TOYS_KILL", "0").partition(":")
+    sleep_sec = float(os.environ.get("TOYS_SLEEP", "0"))
+    if path or sleep_sec:
         inner, count = env.step, 0
 
         def counted(action: Any) -> Any:
             nonlocal count
             count += 1
+            time.sleep(sleep_sec)
             if count == int(step) and claim(path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return inner(action)
@@ -144,6 +147,15 @@ def crooked_policy(observation_space: Any, action_space: Any, **kwargs: Any) -> 
             return result
 
     return Crooked()
+
+
+def unfit_for_workers(observation_space: Any, action_space: Any) -> Any:
+    """An MLP that the driver can make and a Ray worker cannot."""
+    from distrl.policies.mlp import MLPPolicy
+
+    if "default_worker" in sys.argv[0]:
+        raise OSError("the toy policy's weights are not on this machine")
+    return MLPPolicy(observation_space, action_space, (8,))
 
 
 for name, entry in (("Toy-v0", Toy), ("Picture-v0", Picture)):
