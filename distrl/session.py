@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ from distrl.runtime.workers import WorkSpec
 from distrl.telemetry import spans
 from distrl.telemetry.console import ConsoleSink, print_span_table
 from distrl.telemetry.sinks import open_sinks
+from distrl.telemetry.spans import span
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,15 @@ def run_training(resolved: Resolved, resume: Path | None = None, quiet: bool = F
                 _create(directory, resolved, spec)
             with lock_run_directory(directory):
                 return _train(directory, resolved, spec, interrupts, resumed=resume is not None, quiet=quiet)
-        except Interrupted as interrupt:  # before the first iteration: nothing to save that is not there already
+        except (
+            Interrupted
+        ) as interrupt:  # before the first iteration: nothing to save that is not there already
             started = (directory / "config.json").exists()
             how = f"continue with: distrl train --resume {directory}" if started else "nothing was started"
             print(f"distrl: {interrupt.signal_name}: stopped; {how}", file=sys.stderr)
-            return Outcome(EXIT_INTERRUPTED, directory, {"exit_reason": f"interrupted by {interrupt.signal_name}"})
+            return Outcome(
+                EXIT_INTERRUPTED, directory, {"exit_reason": f"interrupted by {interrupt.signal_name}"}
+            )
 
 
 def _create(directory: Path, resolved: Resolved, spec: WorkSpec) -> None:
@@ -135,27 +141,29 @@ def _train(
     title = f"{config.env} · {config.algo} · seed {config.seed} · {_who(config)}"
     console = ConsoleSink(title, config.total_steps, stream=open(os.devnull, "w") if quiet else None)  # noqa: SIM115
     with contextlib.ExitStack() as stack:
-        stack.callback(console.close)
-        sinks = stack.enter_context(
-            open_sinks(
-                directory,
-                resume_iteration=state.iteration if resumed else None,
-                config=to_flat(config),
-                tensorboard=config.tensorboard,
-                wandb=config.wandb,
-                wandb_project=config.wandb_project,
-                extra=[console],
+        with span("start"):
+            stack.callback(console.close)
+            sinks = stack.enter_context(
+                open_sinks(
+                    directory,
+                    resume_iteration=state.iteration if resumed else None,
+                    config=to_flat(config),
+                    tensorboard=config.tensorboard,
+                    wandb=config.wandb,
+                    wandb_project=config.wandb_project,
+                    extra=[console],
+                )
             )
-        )
-        if resumed:
-            console.message(
-                f"continuing {directory} from iteration {state.iteration}, {state.env_steps:,} env steps"
-            )
-        runtime = _make_runtime(config, spec, content.trees, console, interrupts)
-        stack.callback(runtime.close)
-        run = Run(directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec))
-        if resumed:
-            run.record = _last_record(directory / "metrics.jsonl")
+            if resumed:
+                console.message(
+                    f"continuing {directory} from iteration {state.iteration}, {state.env_steps:,} env steps"
+                )
+            runtime = _make_runtime(config, spec, content.trees, console, interrupts)
+            stack.callback(runtime.close)
+            run = Run(directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec))
+            if resumed:
+                run.record = _last_record(directory / "metrics.jsonl")
+        stack.enter_context(_warnings_to(run))
         for note in notes:
             run.warn(note)
         return _loop_and_finish(run, console, quiet)
@@ -201,7 +209,9 @@ def _disk_failure(run: Run, error: OSError) -> RunFailed:
 
 def _require_saved(run: Run) -> None:
     if run.saved_at != run.iteration:
-        raise RunFailed(f"the checkpoint of the last iteration, {run.iteration}, was not saved: {run.warnings[-1]}")
+        raise RunFailed(
+            f"the checkpoint of the last iteration, {run.iteration}, was not saved: {run.warnings[-1]}"
+        )
 
 
 def _write_summary(run: Run, exit_reason: str, evaluation: dict[str, Any] | None) -> dict[str, Any]:
@@ -216,8 +226,28 @@ def _write_summary(run: Run, exit_reason: str, evaluation: dict[str, Any] | None
     run.sinks.close()
     from distrl.telemetry.report import write_report
 
-    write_report(run.directory)
+    try:
+        write_report(run.directory)
+    except OSError as error:  # the run itself is whole
+        run.warn(f"report.html was not written: {error.strerror}")
     return summary
+
+
+@contextlib.contextmanager
+def _warnings_to(run: Run) -> Iterator[None]:
+    """RuntimeWarnings, which the sinks give, are told and kept as the run's own."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        warnings.simplefilter("always", RuntimeWarning)
+
+        def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, RuntimeWarning):
+                run.warn(str(message))
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = tell  # type: ignore[assignment]
+        yield
 
 
 def _tell_the_end(run: Run, summary: dict[str, Any], status: int) -> None:
