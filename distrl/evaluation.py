@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from distrl.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
+from distrl.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint, read_checkpoint
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.envs.spaces import to_env_action
@@ -154,18 +154,22 @@ def load_run(
 
 def find_checkpoint(run_dir: Path, which: str) -> Checkpoint:
     """The checkpoint named `latest`, `best` or by its iteration. BadInput where there is none."""
-    root = run_dir / ("best" if which == "best" else "checkpoints")
-    if which not in ("latest", "best"):
-        folders = {int(folder.name): folder for folder in root.glob("[0-9]*") if folder.name.isdecimal()}
+    root = run_dir / "checkpoints"
+    if which == "best":
+        if not (run_dir / "best").is_dir():
+            raise BadInput(f"--checkpoint best: {run_dir} has none; train with --eval-every")
+        return read_checkpoint(run_dir / "best")
+    if which != "latest":
+        folders = checkpoint_folders(root) if root.is_dir() else {}
         if not which.isdecimal() or int(which) not in folders:
             kept = ", ".join(str(number) for number in sorted(folders)) or "none"
             raise BadInput(
                 f"--checkpoint must be latest, best or an iteration kept in {root} ({kept}), got {which!r}"
             )
         return read_checkpoint(folders[int(which)])
-    found = latest_checkpoint(root) if root.exists() else None
+    found = latest_checkpoint(root) if root.is_dir() else None
     if found is None:
-        raise BadInput(f"{root} has no checkpoint" + ("; train with --eval-every" if which == "best" else ""))
+        raise BadInput(f"{root} has no checkpoint: is {run_dir} a run directory?")
     return found[1]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distrl.checkpoint import CheckpointWriter, prune, write_checkpoint
+from distrl.checkpoint import CheckpointError, CheckpointWriter, write_checkpoint
 from distrl.config import TrainConfig
 from distrl.evaluation import evaluate_policy
 from distrl.interrupts import Interrupts
@@ -234,11 +234,11 @@ class Run:
         if result["return_mean"] > self.state.best_return:
             self.state.best_return = result["return_mean"]
             with span("checkpoint"):
-                best = self.directory / "best"
-                write_checkpoint(
-                    best, self.state.iteration, self._trees(), self.meta | {"evaluation": result}
-                )
-                prune(best, keep_last=1)
+                meta = self.meta | {"evaluation": result}
+                try:
+                    write_checkpoint(self.directory, self.state.iteration, self._trees(), meta, name="best")
+                except CheckpointError as error:
+                    self.warn(f"{error} (the best checkpoint so far stays)")
         return {f"eval/{name}": value for name, value in result.items() if name != "seed"}
 
     # the end
