@@ -50,20 +50,26 @@ class Window:
     def __init__(self, warmup_sec: float, window_sec: float) -> None:
         self._warmup_sec, self._window_sec = warmup_sec, window_sec
         self._begin: float | None = None
-        self._start: tuple[float, int] | None = None
-        self.seconds, self.env_steps = 0.0, 0
+        self._start: tuple[float, float, int] | None = None
+        self.seconds, self.cpu_seconds, self.env_steps = 0.0, 0.0, 0
+
+    @property
+    def started(self) -> bool:
+        """Whether the warm-up is over."""
+        return self._start is not None
 
     def boundary(self, env_steps: int) -> bool:
         """Takes the env steps done so far; returns True once the window is complete."""
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         if self._begin is None:
             # The first iteration also pays for lazy initialisation: it is never part of the window.
             self._begin = now
         elif self._start is None:
             if now - self._begin >= self._warmup_sec:
-                self._start = (now, env_steps)
+                self._start = (now, cpu, env_steps)
         else:
-            self.seconds, self.env_steps = now - self._start[0], env_steps - self._start[1]
+            start, start_cpu, start_steps = self._start
+            self.seconds, self.cpu_seconds, self.env_steps = now - start, cpu - start_cpu, env_steps - start_steps
         return self.env_steps > 0 and self.seconds >= self._window_sec
 
 
@@ -78,6 +84,8 @@ def report(
         "num_envs": options.num_envs,
         "env_steps": window.env_steps,
         "seconds": round(window.seconds, 3),
+        # of this process alone: well below `seconds` in an in-process run, others had the core
+        "cpu_seconds": round(window.cpu_seconds, 3),
         "steps_per_sec": round(window.env_steps / window.seconds, 1),
         "settings": common | settings | {"torch": version("torch"), "gymnasium": version("gymnasium")},
     }
