@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
 from torch import nn
 
+from distrl.envs.spec import load_function
 from distrl.errors import BadInput
 from distrl.maths.random import derive_seed
 from distrl.policies.cnn import CNNPolicy
 from distrl.policies.lstm import LSTMPolicy
 from distrl.policies.mlp import MLPPolicy
 from distrl.policies.observe import has_image
+from distrl.trees import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,23 @@ def make_policy(
 
     BadInput names the space, module or function that does not serve.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(derive_seed(seed, "parameters"))
         try:
             return _build(spec, observation_space, action_space)
         except ValueError as error:
             raise BadInput(str(error)) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The QR behind an orthogonal matrix gives other bits with other thread counts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _build(spec: PolicySpec, observation_space: spaces.Space, action_space: spaces.Space) -> nn.Module:
@@ -74,12 +89,13 @@ def _build(spec: PolicySpec, observation_space: spaces.Space, action_space: spac
 
 def _custom(spec: PolicySpec, observation_space: spaces.Space, action_space: spaces.Space) -> nn.Module:
     assert spec.policy is not None
-    module_name, _, function_name = spec.policy.partition(":")
+    function = load_function(spec.policy, "--policy")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+        inspect.signature(function).bind(observation_space, action_space, **spec.policy_kwargs)
+    except TypeError as error:
         raise BadInput(
-            f"--policy must be module:function that can be imported, got {spec.policy!r}: {error}"
+            f"--policy {spec.policy} is called with (observation_space, action_space, **policy_kwargs), "
+            f"policy_kwargs {spec.policy_kwargs}: {error}"
         ) from error
     policy = function(observation_space, action_space, **spec.policy_kwargs)
     wanted = ("recurrent", "distribution", "initial_state", "act", "value", "evaluate")
@@ -88,6 +104,11 @@ def _custom(spec: PolicySpec, observation_space: spaces.Space, action_space: spa
         what = f"has no {', '.join(missing)}" if missing else "is no torch.nn.Module"
         raise BadInput(
             f"--policy {spec.policy} must return a Policy (distrl/policies/protocol.py): it {what}"
+        )
+    if any(bool(leaf.any()) for leaf in tree_leaves(cast(Any, policy).initial_state(1))):
+        raise BadInput(
+            f"--policy {spec.policy}: initial_state must be zeros, which is what a reset puts back; "
+            "add a learned first state to it inside act, value and evaluate"
         )
     if spec.normalize_observation and not hasattr(policy, "observe"):
         raise BadInput(

@@ -55,7 +55,7 @@ class LSTMPolicy(nn.Module):
         self.critic = orthogonal(nn.Linear(lstm_size, 1), 1.0)
 
     def initial_state(self, num_envs: int) -> tuple[Tensor, Tensor]:
-        zeros = torch.zeros(num_envs, self.lstm_size, device=self.lstm.weight_hh_l0.device)
+        zeros = torch.zeros(num_envs, self.lstm_size, device=self.critic.weight.device)
         return zeros, zeros.clone()
 
     def act(

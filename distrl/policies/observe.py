@@ -110,7 +110,7 @@ class Observe(nn.Module):
 
     def features(self, observation: Tree) -> Tensor:
         """The vector leaves as one float32 [B, F], not normalised."""
-        if isinstance(observation, Tensor) and len(self._spaces) == 1:
+        if isinstance(observation, Tensor) and len(self._spaces) == 1 and self.num_features:
             return _features(self._spaces[0], observation)
         columns = [
             _features(space, leaf)
@@ -119,6 +119,9 @@ class Observe(nn.Module):
             )
             if not image
         ]
+        if not columns:
+            (image, *_) = _leaves(self.space, observation)
+            return image.new_zeros((len(image), 0), dtype=torch.float32)
         return torch.cat(columns, dim=1)
 
     def images(self, observation: Tree) -> list[Tensor]:

@@ -34,7 +34,7 @@ class Policy(Protocol):
     distribution: Distribution  # of the action space
 
     def initial_state(self, num_envs: int) -> Tree:
-        """State at an episode's start, [N, ...]; None for a policy without memory."""
+        """State at an episode's start: zeros [N, ...], which a reset puts back; None for a policy without memory."""
         ...
 
     def act(
