@@ -162,7 +162,8 @@ class Learner:
                 self.observation_moments.include(trajectory)
         if self.recipe.trains_value:
             metrics["explained_variance"] = explained_variance(trajectory.value, target, trajectory.valid)
-            metrics["value_mean"] = float(np.mean(trajectory.value, where=trajectory.valid, dtype=np.float64))
+            value = trajectory.value[trajectory.valid]
+            metrics["value_mean"] = float(value.mean(dtype=np.float64)) if len(value) else float("nan")
         metrics["policy_lag"] = float(self.version - min(versions))
         self.version += 1
         return metrics
@@ -237,12 +238,12 @@ class Learner:
                 skipped = self.optimiser_group.step(loss)
                 streak = (streak + skipped) * skipped
                 longest = torch.maximum(longest, streak)
+                # a skipped minibatch is counted, and its NaN is kept out of the means
+                metrics = {name: torch.where(skipped > 0, 0.0, value) for name, value in metrics.items()}
                 metrics["skipped"] = skipped
                 for name, value in metrics.items():
-                    # a skipped minibatch is counted, and its NaN is kept out of the means
-                    value = torch.where(skipped > 0, 0.0, value) if name != "skipped" else value
                     sums[name] = sums[name] + value if name in sums else value
-                kl = kl + metrics.get("approx_kl", kl)
+                kl = kl + metrics.get("approx_kl", 0.0)
                 num_steps += 1
             if recipe.target_kl is not None and kl.item() / recipe.minibatches > recipe.target_kl:
                 break
@@ -282,7 +283,7 @@ class Learner:
             [total.double() for total in totals]
         ).tolist()  # the one wait
         metrics = dict(zip(sums, values, strict=True))
-        skipped = int(metrics.pop("skipped"))
+        skipped = int(metrics.pop("skipped", 0))  # no minibatch at all: no row was valid
         self.skipped += skipped
         if most >= self.max_skipped_updates:
             raise RunFailed(

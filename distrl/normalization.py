@@ -28,15 +28,11 @@ class ObservationMoments:
 
     def include(self, trajectory: Trajectory) -> None:
         """Pool the valid rows in and freeze the result for the next iteration."""
-        flat = tree_map(
-            lambda leaf: torch.from_numpy(leaf.reshape(-1, *leaf.shape[2:])), trajectory.observation
+        device = self.observe.mean.device
+        rows = tree_map(
+            lambda leaf: torch.from_numpy(leaf[trajectory.valid]).to(device), trajectory.observation
         )
-        features = (
-            self.observe.features(tree_map(lambda leaf: leaf.to(self.observe.mean.device), flat))
-            .cpu()
-            .numpy()
-        )
-        self.moments = self.moments.merge(Moments.of(features[trajectory.valid.reshape(-1)]))
+        self.moments = self.moments.merge(Moments.of(self.observe.features(rows).cpu().numpy()))
         self.observe.set_moments(self.moments.mean, self.moments.variance)
 
     def state(self) -> dict[str, Any]:
@@ -62,7 +58,9 @@ class RewardScale:
         self, reward: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
         """The scaled rewards [T, N], float32; the moments include them."""
-        discounted, self.running = _running_returns(reward.astype(np.float64), done, self.running, self.gamma)
+        discounted, self.running = _running_returns(
+            reward.astype(np.float64), done, valid, self.running, self.gamma
+        )
         self.moments = self.moments.merge(Moments.of(discounted[valid]))
         scaled = reward / np.sqrt(self.moments.variance + 1e-8)
         return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
@@ -77,13 +75,14 @@ class RewardScale:
 
 
 @numba.njit(cache=True)
-def _running_returns(reward, done, running, gamma):  # type: ignore[no-untyped-def]
+def _running_returns(reward, done, valid, running, gamma):  # type: ignore[no-untyped-def]
     num_steps, num_envs = reward.shape
     out = np.empty_like(reward)
     running = running.copy()
     for t in range(num_steps):
         for n in range(num_envs):
-            running[n] = gamma * running[n] + reward[t, n]
+            if valid[t, n]:
+                running[n] = gamma * running[n] + reward[t, n]
             out[t, n] = running[n]
             if done[t, n]:
                 running[n] = 0.0

@@ -151,14 +151,14 @@ class Collector:
                 for e in ended
                 if alive[e.env - group.first_env]
             ]
+            needed = done & ~row["terminated"]
             if whole_episodes:
                 alive &= ~done
-            else:
-                last = step == self.num_steps - 1
-                needed = (done & ~row["terminated"]) | (~done if last else np.False_)
-                bootstraps.add(
-                    step, needed & row["valid"], done, final_observation, group.observation, self.state
-                )
+            elif step == self.num_steps - 1:
+                needed |= ~done
+            bootstraps.add(
+                step, needed & row["valid"], done, final_observation, group.observation, self.state
+            )
             step += 1
         trajectory = self._finish(rows.first(step), bootstraps, initial_state, version)
         return Fragment(trajectory, episodes, group.dropped)
@@ -214,6 +214,8 @@ class Collector:
             next_value = np.zeros_like(value)
             next_value[:-1] = value[1:]
             bootstraps.fill(next_value, self.policy)
+        # a row that was dropped for a NaN: the episode ends with the row before, at V of what that one reached
+        rows["done"][:-1] |= rows["done"][1:] & ~rows["valid"][1:]
         return Trajectory(
             **rows,
             value=value,
@@ -271,11 +273,11 @@ class _Bootstraps:
 
 
 def reset_where(episode_start: NDArray[np.bool_], state: Tree) -> Tree:
-    """The state with zeros in the columns where an episode begins."""
+    """The state with zeros in the columns where an episode begins: put there, so that no NaN outlives its episode."""
     if state is None or not episode_start.any():
         return state
-    keep = torch.from_numpy(~episode_start)
-    return tree_map(lambda leaf: leaf * keep.reshape(-1, *[1] * (leaf.dim() - 1)).to(leaf.dtype), state)
+    begins = torch.from_numpy(episode_start)
+    return tree_map(lambda leaf: leaf.masked_fill(begins.reshape(-1, *[1] * (leaf.dim() - 1)), 0), state)
 
 
 def evaluate_rows(
