@@ -128,7 +128,7 @@ def run_ladder(
         for seed in range(1, seeds + 1)  # seeds outside: a ladder that was stopped has whole rounds
         for algo in LADDER
     ]
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     at_once = jobs if jobs is not None else max(1, cores // max(workers, 1))
     failed = _train_all(todo, settings, at_once)
     from distrl.ladder.report import write_ladder_report
