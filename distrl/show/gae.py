@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ SMALL_RUN = {
 }  # fmt: skip
 CUT = 0.02  # branches are as long as it takes for gamma^T to fall below this, ...
 MAX_HORIZON = 1000  # ... but no longer than this
+BUDGET = 640_000  # env steps of all branches together
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,18 @@ class Effort:
     truth_streams: int = 96
     estimate_streams: int = 64
     streams_at_once: int = 16
+
+    def within(self, budget: int, num_actions: int, cut: int) -> Effort:
+        """With fewer streams, so that branches `cut` steps long take `budget` env steps at most, or nearly so."""
+        wanted = self.truth_streams + self.estimate_streams
+        share = min(1.0, budget / (self.num_states * num_actions * cut * wanted))
+
+        def scaled(streams: int) -> int:
+            return max(1, round(share * streams / self.streams_at_once)) * self.streams_at_once
+
+        return replace(
+            self, truth_streams=scaled(self.truth_streams), estimate_streams=scaled(self.estimate_streams)
+        )
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,7 @@ def show(run_dir: Path | None, out: Path, seed: int, trust_run: bool = False) ->
     branching = Branching(loaded, seed)
     gamma = loaded.config.recipe.gamma
     trajectory, action, states = branching.trajectory(effort.num_states, effort.stride)
+    effort = effort.within(BUDGET, max(len(state.action_J) for state in states), horizon(gamma))
     print(f"playing {len(states)} states on, {horizon(gamma)} steps far", file=sys.stderr)
     measured = measure(branching, states, gamma, effort)
     subtitle = f"{describe(loaded, run_dir)}; gamma {gamma:g}"

@@ -104,6 +104,15 @@ def test_the_horizon_leaves_two_percent() -> None:
     assert gae.horizon(1.0) == gae.MAX_HORIZON
 
 
+def test_a_long_horizon_is_paid_for_by_fewer_streams() -> None:
+    whole = gae.Effort()
+    assert whole.within(gae.BUDGET, num_actions=2, cut=gae.horizon(0.98)) == whole
+    less = whole.within(gae.BUDGET, num_actions=4, cut=gae.horizon(0.99))
+    assert 0 < less.estimate_streams <= less.truth_streams < whole.truth_streams
+    streams = less.truth_streams + less.estimate_streams
+    assert less.num_states * 4 * gae.horizon(0.99) * streams < 1.2 * gae.BUDGET
+
+
 def test_the_figure_and_its_numbers_are_written(
     gridworld_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
