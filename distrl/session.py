@@ -83,6 +83,11 @@ def run_training(resolved: Resolved, resume: Path | None = None, quiet: bool = F
             return Outcome(
                 EXIT_INTERRUPTED, directory, {"exit_reason": f"interrupted by {interrupt.signal_name}"}
             )
+        except OSError as error:  # in closing a file on a full disk, say
+            raise RunFailed(
+                f"{error.filename or directory}: {error.strerror}; make room, then continue with: "
+                f"distrl train --resume {directory}"
+            ) from error
 
 
 def _create(directory: Path, resolved: Resolved, spec: WorkSpec) -> None:

@@ -49,6 +49,7 @@ def test_a_signal_amid_a_slow_env_step_saves_the_last_boundary_and_the_resumed_r
     assert_same_run(run_dir, reference(SLOW_ENV), iterations=6)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_terminal_reaches_ray_too_and_the_run_still_saves(
     launcher: Any, tmp_path: Path
 ) -> None:

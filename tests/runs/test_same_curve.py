@@ -32,13 +32,12 @@ def deaths(run_dir: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "workers"),
-    [("mlp", 1), ("lstm", 2), ("normalised", 3), ("image", 2)]
-    + [
-        pytest.param(name, workers, marks=pytest.mark.slow)
-        for name in ("mlp", "lstm", "normalised", "image", "atari")
+    [
+        pytest.param(name, workers, marks=[] if (name, workers) == ("normalised", 3) else pytest.mark.slow)
+        for name in KILL_AT_STEP
         for workers in (1, 2, 3)
     ],
-)  # fmt: skip
+)
 def test_parameters_and_metrics_are_equal_to_the_bit_for_any_number_of_workers(
     reference: Any, tmp_path: Path, name: str, workers: int
 ) -> None:
@@ -52,8 +51,8 @@ def test_parameters_and_metrics_are_equal_to_the_bit_for_any_number_of_workers(
     ("name", "workers"),
     [
         ("mlp", 3),
-        ("normalised", 2),
-        *[pytest.param(name, 2, marks=pytest.mark.slow) for name in ("lstm", "image", "atari")],
+        ("image", 2),
+        *[pytest.param(name, 2, marks=pytest.mark.slow) for name in ("lstm", "normalised", "atari")],
     ],
 )
 def test_a_worker_killed_amid_its_rollout_changes_no_bit(
@@ -69,6 +68,7 @@ def test_a_worker_killed_amid_its_rollout_changes_no_bit(
     assert_same_run(tmp_path / "run", reference(fields))
 
 
+@pytest.mark.slow
 def test_workers_killed_from_outside_again_and_again_change_no_bit(
     launcher: Any, reference: Any, tmp_path: Path
 ) -> None:

@@ -1,0 +1,105 @@
+"""One contract for both runtimes: what `protocol.Runtime` promises holds in-process and on Ray alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from helpers import CASES
+
+from distrl.build import work_spec
+from distrl.errors import RunFailed
+from distrl.resolve import resolve
+from distrl.runtime.protocol import Runtime
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def start(kind: str, fields: dict[str, Any], state: dict[str, Any] | None = None) -> Runtime:
+    spec = work_spec(resolve(fields).config)
+    if state is None:
+        state = {"learner": spec.make_learner("cpu").state(), "groups": [None] * len(spec.group_sizes)}
+    if kind == "local":
+        from distrl.runtime.local import LocalRuntime
+
+        return LocalRuntime(spec, state)
+    from distrl.runtime.ray import RayRuntime
+
+    return RayRuntime(spec, state, num_workers=2)
+
+
+def iterate(runtime: Runtime, iterations: range) -> list[str]:
+    """The digest after each iteration."""
+    digests = []
+    for iteration in iterations:
+        runtime.collect(iteration)
+        digests.append(runtime.update(iteration / 10).digest)
+    return digests
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_runtime_keeps_the_contract(kind: str) -> None:
+    fields = CASES["lstm"]
+    first = start(kind, fields)
+    try:
+        before = first.snapshot()
+        assert before.version == 0
+
+        reports = first.collect(0)
+        assert [report.group for report in reports] == [0, 1, 2]
+        assert [report.env_steps for report in reports] == [32, 32, 32]
+        assert all(report.num_bytes > 0 and report.rss_bytes > 0 for report in reports)
+        assert first.snapshot().digest == before.digest, "collecting changes no policy"
+        assert first.state()["groups"] == [None] * 3, "not a boundary before the update"
+
+        updated = first.update(0.0)
+        assert updated.version == 1 and updated.digest != before.digest
+        published = first.snapshot()
+        assert (published.version, published.digest) == (1, updated.digest)
+
+        rest = iterate(first, range(1, 4))
+        kept = first.state()
+        after = iterate(first, range(4, 6))
+        assert first.take_warnings() == []
+        spans = first.take_spans()
+        if kind == "ray":
+            assert set(spans) == {"learner", "worker 0", "worker 1"}
+            assert all(totals.ns for totals in spans.values())
+        assert first.take_spans() == {}, "a take leaves nothing"
+        pids = {report.pid for report in reports}
+    finally:
+        first.close()
+    if kind == "ray":
+        _gone, alive = psutil.wait_procs(
+            [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10
+        )
+        assert alive == []
+
+    # the other kind goes on from the state of the first, and both end alike: nothing hides in a runtime
+    second = start("local", fields, state=kept)
+    try:
+        assert iterate(second, range(4, 6)) == after
+    finally:
+        second.close()
+    third = start("local", fields)
+    try:
+        assert iterate(third, range(4)) == [updated.digest, *rest]
+    finally:
+        third.close()
+
+
+@pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_runtime_tells_an_envs_failure_in_one_line_and_closes(kind: str, tmp_path: Path) -> None:
+    fields = {**CASES["image"], "env": "toys:Toy-v0", "env_kwargs": {"fault": "nan reward", "at": 12}}
+    runtime = start(kind, fields)
+    try:
+        runtime.collect(0)
+        runtime.update(0.0)
+        boundary = runtime.state()
+        with pytest.raises(RunFailed, match=r"env \d \(toys:Toy-v0\): reward is NaN or Inf at step 12"):
+            runtime.collect(1)
+        assert runtime.state()["learner"]["version"] == boundary["learner"]["version"] == 1
+    finally:
+        runtime.close()
