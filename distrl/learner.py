@@ -10,6 +10,7 @@ by the fused optimiser's own flag. The host asks once at the end, and once an ep
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -84,6 +85,19 @@ class OptimiserGroup:
         return skipped
 
 
+def make_cuda_repeatable() -> None:
+    """cuDNN's repeatable algorithms, and cuBLAS with a workspace of its own (read once, when it first starts)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array as a tensor there; to a GPU through pinned memory, so that the host need not wait for what runs."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @dataclass(frozen=True)
 class _Batch:
     """A trajectory's columns as tensors on the device, flat [B] or, for a policy with memory, [T, N]."""
@@ -127,6 +141,8 @@ class Learner:
         normalize_reward: bool = False,
         max_skipped_updates: int = 10,
     ) -> None:
+        if torch.device(device).type == "cuda":
+            make_cuda_repeatable()
         self.policy = cast(Any, policy.to(device))
         self.recipe = recipe
         self.seed = seed
@@ -151,7 +167,8 @@ class Learner:
         """
         versions = [trajectory.version for trajectory in trajectories]
         trajectory = Trajectory.concatenate(trajectories)
-        with span("learn: advantage"):
+        # no warnings of NumPy's about what is not finite: minibatches with it are skipped and counted
+        with span("learn: advantage"), np.errstate(invalid="ignore", over="ignore"):
             advantage, target = self._credit(trajectory)
         with span("learn: transfer"):
             batch = self._batch(trajectory, advantage, target)
@@ -161,9 +178,10 @@ class Learner:
             if self.observation_moments is not None:
                 self.observation_moments.include(trajectory)
         if self.recipe.trains_value:
-            metrics["explained_variance"] = explained_variance(trajectory.value, target, trajectory.valid)
             value = trajectory.value[trajectory.valid]
-            metrics["value_mean"] = float(value.mean(dtype=np.float64)) if len(value) else float("nan")
+            with np.errstate(invalid="ignore", over="ignore"):
+                metrics["explained_variance"] = explained_variance(trajectory.value, target, trajectory.valid)
+                metrics["value_mean"] = float(value.mean(dtype=np.float64)) if len(value) else float("nan")
         metrics["policy_lag"] = float(self.version - min(versions))
         self.version += 1
         return metrics
@@ -192,7 +210,7 @@ class Learner:
 
         def tensor(array: NDArray[Any]) -> Tensor:
             laid_out = array if columns else array.reshape(-1, *array.shape[2:])
-            return torch.from_numpy(np.ascontiguousarray(laid_out)).to(self.device, non_blocking=True)
+            return to_device(laid_out, self.device)
 
         return _Batch(
             observation=tree_map(tensor, trajectory.observation),
@@ -205,9 +223,7 @@ class Learner:
             # flat minibatches are made of valid rows alone; whole columns carry the others along
             valid=tensor(trajectory.valid) if columns and not trajectory.valid.all() else None,
             episode_start=tensor(trajectory.episode_start) if columns else None,
-            initial_state=tree_map(
-                lambda leaf: torch.from_numpy(leaf).to(self.device), trajectory.initial_state
-            )
+            initial_state=tree_map(lambda leaf: to_device(leaf, self.device), trajectory.initial_state)
             if columns
             else None,
         )
@@ -234,7 +250,7 @@ class Learner:
                 parts = flat_minibatches(valid, recipe.minibatches, generator)
             kl = torch.zeros((), device=self.device)
             for index in parts:
-                loss, metrics = self._loss(batch.take(torch.from_numpy(index).to(self.device)), clip)
+                loss, metrics = self._loss(batch.take(to_device(index, self.device)), clip)
                 skipped = self.optimiser_group.step(loss)
                 streak = (streak + skipped) * skipped
                 longest = torch.maximum(longest, streak)

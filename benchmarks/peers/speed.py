@@ -69,7 +69,11 @@ class Window:
                 self._start = (now, cpu, env_steps)
         else:
             start, start_cpu, start_steps = self._start
-            self.seconds, self.cpu_seconds, self.env_steps = now - start, cpu - start_cpu, env_steps - start_steps
+            self.seconds, self.cpu_seconds, self.env_steps = (
+                now - start,
+                cpu - start_cpu,
+                env_steps - start_steps,
+            )
         return self.env_steps > 0 and self.seconds >= self._window_sec
 
 
