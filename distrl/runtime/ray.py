@@ -25,10 +25,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 
 from distrl.errors import BadInput, RunFailed
 from distrl.learner import Snapshot
@@ -46,7 +47,7 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS") or None
     quiet: dict[str, Any] = {
         "logging_level": logging.ERROR,
         "log_to_driver": True,
@@ -55,15 +56,14 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
     if address is None:
         cpus = max(num_cpus, os.cpu_count() or 1)
         with _own_signal_handlers():
-            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+            # "local": without it, Ray joins any cluster that `ray start` left on this machine
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
             with _own_signal_handlers():
                 ray.init(address=address, **quiet)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-            raise BadInput(
-                f"--address {address}: no Ray cluster answers there: {_first_line(error)}"
-            ) from error
+            raise BadInput(f"--address {address}: {_why_not_joined(error)}") from error
     total = ray.cluster_resources()
     for kind, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
         if needed > total.get(kind, 0):
@@ -73,6 +73,25 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
                 f"{total.get(kind, 0):g}: lower --workers, or add nodes"
             )
     return address is None
+
+
+def _why_not_joined(error: BaseException) -> str:
+    cause: BaseException | None = error  # Ray wraps a refused token in a ConnectionError
+    while cause is not None and not isinstance(cause, AuthenticationError):
+        cause = cause.__cause__
+    if cause is None:
+        return f"no Ray cluster answers there: {_first_line(error)}"
+    mode = os.environ.get("RAY_AUTH_MODE", "not set")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        token = "the value of RAY_AUTH_TOKEN"
+    else:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        found = "" if path.is_file() and path.stat().st_size else ", which is empty or not there"
+        token = f"the file {path}{found} (RAY_AUTH_TOKEN_PATH names another)"
+    return (
+        f"the Ray cluster refuses this process's token: RAY_AUTH_MODE is {mode} and the token would be {token}; "
+        "export RAY_AUTH_MODE=token and give the cluster's own token"
+    )
 
 
 @contextmanager
