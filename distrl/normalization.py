@@ -61,7 +61,8 @@ class RewardScale:
         discounted, self.running = _running_returns(
             reward.astype(np.float64), done, valid, self.running, self.gamma
         )
-        self.moments = self.moments.merge(Moments.of(discounted[valid]))
+        # what is not finite makes the learner skip its minibatches; here it would stay for good
+        self.moments = self.moments.merge(Moments.of(discounted[valid & np.isfinite(discounted)]))
         scaled = reward / np.sqrt(self.moments.variance + 1e-8)
         return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
 
