@@ -29,12 +29,14 @@ SMALL = {"mlp": PolicySpec("mlp", (8,)), "lstm": PolicySpec("lstm", (8,), lstm_s
 
 
 class One(gym.Env[Any, Any]):
-    """Observes the step number; reward 1; after `length` steps it terminates, or is cut off where `truncates`."""
+    """Reward 1; after `length` steps it terminates, or is cut off where `truncates`. Observes the step number, or 0
+    where it is `blind`."""
 
-    def __init__(self, length: int = 4, truncates: bool = False) -> None:
+    def __init__(self, length: int = 4, truncates: bool = False, blind: bool = False) -> None:
         self.observation_space = spaces.Box(0, 1000, (1,), np.float32)
         self.action_space = spaces.Discrete(2)
         self.length, self.truncates, self.t = length, truncates, 0
+        self.blind = blind
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
@@ -44,7 +46,7 @@ class One(gym.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         self.t += 1
         over = self.t >= self.length
-        observation = np.array([self.t], np.float32)
+        observation = np.array([0 if self.blind else self.t], np.float32)
         return observation, 1.0, over and not self.truncates, over and self.truncates, {}
 
 

@@ -227,3 +227,9 @@ class Adam:
             self.v[k] = 0.999 * self.v[k] + 0.001 * g * g
             m_hat, v_hat = self.m[k] / (1 - 0.9**self.t), self.v[k] / (1 - 0.999**self.t)
             self.parameters[k] = self.parameters[k] - learning_rate * m_hat / (np.sqrt(v_hat) + self.eps)
+
+
+def normalised(advantage_B: Array) -> Array:
+    """To mean 0 and population deviation 1."""
+    mean, variance = moments(advantage_B)
+    return (advantage_B - mean) / (math.sqrt(float(variance)) + 1e-8)

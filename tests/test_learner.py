@@ -1,0 +1,467 @@
+"""The learner's update against a slow one in float64, rung by rung; then each rule of a batch's use by itself."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distrl.envs import EnvSpec
+from distrl.learner import Learner
+from distrl.maths.random import stream
+from distrl.recipes import A2C, ACTOR_CRITIC, LADDER, PPO, REINFORCE, REINFORCE_BASELINE, Recipe
+from distrl.trajectory import Trajectory, column_minibatches, flat_minibatches
+from tests import reference
+from tests.parts import (
+    SEED,
+    arrays_of,
+    assert_same_arrays,
+    collect,
+    make_collector,
+    make_learner,
+    small_policy,
+)
+
+CARTPOLE = EnvSpec("CartPole-v1", max_episode_steps=15)
+RESETS = EnvSpec("CartPole-v1", max_episode_steps=9, autoreset="next_step")  # rows that do not count
+FULL = replace(
+    PPO,
+    epochs=2,
+    minibatches=3,
+    clip=0.05,
+    clip_value=0.1,
+    entropy_coef=0.02,
+    clip_schedule="linear",
+    num_envs=4,
+)
+
+
+def fragment(
+    network: str = "mlp", spec: EnvSpec = CARTPOLE, collects: Any = "steps", seed: int = SEED
+) -> Any:
+    """(a policy, what it collected)."""
+    policy = small_policy(network, spec)
+    named = {"num_steps": 24, "num_envs": 4, "collects": collects, "seed": seed}
+    return policy, collect(spec, policy, **named)
+
+
+def split(trajectory: Trajectory) -> list[Trajectory]:
+    """Its columns as two groups'."""
+
+    def columns(part: slice) -> Trajectory:
+        names = (
+            "action",
+            "reward",
+            "terminated",
+            "done",
+            "valid",
+            "episode_start",
+            "value",
+            "next_value",
+            "log_prob",
+        )
+        state = trajectory.initial_state
+        return replace(
+            trajectory,
+            observation=trajectory.observation[:, part],
+            initial_state=None if state is None else tuple(leaf[part] for leaf in state),
+            **{name: getattr(trajectory, name)[:, part] for name in names},
+        )
+
+    return [columns(slice(0, 1)), columns(slice(1, None))]
+
+
+def slow_credit(recipe: Recipe, t: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    if recipe.credit == "return":
+        target = reference.discounted_sum(t.reward, t.done, recipe.gamma)
+        return (target - t.value if recipe.baseline else target), target
+    advantage = reference.gae(t.reward, t.value, t.next_value, t.terminated, t.done, recipe.gamma, recipe.lam)
+    return advantage, advantage + t.value
+
+
+def slow_update(
+    policy: Any, recipe: Recipe, trajectory: Trajectory, progress: float
+) -> dict[str, np.ndarray]:
+    """The same update in float64: autograd for the policy's own gradient, every other formula written out."""
+    policy = copy.deepcopy(policy).double()
+    policy.observe.register_forward_hook(lambda module, inputs, output: output.double())
+    named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+    adam = reference.Adam([p.detach().numpy() for _, p in named], recipe.adam_eps)
+    advantage, target = slow_credit(recipe, trajectory)
+    remaining = 1 - progress
+    rate = recipe.learning_rate * (remaining if recipe.learning_rate_schedule == "linear" else 1)
+    clip = recipe.clip and recipe.clip * (remaining if recipe.clip_schedule == "linear" else 1)
+    for epoch in range(recipe.epochs):
+        permutation = stream(SEED, "permutation", 0, epoch)
+        if policy.recurrent:
+            parts = column_minibatches(trajectory.num_envs, recipe.minibatches, permutation)
+        else:
+            parts = flat_minibatches(trajectory.valid, recipe.minibatches, permutation)
+        for part in parts:
+            loss = slow_loss(policy, recipe, trajectory, advantage, target, part, clip)
+            gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+            arrays = [
+                np.zeros(p.shape) if g is None else g.numpy()
+                for g, (_, p) in zip(gradients, named, strict=True)
+            ]
+            adam.step(arrays, rate, recipe.max_grad_norm)
+            with torch.no_grad():
+                for (_, parameter), value in zip(named, adam.parameters, strict=True):
+                    parameter.copy_(torch.from_numpy(value))
+    return {name: p.detach().numpy() for name, p in named}
+
+
+def slow_loss(
+    policy: Any, recipe: Recipe, t: Trajectory, advantage: Any, target: Any, part: Any, clip: Any
+) -> Any:
+    if policy.recurrent:
+        pick = lambda array: array[:, part]  # noqa: E731
+        state = tuple(torch.from_numpy(leaf[part]).double() for leaf in t.initial_state)
+        start = torch.from_numpy(pick(t.episode_start))
+    else:
+        pick = lambda array: array.reshape(-1, *array.shape[2:])[part]  # noqa: E731
+        state = start = None
+    valid = pick(t.valid)
+    own = policy.evaluate(
+        torch.from_numpy(pick(t.observation)).double(), torch.from_numpy(pick(t.action)), None, state, start
+    )
+    log_prob, entropy, value = (column[torch.from_numpy(valid)] for column in own)
+    column = {
+        name: torch.from_numpy(pick(array)[valid].astype(np.float64))
+        for name, array in (("a", advantage), ("target", target), ("old_v", t.value), ("old_p", t.log_prob))
+    }
+    weight = column["a"]
+    if recipe.normalize_advantage:
+        weight = torch.from_numpy(reference.normalised(weight.numpy()))
+    if clip is None:
+        loss = -(log_prob * weight).sum() / len(weight)
+    else:
+        ratio = (log_prob - column["old_p"]).exp()
+        inside = torch.where(ratio > 1 + clip, 1 + clip, torch.where(ratio < 1 - clip, 1 - clip, ratio))
+        loss = -torch.minimum(ratio * weight, inside * weight).sum() / len(weight)
+    loss = loss - recipe.entropy_coef * entropy.sum() / len(weight)
+    if recipe.credit == "gae" or recipe.baseline:
+        error = (value - column["target"]) ** 2
+        if recipe.clip_value is not None:
+            low, high = column["old_v"] - recipe.clip_value, column["old_v"] + recipe.clip_value
+            error = torch.maximum(
+                error, (torch.minimum(torch.maximum(value, low), high) - column["target"]) ** 2
+            )
+        loss = loss + recipe.value_coef * 0.5 * error.sum() / len(weight)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("network", "recipe", "spec"),
+    [
+        ("mlp", replace(PPO, epochs=1, minibatches=1), CARTPOLE),
+        ("mlp", FULL, CARTPOLE),
+        ("mlp", FULL, RESETS),
+        ("mlp", replace(FULL, normalize_advantage=False, max_grad_norm=None), RESETS),
+        ("lstm", replace(FULL, minibatches=2), CARTPOLE),
+        ("lstm", replace(FULL, minibatches=2), RESETS),
+        *(("mlp", recipe, CARTPOLE) for recipe in LADDER.values()),
+        ("mlp", REINFORCE_BASELINE, RESETS),
+        ("lstm", REINFORCE_BASELINE, CARTPOLE),
+    ],
+)
+def test_an_update_is_the_slow_one_in_float64(network, recipe, spec):
+    policy, trajectory = fragment(network, spec, recipe.collects)
+    before = arrays_of(policy)
+    wanted = slow_update(policy, recipe, trajectory, progress=0.25)
+    metrics = make_learner(policy, recipe).update(split(trajectory), progress=0.25)
+    got = arrays_of(policy)
+    assert metrics["skipped_updates"] == 0
+    steps = recipe.epochs * recipe.minibatches
+    assert metrics["num_updates"] == steps
+    moved = []
+    for name, value in wanted.items():
+        np.testing.assert_allclose(
+            got[name], value, rtol=1e-5, atol=2e-3 * recipe.learning_rate * steps, err_msg=name
+        )
+        moved.append(np.abs(got[name] - before[name]).max() > 0.3 * recipe.learning_rate)
+    trains_value = recipe.baseline or recipe.credit == "gae"
+    assert sum(moved) == len(moved) * (1 if trains_value or network == "lstm" else 0.5)
+
+
+def gradient_of(policy: Any, recipe: Recipe, trajectory: Trajectory) -> list[Any]:
+    """The (clipped) gradient that one update steps along."""
+    policy = copy.deepcopy(policy)
+    make_learner(policy, recipe).update([trajectory], 0.0)
+    return [None if p.grad is None else p.grad.clone() for p in policy.parameters()]
+
+
+@pytest.mark.parametrize("network", ["mlp", "lstm"])
+@pytest.mark.parametrize("spec", [CARTPOLE, RESETS])
+def test_ppo_with_one_epoch_and_one_minibatch_has_a2c_s_gradient(network, spec):
+    policy, trajectory = fragment(network, spec)
+    a2c = gradient_of(policy, A2C, trajectory)
+    ppo = gradient_of(policy, replace(PPO, epochs=1, minibatches=1), trajectory)
+    for one, other in zip(ppo, a2c, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert max(float(one.abs().max()) for one in a2c) > 1e-2
+
+
+def test_the_rungs_give_credit_each_by_its_own_idea():
+    policy, episodes = fragment(collects="episodes")
+    _, steps = fragment()
+    to_go = np.zeros_like(episodes.reward)
+    for n in range(4):
+        length = int(episodes.valid[:, n].sum())
+        for t in range(length):  # reward 1 a step: a geometric sum
+            to_go[t, n] = (1 - 0.99 ** (length - t)) / 0.01
+    credit = {name: make_learner(policy, recipe)._credit for name, recipe in LADDER.items()}
+    keep = episodes.valid
+    for name, minus in (("reinforce", 0), ("reinforce-baseline", episodes.value)):
+        advantage, target = credit[name](episodes)
+        np.testing.assert_allclose(target[keep], to_go[keep], rtol=1e-5)
+        np.testing.assert_allclose(advantage[keep], (to_go - minus)[keep], rtol=1e-4, atol=1e-4)
+    gae = reference.gae(steps.reward, steps.value, steps.next_value, steps.terminated, steps.done, 0.99, 0.95)
+    for name in ("actor-critic", "a2c", "ppo"):
+        advantage, target = credit[name](steps)
+        np.testing.assert_allclose(advantage, gae, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(target, gae + steps.value, rtol=1e-4, atol=1e-4)
+
+
+def test_lambda_one_is_the_bootstrapped_return_minus_the_value_and_lambda_zero_the_td_error():
+    policy, t = fragment()
+    one = make_learner(policy, replace(ACTOR_CRITIC, lam=1.0))._credit(t)[0]
+    exact = reference.returns(t.reward, t.next_value, t.terminated, t.done, 0.99) - t.value
+    np.testing.assert_allclose(one, exact, rtol=1e-4, atol=1e-4)
+    zero = make_learner(policy, replace(ACTOR_CRITIC, lam=0.0))._credit(t)[0]
+    exact = reference.td_errors(t.reward, t.value, t.next_value, t.terminated, 0.99)
+    np.testing.assert_allclose(zero, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_reinforce_trains_no_value_and_says_so():
+    policy, trajectory = fragment(collects="episodes")
+    before = arrays_of(policy)
+    metrics = make_learner(policy, REINFORCE).update([trajectory], 0.0)
+    after = arrays_of(policy)
+    assert not {"value_loss", "explained_variance", "value_mean", "clip_fraction"} & set(metrics)
+    for name in before:
+        assert np.array_equal(before[name], after[name]) == name.startswith("critic"), name
+
+
+SPOILT = {"reward": np.nan, "value": np.nan, "next_value": np.nan, "log_prob": np.nan}
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("network", ["mlp", "lstm"])
+def test_rows_that_are_not_valid_count_nowhere(network, normalize):
+    """NaN in all that they hold changes no bit of parameters, moments, metrics; nor does the KL stop see them."""
+    recipe = replace(FULL, minibatches=2, epochs=4, target_kl=1e-6, learning_rate=5e-3)
+    results = []
+    for spoil in (False, True):
+        policy = small_policy(network, RESETS, normalize_observation=normalize)
+        collector = make_collector(RESETS, policy, num_steps=24, num_envs=4)
+        learner = make_learner(policy, recipe, normalize_observation=normalize, normalize_reward=normalize)
+        metrics = []
+        for k in range(3):
+            trajectory = collector.collect(k, k).trajectory
+            invalid = ~trajectory.valid
+            assert 4 <= invalid.sum() <= 24
+            if spoil:
+                for name, value in SPOILT.items():
+                    getattr(trajectory, name)[invalid] = value
+                trajectory.observation[invalid] = np.nan if network == "mlp" else 7e3
+                trajectory.action[invalid] = 1
+            metrics.append(learner.update([trajectory], 0.1 * k))
+        collector.group.close()
+        results.append((metrics, learner))
+    (clean, one), (spoilt, other) = results
+    assert spoilt == clean and np.isfinite([list(row.values()) for row in clean]).all()
+    assert clean[0]["num_updates"] < recipe.epochs * recipe.minibatches, "the KL stop is at work"
+    assert_same_arrays(arrays_of(other.policy), arrays_of(one.policy))
+    if normalize:
+        assert one.observation_moments is not None and other.observation_moments is not None
+        assert one.observation_moments.moments.count == other.observation_moments.moments.count
+        assert_same_arrays(
+            {"m": one.reward_scale.running, "v": one.reward_scale.moments.m2},
+            {"m": other.reward_scale.running, "v": other.reward_scale.moments.m2},
+        )
+
+
+def test_metrics_are_means_over_the_rows_that_count():
+    policy, trajectory = fragment("mlp", RESETS)
+    recipe = replace(PPO, epochs=1, minibatches=1)
+    _, target = slow_credit(recipe, trajectory)
+    metrics = make_learner(policy, recipe).update([trajectory], 0.0)
+    keep = trajectory.valid
+    assert metrics["value_mean"] == pytest.approx(trajectory.value[keep].mean(), rel=1e-5)
+    exact = reference.explained_variance(trajectory.value[keep], target[keep])
+    assert metrics["explained_variance"] == pytest.approx(exact, rel=1e-3, abs=1e-4)
+    error = reference.value_loss(trajectory.value[keep].astype(np.float64), target[keep], None, None)
+    assert metrics["value_loss"] == pytest.approx(error, rel=1e-4)
+    assert metrics["policy_loss"] == pytest.approx(0, abs=1e-6), "normalised advantages at ratio 1"
+    assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6) and metrics["clip_fraction"] == 0
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-5)
+    logits = reference.dense(arrays_of(small_policy("mlp", RESETS)), "actor", trajectory.observation[keep])
+    assert metrics["entropy"] == pytest.approx(reference.categorical_entropy(logits).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "rate"),
+    [("linear", 0.0, 1e-3), ("linear", 0.25, 7.5e-4), ("linear", 0.9, 1e-4), ("constant", 0.9, 1e-3)],
+)
+def test_the_learning_rate_falls_with_progress(schedule, progress, rate):
+    policy, trajectory = fragment()
+    learner = make_learner(policy, replace(PPO, learning_rate_schedule=schedule, epochs=1, minibatches=1))
+    before = arrays_of(policy)["critic.2.bias"]
+    metrics = learner.update([trajectory], progress)
+    assert metrics["learning_rate"] == pytest.approx(rate)
+    assert abs(arrays_of(policy)["critic.2.bias"] - before)[0] == pytest.approx(rate, rel=1e-2), (
+        "Adam's first step"
+    )
+
+
+def test_the_clip_falls_with_progress_and_more_ratios_lie_outside():
+    found = {}
+    for schedule, progress in (("constant", 0.9), ("linear", 0.0), ("linear", 0.9), ("linear", 1.0)):
+        policy, trajectory = fragment()
+        recipe = replace(PPO, clip=0.1, clip_schedule=schedule, learning_rate_schedule="constant", epochs=8)
+        found[schedule, progress] = make_learner(policy, recipe).update([trajectory], progress)[
+            "clip_fraction"
+        ]
+    assert found["constant", 0.9] == found["linear", 0.0] < found["linear", 0.9] < found["linear", 1.0]
+
+
+def test_the_kl_stop_is_asked_once_an_epoch_and_stops_the_epochs():
+    def run(target_kl: float | None) -> dict[str, float]:
+        policy, trajectory = fragment()
+        recipe = replace(PPO, epochs=6, minibatches=4, learning_rate=3e-2, target_kl=target_kl)
+        return make_learner(policy, recipe).update([trajectory], 0.0)
+
+    free, never = run(None), run(1e9)
+    assert free == never and free["num_updates"] == 24
+    assert run(1e-9)["num_updates"] == 4, "a whole epoch, although the second minibatch is over it"
+    between = run(0.01)["num_updates"]
+    assert between in (4, 8, 12, 16, 20)
+
+
+def test_the_kl_stop_still_works_beside_a_minibatch_that_is_skipped():
+    policy, trajectory = fragment()
+    trajectory.log_prob[0, 0] = np.nan  # one row of one minibatch
+    recipe = replace(PPO, epochs=6, minibatches=4, learning_rate=3e-2, target_kl=1e-4)
+    metrics = make_learner(policy, recipe).update([trajectory], 0.0)
+    assert metrics["num_updates"] == 4 and metrics["skipped_updates"] == 1
+
+
+def test_the_entropy_bonus_raises_entropy():
+    policy, trajectory = fragment()
+    with torch.no_grad():
+        policy.actor[-1].bias.copy_(torch.tensor([1.0, -1.0]))
+    recipe = replace(
+        PPO, entropy_coef=1.0, value_coef=0.0, clip=None, epochs=1, minibatches=1, learning_rate=0.01
+    )
+    trajectory.reward[:] = 0
+    trajectory.value[:] = trajectory.next_value[:] = 0  # nothing but the bonus
+    learner = make_learner(policy, recipe)
+    entropy = [learner.update([trajectory], 0.0)["entropy"] for _ in range(12)]
+    assert (np.diff(entropy) > 0).all() and entropy[-1] > entropy[0] + 0.02
+    without = make_learner(policy, replace(recipe, entropy_coef=0.0))
+    before = arrays_of(policy)
+    without.update([trajectory], 0.0)
+    assert_same_arrays(arrays_of(policy), before)
+
+
+def test_value_clipping_stops_the_value_where_it_has_moved_far_enough():
+    moves = {}
+    for clip_value in (None, 0.05, 0.01):
+        policy, trajectory = fragment()
+        recipe = replace(PPO, clip_value=clip_value, epochs=20, minibatches=1, learning_rate=1e-2)
+        make_learner(policy, recipe).update([trajectory], 0.0)
+        with torch.no_grad():
+            value = policy.value(torch.from_numpy(trajectory.observation.reshape(-1, 4)), None).numpy()
+        moves[clip_value] = np.abs(value - trajectory.value.reshape(-1)).mean()
+    assert moves[0.01] < moves[0.05] < 0.5 * moves[None]
+
+
+def test_the_gradient_s_global_norm_is_clipped():
+    policy, trajectory = fragment()
+    whole = gradient_of(policy, replace(A2C, max_grad_norm=None), trajectory)
+    norm = float(torch.stack([g.norm() for g in whole]).norm())
+    assert norm > 1
+    clipped = gradient_of(policy, replace(A2C, max_grad_norm=0.5), trajectory)
+    for one, other in zip(clipped, whole, strict=True):
+        torch.testing.assert_close(one, other * (0.5 / norm), rtol=1e-4, atol=1e-7)
+    above = gradient_of(policy, replace(A2C, max_grad_norm=2 * norm), trajectory)
+    assert all(torch.equal(one, other) for one, other in zip(above, whole, strict=True))
+
+
+def test_advantages_are_normalised_within_each_minibatch():
+    policy, trajectory = fragment()
+    recipe = replace(PPO, epochs=1, minibatches=1, max_grad_norm=None, value_coef=0.0)
+    scaled = replace(
+        trajectory,
+        reward=trajectory.reward * 5,
+        value=trajectory.value * 5,
+        next_value=trajectory.next_value * 5,
+    )
+    for one, other in zip(
+        gradient_of(policy, recipe, trajectory), gradient_of(policy, recipe, scaled), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    raw = replace(recipe, normalize_advantage=False)
+    for one, other in zip(
+        gradient_of(policy, raw, trajectory), gradient_of(policy, raw, scaled), strict=True
+    ):
+        torch.testing.assert_close(5 * one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_permutation_is_a_function_of_seed_iteration_and_epoch():
+    _, trajectory = fragment()
+
+    def updated(version: int, seed: int = SEED) -> Any:
+        policy, _ = fragment()
+        learner = Learner(policy, replace(PPO, epochs=1), seed)
+        learner.version = version
+        learner.update([trajectory], 0.0)
+        return arrays_of(policy)["actor.0.weight"]
+
+    first = updated(0)
+    np.testing.assert_array_equal(first, updated(0))
+    assert not np.array_equal(first, updated(1)) and not np.array_equal(first, updated(0, seed=8))
+
+
+def test_the_oldest_fragment_gives_the_policy_lag():
+    policy, trajectory = fragment()
+    learner = make_learner(policy)
+    left, right = split(trajectory)
+    lags = [
+        learner.update([replace(left, version=k), replace(right, version=max(k - 2, 0))], 0.0)["policy_lag"]
+        for k in range(4)
+    ]
+    assert lags == [0, 1, 2, 2] and learner.version == 4
+    assert learner.snapshot().version == 4
+
+
+def test_a_fragment_without_a_valid_row_changes_nothing():
+    policy, trajectory = fragment()
+    before = arrays_of(policy)
+    empty = replace(trajectory, valid=np.zeros_like(trajectory.valid))
+    metrics = make_learner(policy, normalize_reward=True, recipe=replace(PPO, num_envs=4)).update(
+        [empty], 0.0
+    )
+    assert metrics["num_updates"] == 0
+    assert_same_arrays(arrays_of(policy), before)
+
+
+def test_masked_actions_have_no_part_in_an_update():
+    """The head's row of an action that was never allowed stays where it is."""
+    spec = EnvSpec("toy_envs:Toy/Nested-v0")
+    policy = small_policy("mlp", spec)
+    trajectory = collect(spec, policy, num_steps=24, num_envs=3)
+    trajectory.extra["action_mask"][..., 1] = False  # the middle action of the first part, now never
+    trajectory.action[..., 0][trajectory.action[..., 0] == 1] = 0
+    learner = make_learner(policy, replace(PPO, entropy_coef=0.01))
+    before = arrays_of(policy)
+    metrics = learner.update([trajectory], 0.0)
+    after = arrays_of(policy)
+    assert np.isfinite(list(metrics.values())).all()
+    moved = (before["actor.2.weight"] != after["actor.2.weight"]).any(axis=1)
+    assert moved.tolist() == [True, False, True, True, True]
