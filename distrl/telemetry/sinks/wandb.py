@@ -58,8 +58,12 @@ class WandbSink:
 
     def close(self) -> None:
         run, self._run = self._run, None
-        if run is not None:
+        if run is None:
+            return
+        try:
             run.finish()
+        except Exception as error:  # its service did not answer in time: what it has is on disk
+            _warn(f"wandb did not finish; upload what it kept with `wandb sync`. {_cause(error)}")
 
     def _init(self, mode: Literal["offline"] | None) -> Any:
         import wandb
