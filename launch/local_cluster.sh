@@ -62,17 +62,25 @@ living() { # which of these processes live; a zombie does not
   done
 }
 
-end_all() { # SIGTERM, up to 8 seconds to go, SIGKILL
-  local deadline=$((SECONDS + 8)) all left
+signal_all() { # $1 to the processes $3..., then up to $2 seconds for them to go
+  local signal=$1 deadline=$((SECONDS + $2))
+  shift 2
+  if [ $# -gt 0 ]; then kill "-$signal" "$@" 2>/dev/null || true; fi
+  while [ -n "$(living "$@")" ] && [ $SECONDS -lt $deadline ]; do sleep 0.1; done
+}
+
+end_all() {
+  local all raylets="" pid
   all=$(processes)
-  if [ -n "$all" ]; then kill -TERM $all 2>/dev/null || true; fi
-  while [ -n "$(living $all)" ] && [ $SECONDS -lt $deadline ]; do sleep 0.2; done
-  left="$(living $all) $(processes)" # with what was started meanwhile
-  if [ -n "${left// /}" ]; then kill -KILL $left 2>/dev/null || true; fi
-  deadline=$((SECONDS + 5))
-  while [ -n "$(living $left)" ] && [ $SECONDS -lt $deadline ]; do sleep 0.2; done
-  left=$(living $left)
-  [ -z "$left" ] || fail "these do not end:" $left
+  for pid in $all; do
+    if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = raylet ]; then raylets+=" $pid"; fi
+  done
+  signal_all TERM 6 $raylets # first, while there is a head to take leave of
+  signal_all TERM 4 $(living $all)
+  all="$(living $all) $(processes)" # with what was started meanwhile
+  signal_all KILL 5 $all
+  all=$(living $all)
+  [ -z "$all" ] || fail "these do not end:" $all
   rm -rf "$dir/ray" "$dir/address" "$dir/dashboard"
 }
 
