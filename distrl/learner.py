@@ -239,31 +239,27 @@ class Learner:
             clip = max(clip * remaining, 1e-8)
         for group in self.optimiser_group.optimiser.param_groups:
             group["lr"] = learning_rate
-        sums: dict[str, Tensor] = {}
-        streak = torch.tensor(self.streak, device=self.device)
-        longest, num_steps = streak.clone(), 0
+        names: list[str] = []
+        rows: list[
+            Tensor
+        ] = []  # of each minibatch its metrics, then whether it was skipped; read once, at the end
         for epoch in range(recipe.epochs):
             generator = stream(self.seed, "permutation", self.version, epoch)
             if self.policy.recurrent:
                 parts = column_minibatches(valid.shape[1], recipe.minibatches, generator)
             else:
                 parts = flat_minibatches(valid, recipe.minibatches, generator)
-            kl = torch.zeros((), device=self.device)
+            begun = len(rows)
             for index in parts:
                 loss, metrics = self._loss(batch.take(to_device(index, self.device)), clip)
                 skipped = self.optimiser_group.step(loss)
-                streak = (streak + skipped) * skipped
-                longest = torch.maximum(longest, streak)
-                # a skipped minibatch is counted, and its NaN is kept out of the means
-                metrics = {name: torch.where(skipped > 0, 0.0, value) for name, value in metrics.items()}
-                metrics["skipped"] = skipped
-                for name, value in metrics.items():
-                    sums[name] = sums[name] + value if name in sums else value
-                kl = kl + metrics.get("approx_kl", 0.0)
-                num_steps += 1
-            if recipe.target_kl is not None and kl.item() / recipe.minibatches > recipe.target_kl:
-                break
-        return self._read(sums, longest, streak, num_steps, learning_rate)
+                names = [*metrics]
+                rows.append(torch.stack([*metrics.values(), skipped]))
+            if recipe.target_kl is not None and "approx_kl" in names:
+                kl, skips = torch.stack(rows[begun:])[:, [names.index("approx_kl"), -1]].unbind(1)
+                if torch.where(skips > 0, 0.0, kl).mean().item() > recipe.target_kl:
+                    break
+        return self._read(names, rows) | {"learning_rate": learning_rate}
 
     def _loss(self, rows: _Batch, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self.recipe
@@ -291,28 +287,26 @@ class Learner:
             metrics["value_loss"] = value_metrics["value_loss"]
         return loss, metrics
 
-    def _read(
-        self, sums: dict[str, Tensor], longest: Tensor, streak: Tensor, num_steps: int, learning_rate: float
-    ) -> dict[str, float]:
-        totals = [*sums.values(), longest, streak]
-        *values, most, self.streak = torch.stack(
-            [total.double() for total in totals]
-        ).tolist()  # the one wait
-        metrics = dict(zip(sums, values, strict=True))
-        skipped = int(metrics.pop("skipped", 0))  # no minibatch at all: no row was valid
-        self.skipped += skipped
+    def _read(self, names: list[str], rows: list[Tensor]) -> dict[str, float]:
+        """Means over the minibatches that were not skipped: the one wait for the device."""
+        table = torch.stack(rows).double().cpu().numpy() if rows else np.zeros((0, 1))
+        skipped = table[:, -1] > 0
+        most = 0.0
+        for skip in skipped:
+            self.streak = self.streak + 1 if skip else 0.0
+            most = max(most, self.streak)
+        self.skipped += int(skipped.sum())
         if most >= self.max_skipped_updates:
             raise RunFailed(
                 f"{int(most)} minibatches in a row had a NaN or Inf gradient (--max-skipped-updates "
                 f"{self.max_skipped_updates}): lower --learning-rate, or look at rewards and observations; "
                 "the last checkpoint is from before them"
             )
-        taken = num_steps - skipped
-        means = {name: total / taken if taken else float("nan") for name, total in metrics.items()}
-        return means | {
-            "learning_rate": learning_rate,
+        taken = table[~skipped]
+        means = taken.mean(axis=0) if len(taken) else np.full(table.shape[1], np.nan)
+        return {name: float(mean) for name, mean in zip(names, means, strict=False)} | {
             "skipped_updates": float(self.skipped),
-            "num_updates": float(num_steps),
+            "num_updates": float(len(rows)),
         }
 
     def state(self) -> dict[str, Any]:

@@ -73,7 +73,10 @@ class _Rows:
             }
             self.capacity *= 2
         for name, column in self.columns.items():
-            tree_map(lambda stored, value: stored.__setitem__(step, value), column, row[name])
+            if isinstance(column, np.ndarray):
+                column[step] = row[name]
+            else:
+                tree_map(lambda stored, value: stored.__setitem__(step, value), column, row[name])
 
     def first(self, num_steps: int) -> dict[str, Tree]:
         return {
@@ -188,9 +191,7 @@ class Collector:
             episode_start = group.episode_start
             self.state = reset_where(episode_start, self.state)
             observation, mask = group.observation, group.action_mask
-            row = {"observation": tree_map(np.copy, observation), "episode_start": np.copy(episode_start)}
-            if mask is not None:
-                row["action_mask"] = np.copy(mask)
+            row = {"observation": observation, "episode_start": episode_start, "action_mask": mask}
             action, self.state = self.policy.act(
                 tree_map(torch.from_numpy, observation),
                 self.state,

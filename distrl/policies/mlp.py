@@ -8,7 +8,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from distrl.policies.distributions import make_distribution
-from distrl.policies.layers import mlp, orthogonal
+from distrl.policies.layers import MLP, mlp, orthogonal
 from distrl.policies.observe import Observe
 from distrl.policies.protocol import Evaluation
 from distrl.trees import Tree
@@ -31,9 +31,9 @@ class MLPPolicy(nn.Module):
         self.observe = Observe(observation_space, normalize_observation, flatten_images=True)
         self.distribution = make_distribution(action_space)
         trunk, width = mlp(self.observe.num_features, hidden_sizes, activation)
-        self.actor = nn.Sequential(*trunk, orthogonal(nn.Linear(width, self.distribution.num_outputs), 0.01))
+        self.actor = MLP(*trunk, orthogonal(nn.Linear(width, self.distribution.num_outputs), 0.01))
         trunk, width = mlp(self.observe.num_features, hidden_sizes, activation)
-        self.critic = nn.Sequential(*trunk, orthogonal(nn.Linear(width, 1), 1.0))
+        self.critic = MLP(*trunk, orthogonal(nn.Linear(width, 1), 1.0))
 
     def initial_state(self, num_envs: int) -> None:
         return None

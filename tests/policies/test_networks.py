@@ -89,9 +89,8 @@ def test_what_act_samples_evaluate_calls_by_the_same_probability_and_value_agree
 
 def output_of(policy: Any, seen: Any) -> np.ndarray:
     """The policy head's own output, caught on its way out."""
-    head = policy.actor[-1] if isinstance(policy.actor, nn.Sequential) else policy.actor
     caught: list[Any] = []
-    hook = head.register_forward_hook(lambda module, inputs, output: caught.append(output))
+    hook = policy.actor.register_forward_hook(lambda module, inputs, output: caught.append(output))
     with torch.no_grad():
         policy.act(seen, policy.initial_state(6), None, None)
     hook.remove()
