@@ -83,7 +83,10 @@ class EnvGroup:
         self._resetting = np.zeros(num_envs, np.bool_)  # next_step: the next step is a reset
         last = first_env + num_envs - 1
         self._beat = Beat(
-            f"env group {index} ({spec.env_id}, envs {first_env}..{last})", spec.step_timeout_sec, self._pids
+            f"env group {index} ({spec.env_id}, envs {first_env}..{last})",
+            spec.step_timeout_sec,
+            self._pids,
+            spec.repro_dir,
         )
         if not self._is_wrapped and not has_own(self._vector.unwrapped):
             self._lose(

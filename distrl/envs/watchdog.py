@@ -4,7 +4,8 @@
        |  writes the time into its Beat (cheap)              |  clears it
        |                                                     |
     watcher thread: looks at all Beats every timeout / 8;
-       a Beat older than the timeout -> one line that names the group, stacks, exit status 1
+       a Beat older than the timeout -> one line that names the group, stacks, exit status 1;
+       both also into a file of the process's own, for whoever finds it dead
     faulthandler's C timer: armed by a step at most every quarter of the timeout, cancelled by the watcher
        when nothing is stepping; goes off at 1.25 times the timeout where a hang holds the GIL
 
@@ -20,6 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 _STDERR = 2
@@ -30,8 +32,15 @@ _CHILDREN_WAIT_SEC = 0.3
 class Beat:
     """One group's sign of life: `with beat:` around each step and reset. Timeout 0 turns it off."""
 
-    def __init__(self, label: str, timeout_sec: float, children: Callable[[], list[int]] = list) -> None:
+    def __init__(
+        self,
+        label: str,
+        timeout_sec: float,
+        children: Callable[[], list[int]] = list,
+        report_dir: str | None = None,
+    ) -> None:
         self.label = label
+        self.report_dir = report_dir
         self.timeout_sec = timeout_sec
         self.children = children
         self.started: float | None = None
@@ -109,9 +118,28 @@ class _Watcher:
             time.sleep(min(shortest / 8, 1.0))
 
 
+def hang_report(folder: str, pid: int) -> Path:
+    """Where the process `pid` leaves its last words."""
+    return Path(folder) / f"hang-{pid}.txt"
+
+
+def _report(beat: Beat, said: str) -> None:
+    if beat.report_dir is None:
+        return
+    path = hang_report(beat.report_dir, os.getpid())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            print(said, file=file, flush=True)
+            faulthandler.dump_traceback(file=file, all_threads=True)
+    except OSError:  # the report must not keep the process from ending
+        return
+
+
 def _end(beat: Beat) -> None:
-    line = f"{beat.label}: a step or reset has not returned for {beat.timeout_sec:g} s; stacks follow, exit status 1\n"
-    os.write(_STDERR, line.encode())
+    said = f"{beat.label}: a step or reset has not returned for {beat.timeout_sec:g} s"
+    os.write(_STDERR, f"{said}; stacks follow, exit status 1\n".encode())
+    _report(beat, said)
     for pid in beat.children():
         try:
             os.kill(pid, signal.SIGUSR1)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -31,6 +32,7 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 
+from distrl.envs.watchdog import hang_report
 from distrl.errors import BadInput, RunFailed
 from distrl.learner import Snapshot
 from distrl.runtime.workers import CollectReport, LearnerWorker, RolloutWorker, UpdateReport, WorkSpec
@@ -130,6 +132,7 @@ class RayRuntime:
         on_event: Callable[[str], None] = lambda message: None,
         check_interrupt: Callable[[], None] = lambda: None,
     ) -> None:
+        self.spec = spec
         self.num_groups = len(spec.group_sizes)
         self.max_worker_restarts = max_worker_restarts
         num_gpus = int(spec.device == "cuda")
@@ -264,27 +267,33 @@ class RayRuntime:
     def _worker_died(self, slot: _Slot, error: RayActorError) -> None:
         """Put a new worker in the slot, after a delay that doubles; RunFailed once that happened too often."""
         number = self.slots.index(slot)
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, RayTaskError):
-            raise _root_cause(cause) from error  # the worker's own constructor raised: it would again
+        if error.actor_init_failed:
+            raise _failed_to_start(f"rollout worker {number}", error) from error  # it would again
+        why = self._last_words(number) or _first_line(error)
         slot.deaths += 1
         self.hosts = {group: handle for group, handle in self.hosts.items() if handle is not slot.handle}
         deaths = sum(other.deaths for other in self.slots)
         if deaths > self.max_worker_restarts:
             raise RunFailed(
                 f"rollout workers died {deaths} times (--max-worker-restarts {self.max_worker_restarts}); "
-                f"the last was worker {number}: {_first_line(error)}"
+                f"the last was worker {number}: {why}"
             )
         ray.kill(slot.handle)
-        message = (
-            f"rollout worker {number} died ({_first_line(error)}); its groups move, a replacement starts"
-        )
+        message = f"rollout worker {number} died ({why}); its groups move, a replacement starts"
         self.warnings.append(message)
         self.on_event(message)
         if slot.deaths > 1:
             time.sleep(min(0.25 * 2**slot.deaths, 10.0))
         fresh = self._new_slot()
         slot.handle, slot.ready = fresh.handle, fresh.ready
+
+    def _last_words(self, number: int) -> str | None:
+        """What the watchdog of the slot's last process left to be read, where this machine can read it."""
+        pid, folder = self.pids.pop(number, None), self.spec.env.repro_dir
+        path = hang_report(folder, pid) if folder is not None and pid is not None else None
+        if path is None or not path.exists():
+            return None
+        return f"{path.read_text(errors='replace').splitlines()[0]}; stacks in {path}"
 
     # learning
 
@@ -304,9 +313,8 @@ class RayRuntime:
             try:
                 return ray.get(ref)
             except RayActorError as error:
-                cause = getattr(error, "cause", None)
-                if isinstance(cause, RayTaskError):
-                    raise _root_cause(cause) from error
+                if error.actor_init_failed:
+                    raise _failed_to_start("the learner", error) from error
                 raise RunFailed(f"the learner died: {_first_line(error)}") from error
             except RayTaskError as error:
                 raise _root_cause(error) from error
@@ -341,6 +349,12 @@ def _failed(ref: Any) -> bool:
     except RayActorError:
         return True
     return False
+
+
+def _failed_to_start(who: str, error: RayActorError) -> RunFailed:
+    """What the constructor in the worker raised, in a line, then its traceback."""
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return RunFailed(f"{who} could not start: {trace.splitlines()[-1].strip()}\n{trace}")
 
 
 def _root_cause(error: RayTaskError) -> Exception:

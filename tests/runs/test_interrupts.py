@@ -50,13 +50,14 @@ def test_a_signal_amid_a_slow_env_step_saves_the_last_boundary_and_the_resumed_r
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_terminal_reaches_ray_too_and_the_run_still_saves(
-    launcher: Any, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_reaches_ray_too_and_the_run_still_saves(
+    launcher: Any, tmp_path: Path, number: int
 ) -> None:
     run_dir = tmp_path / "run"
     command = launcher.start_train(run_dir, {**SLOW_ENV, "workers": 2})
     command.wait_until("in iteration 2", at_least(run_dir, 1))
-    command.signal_all(signal.SIGINT)  # a terminal sends it to the whole foreground group
+    command.signal_all(number)  # as a terminal does with Ctrl-C, and `timeout` or a batch system with SIGTERM
     finished = command.wait(30)
     assert finished.status == 130, finished.output
     assert checkpoint_numbers(run_dir) == [0, len(metrics(run_dir))]

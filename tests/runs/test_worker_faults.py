@@ -52,7 +52,7 @@ def test_a_worker_that_cannot_start_fails_the_run_at_once_with_the_cause(
 ) -> None:
     finished = launcher.train(tmp_path / "run", {**TOY, "workers": 1, "policy": "toys:unfit_for_workers"})
     assert finished.status == 1, finished.output
-    assert "the toy policy's weights are not on this machine" in finished.output
+    assert "could not start: OSError: the toy policy's weights are not on this machine" in finished.output
     assert finished.seconds < 60
     assert checkpoint_numbers(tmp_path / "run") == [0]
 
@@ -137,9 +137,11 @@ def test_an_env_that_hangs_in_a_worker_is_killed_and_replaced_and_changes_no_bit
     fields = toy(fault="hang", at=20, once=str(tmp_path / "hung"))
     finished = launcher.train(tmp_path / "run", {**fields, "workers": 2, "step_timeout_sec": 2})
     assert finished.status == 0, finished.output
-    assert "toys:Toy-v0" in finished.output and "has not returned for 2 s" in finished.output
-    assert "toys.py" in finished.output, "the stack shows where it hangs"
-    assert any("died" in warning for warning in summary(tmp_path / "run")["warnings"])
+    (warning,) = [one for one in summary(tmp_path / "run")["warnings"] if "died" in one]
+    assert "(toys:Toy-v0, envs" in warning and "has not returned for 2 s; stacks in " in warning
+    assert " ".join(warning.split()[:4]) in finished.output
+    (stacks,) = (tmp_path / "run" / "faults").glob("hang-*.txt")
+    assert "toys.py" in stacks.read_text(), "the stack shows where it hangs"
     assert_same_run(tmp_path / "run", reference(TOY), iterations=6)
 
 
@@ -154,7 +156,7 @@ def test_an_env_that_hangs_always_fails_the_run_in_bounded_time(launcher: Any, t
     finished = launcher.train(tmp_path / "run", fields)
     assert finished.status == 1, finished.output
     assert "rollout workers died 2 times" in finished.output
-    assert "has not returned for 1 s" in finished.output
+    assert "has not returned for 1 s; stacks in" in finished.output
     assert finished.seconds < 60
 
 
