@@ -92,9 +92,7 @@ class LSTMPolicy(nn.Module):
         log_prob, entropy = self.distribution.log_prob_and_entropy(self.actor(memory), action, action_mask)
         return Evaluation(log_prob, entropy, self.critic(memory).squeeze(-1))
 
-    def _remember(
-        self, inputs_TNF: Tensor, state: tuple[Tensor, Tensor], episode_start_TN: Tensor
-    ) -> Tensor:
+    def _remember(self, inputs_TNF: Tensor, state: tuple[Tensor, Tensor], episode_start_TN: Tensor) -> Tensor:
         """Outputs [T, N, lstm_size], the state reset at each episode's start.
 
         Columns are cut where episodes start, and the pieces lie side by side in one padded batch: the LSTM
