@@ -78,8 +78,9 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
 
 
 def _why_not_joined(error: BaseException) -> str:
-    cause: BaseException | None = error  # Ray wraps a refused token in a ConnectionError
-    while cause is not None and not isinstance(cause, AuthenticationError):
+    cause: BaseException | None = error
+    # Ray keeps a refused token as a traceback's text inside a RuntimeError, the cause of a ConnectionError
+    while cause is not None and AuthenticationError.__name__ not in f"{type(cause).__name__} {cause}":
         cause = cause.__cause__
     if cause is None:
         return f"no Ray cluster answers there: {_first_line(error)}"
