@@ -79,7 +79,11 @@ TASKS = {
 
 def command(task: Task, seed: int, run_dir: Path) -> list[str]:
     """The `distrl train` command of a run."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in task.fields.items() if not isinstance(value, bool)]
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in task.fields.items()
+        if not isinstance(value, bool)
+    ]
     flags += [f"--{name.replace('_', '-')}" for name, value in task.fields.items() if value is True]
     return [
         "distrl", "train", f"--env={task.env}", f"--total-steps={task.total_steps}", f"--seed={seed}", "--workers=0",
@@ -98,7 +102,11 @@ def run(name: str, seed: int) -> None:
         words = command(task, seed, folder / "run")
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", *words],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         if done.returncode:
             raise SystemExit(f"{shlex.join(words)}\n{done.stderr[-3000:]}")
@@ -123,13 +131,18 @@ def run(name: str, seed: int) -> None:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result) + "\n")
-    print(f"{name} seed {seed}: score {result['score']:.1f}, evaluation {result['evaluation']['return_mean']:.1f}", flush=True)
+    print(
+        f"{name} seed {seed}: score {result['score']:.1f}, evaluation {result['evaluation']['return_mean']:.1f}",
+        flush=True,
+    )
 
 
 def scores(side: str, name: str, key: str = "score") -> list[float]:
     """The scores there are, in the order of the seeds."""
     results = [json.loads(path.read_text()) for path in sorted((RESULTS / side / name).glob("seed*.json"))]
-    return [result["evaluation"]["return_mean"] if key == "evaluation" else result["score"] for result in results]
+    return [
+        result["evaluation"]["return_mean"] if key == "evaluation" else result["score"] for result in results
+    ]
 
 
 def difference(ours: list[float], theirs: list[float]) -> dict[str, float]:
@@ -164,13 +177,17 @@ def report() -> int:
         row["holds"] = bool(row["holds"])
         failed |= not row["holds"]
         rows[name] = row
-        print(f"{name:22s} ours {np.mean(ours):9.1f} +- {np.std(ours):6.1f} ({len(ours)} seeds)   {text}   {'holds' if row['holds'] else 'SHORT'}")
+        print(
+            f"{name:22s} ours {np.mean(ours):9.1f} +- {np.std(ours):6.1f} ({len(ours)} seeds)   {text}   {'holds' if row['holds'] else 'SHORT'}"
+        )
     (RESULTS / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n")
     return int(failed)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["run", "report"])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])

@@ -71,7 +71,8 @@ def _features(space: spaces.Space, leaf: Tensor) -> Tensor:
             ],
             dim=1,
         ).float()
-    return leaf.flatten(1).float()
+    features = leaf.flatten(1).float()
+    return features / 255.0 if is_image(space) else features  # an image that is flattened
 
 
 def _num_features(space: spaces.Space) -> int:

@@ -42,7 +42,7 @@ def one_hot(value: int, size: int) -> list[float]:
 def expected(observation: Any, row: int, with_camera: bool) -> list[float]:
     """The features of one row, written out by hand in the space's order."""
     place, bits = observation["body"]
-    image = observation["camera"][row].flatten().tolist() if with_camera else []
+    image = (observation["camera"][row].flatten() / 255).tolist() if with_camera else []
     hand = observation["hand"][row].tolist()
     return [
         *observation["speed"][row].flatten().tolist(),
