@@ -12,7 +12,21 @@ OPTIONS = {"config": True, "dry_run": False}
 
 def test_flags_are_read_in_every_form() -> None:
     parsed = parse(
-        ["--env", "A-v0", "--learning-rate=-1", "--total_steps", "-5", "--wandb", "--no-tensorboard", "--dry-run", "--config", "x.toml", "--hidden-sizes", "64,64", "--policy="],
+        [
+            "--env",
+            "A-v0",
+            "--learning-rate=-1",
+            "--total_steps",
+            "-5",
+            "--wandb",
+            "--no-tensorboard",
+            "--dry-run",
+            "--config",
+            "x.toml",
+            "--hidden-sizes",
+            "64,64",
+            "--policy=",
+        ],
         OPTIONS,
     )
     assert parsed.problems == []
@@ -30,7 +44,19 @@ def test_flags_are_read_in_every_form() -> None:
 
 def test_a_tables_keys_are_flags_and_its_values_read_as_toml_reads_them() -> None:
     parsed = parse(
-        ["--env-kwargs.goal-velocity", "0.1", "--env-kwargs.deep.a_b=true", "--env-kwargs.deep.l", "[1, 2.5]", "--env-kwargs.name", "plain text", "--env-kwargs", '{late = "x"}', "--policy-kwargs.z", "none"],
+        [
+            "--env-kwargs.goal-velocity",
+            "0.1",
+            "--env-kwargs.deep.a_b=true",
+            "--env-kwargs.deep.l",
+            "[1, 2.5]",
+            "--env-kwargs.name",
+            "plain text",
+            "--env-kwargs",
+            '{late = "x"}',
+            "--policy-kwargs.z",
+            "none",
+        ],
         OPTIONS,
     )
     assert parsed.problems == []
