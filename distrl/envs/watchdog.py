@@ -7,7 +7,7 @@
        a Beat older than the timeout -> one line that names the group, stacks, exit status 1;
        both also into a file of the process's own, for whoever finds it dead
     faulthandler's C timer: armed by a step at most every quarter of the timeout, cancelled by the watcher
-       when nothing is stepping; goes off at 1.25 times the timeout where a hang holds the GIL
+       when nothing is stepping; goes off at 1.5 to 1.75 times the timeout where a hang holds the GIL
 
 An env that hangs cannot be replaced inside its own process: the process is the unit that dies.
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 _STDERR = 2
-_ARM_FACTOR = 1.25
+_ARM_FACTOR = 1.75  # after the last arming, a quarter of the timeout before a step at most: the watcher, which reports, is first
 _CHILDREN_WAIT_SEC = 0.3
 
 

@@ -223,8 +223,13 @@ def test_ctrl_c_while_the_command_line_waits_is_status_130(tmp_path: Path) -> No
     )
     try:
         writer = os.open(fifo, os.O_WRONLY)  # returns once the command has opened it
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        for _ in range(60):  # a signal between the opening and the read is noted only after the next one
+            process.send_signal(signal.SIGINT)
+            try:
+                _, errors = process.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                continue
         os.close(writer)
     finally:
         process.kill()
