@@ -17,8 +17,8 @@ USER distrl
 WORKDIR /distrl
 ENV PATH=/distrl/.venv/bin:$PATH PIP_NO_CACHE_DIR=1 RAY_USAGE_STATS_ENABLED=0
 
-# torch without CUDA, a tenth of the size; for a GPU build with --build-arg PIP_EXTRA_INDEX_URL=
-ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# For torch without CUDA, a tenth of the size: --build-arg PIP_EXTRA_INDEX_URL= PyTorch's index of CPU builds
+ARG PIP_EXTRA_INDEX_URL=
 COPY --chown=distrl . .
 RUN make setup
 

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train test test-slow check benchmark clean
+.PHONY: setup train test test-slow check clean
 
 setup: $(STAMP)
 

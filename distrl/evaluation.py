@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def evaluate_policy(
     num_envs = min(episodes, NUM_ENVS)
     spec = dataclasses.replace(spec, autoreset="disabled", vectorization="sync")
     if video is not None:
-        num_envs, spec = 1, dataclasses.replace(spec, kwargs={**spec.kwargs, "render_mode": "rgb_array"})
+        require_video_writer(video)
+        spec = dataclasses.replace(spec, kwargs={**spec.kwargs, "render_mode": "rgb_array"})
     group = EnvGroup(spec, index=0, num_envs=num_envs, first_env=0, seed=derive_seed(seed, "evaluation"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -90,7 +92,7 @@ def _play(
     device = next(policy.parameters()).device
     with torch.inference_mode():
         while len(ended) < group.num_envs:
-            if frames is not None:
+            if frames is not None and group.first_env not in ended:
                 frames.append(group.render())
             noise = None
             if not greedy:
@@ -110,14 +112,18 @@ def _play(
     return [ended[env] for env in sorted(ended)]
 
 
-def write_video(path: Path, frames: list[NDArray[np.uint8]], fps: float) -> None:
-    """An MP4 or GIF, by the file's ending. BadInput where the writer is missing or the ending unknown."""
-    try:
-        import imageio.v3 as imageio
-    except ImportError as error:
-        raise BadInput("--video needs imageio: pip install 'distrl[video]'") from error
+def require_video_writer(path: Path) -> None:
+    """BadInput where the writer is missing or the file's ending unknown."""
     if path.suffix not in (".mp4", ".gif"):
         raise BadInput(f"--video must end in .mp4 or .gif, got {path}")
+    if importlib.util.find_spec("imageio") is None:
+        raise BadInput("--video needs imageio: pip install 'distrl[video]'")
+
+
+def write_video(path: Path, frames: list[NDArray[np.uint8]], fps: float) -> None:
+    """An MP4 or GIF, by the file's ending."""
+    import imageio.v3 as imageio
+
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"macro_block_size": 1} if path.suffix == ".mp4" else {"loop": 0}
     imageio.imwrite(path, np.stack(frames), fps=fps, **options)

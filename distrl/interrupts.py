@@ -62,13 +62,17 @@ class Interrupts:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside runs no code of Ray's: an interrupt is raised on the spot even where it is polled otherwise."""
-        before, self.polled = self.polled, False
+        """An interrupt is raised on the spot, even where it is polled or deferred otherwise.
+
+        For a long stretch inside which runs no code of Ray's, and which the caller can leave at any point.
+        """
+        polled, deferred = self.polled, self._deferred
+        self.polled, self._deferred = False, 0
         try:
             self.check()
             yield
         finally:
-            self.polled = before
+            self.polled, self._deferred = polled, deferred
 
     def check(self) -> None:
         """Raise the interrupt that came, if one did and none is being dealt with."""

@@ -12,8 +12,9 @@ from typing import Any
 
 from distrl.checkpoint import CheckpointError, CheckpointWriter, write_checkpoint
 from distrl.config import TrainConfig
+from distrl.errors import RunFailed
 from distrl.evaluation import evaluate_policy
-from distrl.interrupts import Interrupts
+from distrl.interrupts import Interrupted, Interrupts
 from distrl.maths.random import derive_seed
 from distrl.policies import load_parameters, make_policy
 from distrl.run_directory import write_json_atomic
@@ -45,11 +46,13 @@ class RunState:
     reproducibility: str = "exact"
     dropped: int = 0
     resumes: int = 0
+    warnings: list[str] = field(default_factory=list)
     spans: dict[str, SpanTotals] = field(default_factory=dict)
 
     def tree(self) -> dict[str, Any]:
         """State tree for the checkpoint."""
         plain = {name: value for name, value in vars(self).items() if name not in ("window", "spans")}
+        plain["warnings"] = list(self.warnings)
         totals = {
             name: {"ns": dict(total.ns), "counts": dict(total.counts)} for name, total in self.spans.items()
         }
@@ -79,6 +82,7 @@ class Run:
         interrupts: Interrupts,
         state: RunState,
         meta: dict[str, Any],
+        started: float,
     ) -> None:
         self.directory = directory
         self.config = config
@@ -90,8 +94,9 @@ class Run:
         self.state = state
         self.meta = meta
         self.record: dict[str, Any] = {}
-        self.warnings: list[str] = []
+        self.told: set[str] = set()
         self.saved_at = state.iteration
+        self.torn = False  # left in the middle of an iteration's record: the last checkpoint stands
         self.writer = CheckpointWriter(
             directory / "checkpoints",
             config.keep_checkpoints,
@@ -100,7 +105,7 @@ class Run:
             self.warn,
         )
         self._eval_policy: Any = None
-        self._started = self._iteration_started = time.monotonic()
+        self._started, self._iteration_started = started, time.monotonic()
         self._wall_before = state.wall_sec
 
     @property
@@ -119,8 +124,10 @@ class Run:
 
     def warn(self, message: str) -> None:
         """Say it once, now and in the summary."""
-        if message not in self.warnings:
-            self.warnings.append(message)
+        if message not in self.state.warnings:
+            self.state.warnings.append(message)
+        if message not in self.told:
+            self.told.add(message)
             self.console.message(f"warning: {message}", "yellow")
 
     def keep(self, collected: list[CollectReport], updated: UpdateReport) -> None:
@@ -134,7 +141,11 @@ class Run:
             and state.iteration % self.config.eval_every == 0
             and self.config.eval_episodes
         ):
-            record |= self._evaluate_and_keep_best()
+            try:
+                record |= self._evaluate_and_keep_best()
+            except Interrupted:
+                self.torn = True
+                raise
         record |= self._times(collected, updated)
         with span("log"):
             self.record = record
@@ -153,7 +164,12 @@ class Run:
             state.window.add(episode.return_, episode.length)
             for name, value in episode.info.items():
                 info.add(f"info/{name}", value)
-        state.env_steps += sum(report.env_steps for report in collected)
+        steps = sum(report.env_steps for report in collected)
+        if steps == 0:
+            raise RunFailed(
+                "an iteration had no valid row: every observation or reward was NaN or Inf; fix the env"
+            )
+        state.env_steps += steps
         state.episodes += len(ended)
         state.dropped = sum(report.dropped for report in collected)
         for report in collected:
@@ -201,7 +217,7 @@ class Run:
 
     def checkpoint(self) -> None:
         """Save the last boundary, if that is not done already."""
-        if self.saved_at == self.state.iteration:
+        if self.saved_at == self.state.iteration or self.torn:
             return
         with span("checkpoint"):
             self.sinks.primary.sync()
@@ -232,12 +248,13 @@ class Run:
     def _evaluate_and_keep_best(self) -> dict[str, Any]:
         result = self.evaluate()
         if result["return_mean"] > self.state.best_return:
-            self.state.best_return = result["return_mean"]
+            before, self.state.best_return = self.state.best_return, result["return_mean"]
             with span("checkpoint"):
                 meta = self.meta | {"evaluation": result}
                 try:
                     write_checkpoint(self.directory, self.state.iteration, self._trees(), meta, name="best")
                 except CheckpointError as error:
+                    self.state.best_return = before
                     self.warn(f"{error} (the best checkpoint so far stays)")
         return {f"eval/{name}": value for name, value in result.items() if name != "seed"}
 
@@ -251,6 +268,7 @@ class Run:
         taken = self.runtime.take_spans() | {"driver": spans.current().take_totals()}
         for name, totals in taken.items():
             state.spans[name] = state.spans.get(name, SpanTotals()).merge(totals)
+        state.wall_sec = self._wall_before + time.monotonic() - self._started
         summary = {
             "schema": SUMMARY_SCHEMA,
             "exit_reason": exit_reason,
@@ -263,7 +281,7 @@ class Run:
             "last_metrics": _finite(self.record),
             "evaluation": evaluation,
             "best_return": state.best_return if math.isfinite(state.best_return) else None,
-            "warnings": self.warnings,
+            "warnings": state.warnings,
             "spans": {name: totals.as_json() for name, totals in sorted(state.spans.items())},
             **described,
         }

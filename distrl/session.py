@@ -10,10 +10,13 @@ Nothing of Ray starts before the run directory is there: a run killed at any mom
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,13 +70,21 @@ def run_training(resolved: Resolved, resume: Path | None = None, quiet: bool = F
         directory = Path(config.run_dir)
     else:
         directory = default_run_dir(config.env, config.algo, config.seed, datetime.now(UTC))
+    created = False
     with Interrupts() as interrupts:
         try:
             spec = work_spec(config, device, str(directory / "faults"))
             if resume is None:
                 _create(directory, resolved, spec)
+                created = True
             with lock_run_directory(directory):
                 return _train(directory, resolved, spec, interrupts, resumed=resume is not None, quiet=quiet)
+        except (
+            BadInput
+        ):  # a cluster that is not there, say: the corrected command may name the same directory
+            if created:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
         except (
             Interrupted
         ) as interrupt:  # before the first iteration: nothing to save that is not there already
@@ -84,9 +95,12 @@ def run_training(resolved: Resolved, resume: Path | None = None, quiet: bool = F
                 EXIT_INTERRUPTED, directory, {"exit_reason": f"interrupted by {interrupt.signal_name}"}
             )
         except OSError as error:  # in closing a file on a full disk, say
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            made = (directory / "config.json").exists()
             raise RunFailed(
-                f"{error.filename or directory}: {error.strerror}; make room, then continue with: "
-                f"distrl train --resume {directory}"
+                f"{error.filename or directory}: {error.strerror}"
+                + ("; make room" if full else "")
+                + (f"; continue with: distrl train --resume {directory}" if made else "")
             ) from error
 
 
@@ -129,6 +143,7 @@ def _train(
 ) -> Outcome:
     config = resolved.config
     spans.start("other")
+    started = time.monotonic()
     found = latest_checkpoint(directory / "checkpoints")
     if found is None:
         raise RunFailed(f"{directory} has no checkpoint to continue from; start anew with another --run-dir")
@@ -148,24 +163,29 @@ def _train(
     with contextlib.ExitStack() as stack:
         with span("start"):
             stack.callback(console.close)
-            sinks = stack.enter_context(
-                open_sinks(
-                    directory,
-                    resume_iteration=state.iteration if resumed else None,
-                    config=to_flat(config),
-                    tensorboard=config.tensorboard,
-                    wandb=config.wandb,
-                    wandb_project=config.wandb_project,
-                    extra=[console],
+            with warnings.catch_warnings(record=True) as early:
+                warnings.simplefilter("always", RuntimeWarning)
+                sinks = stack.enter_context(
+                    open_sinks(
+                        directory,
+                        resume_iteration=state.iteration if resumed else None,
+                        config=to_flat(config),
+                        tensorboard=config.tensorboard,
+                        wandb=config.wandb,
+                        wandb_project=config.wandb_project,
+                        extra=[console],
+                    )
                 )
-            )
+            notes += [str(one.message) for one in early if issubclass(one.category, RuntimeWarning)]
             if resumed:
                 console.message(
                     f"continuing {directory} from iteration {state.iteration}, {state.env_steps:,} env steps"
                 )
             runtime = _make_runtime(config, spec, content.trees, console, interrupts)
             stack.callback(runtime.close)
-            run = Run(directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec))
+            run = Run(
+                directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec), started
+            )
             if resumed:
                 run.record = _last_record(directory / "metrics.jsonl")
         stack.enter_context(_warnings_to(run))
@@ -197,6 +217,11 @@ def _loop_and_finish(run: Run, console: ConsoleSink, quiet: bool) -> Outcome:
         raise RunFailed(f"{failure}\n{_how_to_resume(run)}") from failure
     except OSError as error:
         raise _disk_failure(run, error) from error
+    except Exception as error:  # a fault of ours or of the env's: as behind Ray, with its traceback
+        cause = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(RunFailed, OSError):
+            _write_summary(run, f"failed: {cause}", None)
+        raise RunFailed(f"{cause}\n{traceback.format_exc()}{_how_to_resume(run)}") from error
     run.interrupts.settle()  # from here on it is done: only a second signal would matter
     try:
         summary = _write_summary(run, exit_reason, evaluation)
@@ -213,9 +238,9 @@ def _disk_failure(run: Run, error: OSError) -> RunFailed:
 
 
 def _require_saved(run: Run) -> None:
-    if run.saved_at != run.iteration:
+    if run.saved_at != run.iteration and not run.torn:
         raise RunFailed(
-            f"the checkpoint of the last iteration, {run.iteration}, was not saved: {run.warnings[-1]}"
+            f"the checkpoint of the last iteration, {run.iteration}, was not saved: {run.state.warnings[-1]}"
         )
 
 

@@ -115,7 +115,7 @@ class EnvSpec:
             _hear_mujoco()
         try:
             env = gymnasium.make(registered, disable_env_checker=True, **limit, **kwargs)
-        except (gymnasium.error.Error, TypeError, ValueError, ImportError, AttributeError) as error:
+        except Exception as error:  # an env's constructor may raise anything
             raise BadInput(self._cannot_make(error)) from error
         if atari:
             env = self._preprocess(env, sticky)
@@ -161,7 +161,7 @@ class EnvSpec:
             missing = [name for name in _EXTRAS[extra] if importlib.util.find_spec(name) is None]
             if word in said.lower() and missing:
                 return f"env {self.env_id!r} needs {', '.join(missing)}: pip install 'distrl[{extra}]'"
-        return f"env {self.env_id!r} cannot be made with env_kwargs {self.kwargs}: {said}"
+        return f"env {self.env_id!r} cannot be made with env_kwargs {self.kwargs}: {type(error).__name__}: {said}"
 
 
 def load_function(name: str, what: str) -> Callable[..., Any]:

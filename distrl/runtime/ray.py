@@ -21,6 +21,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,12 +56,17 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
         "log_to_driver": True,
         "ignore_reinit_error": False,
     }
+    if ray.is_initialized():
+        raise BadInput(
+            "Ray already runs in this process: call ray.shutdown() first, or train in-process with --workers 0"
+        )
     if address is None:
         cpus = max(num_cpus, os.cpu_count() or 1)
         with _own_signal_handlers():
             # "local": without it, Ray joins any cluster that `ray start` left on this machine
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
+        _require_listener(address)
         try:
             with _own_signal_handlers():
                 ray.init(address=address, **quiet)
@@ -75,6 +81,19 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
                 f"{total.get(kind, 0):g}: lower --workers, or add nodes"
             )
     return address is None
+
+
+def _require_listener(address: str) -> None:
+    """BadInput where nothing listens at host:port: Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        return  # `auto`, or a client's address: Ray knows how to find them
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except OSError as error:
+        raise BadInput(
+            f"--address {address}: no Ray cluster answers there: {error.strerror or error}; is the head up?"
+        ) from error
 
 
 def _why_not_joined(error: BaseException) -> str:
@@ -214,6 +233,10 @@ class RayRuntime:
                         continue
                     except RayTaskError as error:
                         raise _root_cause(error) from error
+                    except RayError as error:  # an object lost, memory or disk full
+                        raise RunFailed(
+                            f"env group {group}'s fragment is lost: {_first_line(error)}"
+                        ) from error
                     results[group] = (*refs[report_ref], report)
                     self.hosts[group] = handle  # which may be dead by now, and another in its slot
                     self._count_spans(self.slots.index(slot), report)
@@ -283,8 +306,10 @@ class RayRuntime:
         message = f"rollout worker {number} died ({why}); its groups move, a replacement starts"
         self.warnings.append(message)
         self.on_event(message)
-        if slot.deaths > 1:
-            time.sleep(min(0.25 * 2**slot.deaths, 10.0))
+        delay_until = time.monotonic() + (min(0.25 * 2**slot.deaths, 10.0) if slot.deaths > 1 else 0.0)
+        while time.monotonic() < delay_until:
+            self.check_interrupt()
+            time.sleep(WAIT_STEP_SEC)
         fresh = self._new_slot()
         slot.handle, slot.ready = fresh.handle, fresh.ready
 
@@ -319,13 +344,19 @@ class RayRuntime:
                 raise RunFailed(f"the learner died: {_first_line(error)}") from error
             except RayTaskError as error:
                 raise _root_cause(error) from error
+            except RayError as error:
+                raise RunFailed(f"the learner's answer is lost: {_first_line(error)}") from error
 
     def snapshot(self) -> Snapshot:
         return self.published if isinstance(self.published, Snapshot) else ray.get(self.published)
 
     def state(self) -> dict[str, Any]:
         learner = self._from_learner(self.learner.state.remote(), "wait: learner")
-        return {"learner": learner, "groups": [ref and ray.get(ref) for ref in self.group_states]}
+        try:
+            groups = [ref and ray.get(ref) for ref in self.group_states]
+        except RayError as error:
+            raise RunFailed(f"an env group's state is lost: {_first_line(error)}") from error
+        return {"learner": learner, "groups": groups}
 
     def take_spans(self) -> dict[str, SpanTotals]:
         taken, self.spans = self.spans, {}
