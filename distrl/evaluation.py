@@ -125,8 +125,11 @@ def write_video(path: Path, frames: list[NDArray[np.uint8]], fps: float) -> None
     import imageio.v3 as imageio
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"macro_block_size": 1} if path.suffix == ".mp4" else {"loop": 0}
-    imageio.imwrite(path, np.stack(frames), fps=fps, **options)
+    # a GIF's pictures have a duration in ms, a film a rate
+    options: dict[str, Any] = (
+        {"fps": fps, "macro_block_size": 1} if path.suffix == ".mp4" else {"duration": 1000 / fps, "loop": 0}
+    )
+    imageio.imwrite(path, np.stack(frames), **options)
 
 
 @dataclass(frozen=True)

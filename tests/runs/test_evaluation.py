@@ -1,0 +1,86 @@
+"""Evaluation through whole runs: its own randomness, the best checkpoint, stochastic play, the video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import distrl
+from distrl.checkpoint import read_checkpoint
+
+SMALL = {
+    "workers": 0,
+    "num_envs": 4,
+    "num_steps": 32,
+    "minibatches": 2,
+    "total_steps": 6 * 128,
+    "tensorboard": False,
+}
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """The records without what the contract names as not deterministic."""
+    noise = ("wall_sec", "steps_per_sec", "time/", "system/")
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith(noise)}
+        for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that evaluates every second iteration."""
+    run_dir = tmp_path_factory.mktemp("evaluated") / "run"
+    distrl.train(**SMALL, run_dir=str(run_dir), eval_every=2, eval_episodes=3)
+    return run_dir
+
+
+def test_evaluating_on_the_way_changes_nothing_that_is_learned(evaluated: Path, tmp_path: Path) -> None:
+    distrl.train(**SMALL, run_dir=str(tmp_path / "run"), eval_episodes=0)
+    seen = records(evaluated)
+    assert [line["iteration"] for line in seen if "eval/return_mean" in line] == [2, 4, 6]
+    without = [{name: value for name, value in line.items() if not name.startswith("eval/")} for line in seen]
+    assert without == records(tmp_path / "run")
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_evaluation(evaluated: Path) -> None:
+    returns = {
+        line["iteration"]: line["eval/return_mean"]
+        for line in records(evaluated)
+        if "eval/return_mean" in line
+    }
+    best = read_checkpoint(evaluated / "best")
+    assert returns[best.iteration] == max(returns.values()) == best.meta["evaluation"]["return_mean"]
+    again = distrl.evaluate(evaluated, episodes=3, seed=best.meta["evaluation"]["seed"], checkpoint="best")
+    assert again["return_mean"] == returns[best.iteration]
+
+
+def test_a_video_shows_the_first_episode_and_changes_no_figure(evaluated: Path, tmp_path: Path) -> None:
+    import imageio.v3 as imageio
+
+    plain = distrl.evaluate(evaluated, episodes=3, seed=5)
+    filmed = distrl.evaluate(evaluated, episodes=3, seed=5, video=tmp_path / "play.gif")
+    assert filmed == plain
+    alone = distrl.evaluate(evaluated, episodes=1, seed=5)
+    assert (
+        imageio.imread(tmp_path / "play.gif", index=None).shape[0] > 1
+    )  # a GIF joins pictures that do not differ
+    distrl.evaluate(evaluated, episodes=1, seed=5, video=tmp_path / "play.mp4")
+    assert imageio.imread(tmp_path / "play.mp4").shape[0] == alone["length_mean"]
+
+
+def test_stochastic_play_differs_from_greedy_and_repeats_itself(evaluated: Path) -> None:
+    greedy = distrl.evaluate(evaluated, episodes=5, seed=1)
+    sampled = [distrl.evaluate(evaluated, episodes=5, seed=1, greedy=False) for _ in range(2)]
+    assert sampled[0] == sampled[1] != greedy
+
+
+@pytest.mark.parametrize("name", ["play.avi", "play"])
+def test_a_video_of_another_kind_is_bad_input_before_anything_is_played(
+    evaluated: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(distrl.BadInput, match=r"must end in \.mp4 or \.gif"):
+        distrl.evaluate(evaluated, video=tmp_path / name)
