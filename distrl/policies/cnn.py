@@ -7,9 +7,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from distrl.policies.distributions import make_distribution
+from distrl.policies.feedforward import FeedForwardPolicy
 from distrl.policies.layers import NatureCNN, orthogonal
 from distrl.policies.observe import Observe
-from distrl.policies.protocol import Evaluation
 from distrl.trees import Tree
 
 
@@ -30,10 +30,8 @@ class CNNTrunk(nn.Module):
         return torch.cat(columns, dim=1)
 
 
-class CNNPolicy(nn.Module):
+class CNNPolicy(FeedForwardPolicy):
     """Actor and critic share the trunk (Mnih et al. 2016)."""
-
-    recurrent = False
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, normalize_observation: bool = False
@@ -45,25 +43,6 @@ class CNNPolicy(nn.Module):
         self.actor = orthogonal(nn.Linear(self.trunk.width, self.distribution.num_outputs), 0.01)
         self.critic = orthogonal(nn.Linear(self.trunk.width, 1), 1.0)
 
-    def initial_state(self, num_envs: int) -> None:
-        return None
-
-    def act(
-        self, observation: Tree, state: Tree, noise: Tensor | None, action_mask: Tensor | None
-    ) -> tuple[Tensor, Tree]:
-        return self.distribution.sample(self.actor(self.trunk(observation)), noise, action_mask), None
-
-    def value(self, observation: Tree, state: Tree) -> Tensor:
-        return self.critic(self.trunk(observation)).squeeze(-1)
-
-    def evaluate(
-        self,
-        observation: Tree,
-        action: Tensor,
-        action_mask: Tensor | None,
-        state: Tree,
-        episode_start: Tensor | None,
-    ) -> Evaluation:
-        features = self.trunk(observation)
-        log_prob, entropy = self.distribution.log_prob_and_entropy(self.actor(features), action, action_mask)
-        return Evaluation(log_prob, entropy, self.critic(features).squeeze(-1))
+    def features(self, observation: Tree) -> Tensor:
+        features: Tensor = self.trunk(observation)
+        return features

@@ -8,16 +8,14 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from distrl.policies.distributions import make_distribution
+from distrl.policies.feedforward import FeedForwardPolicy
 from distrl.policies.layers import MLP, mlp, orthogonal
 from distrl.policies.observe import Observe
-from distrl.policies.protocol import Evaluation
 from distrl.trees import Tree
 
 
-class MLPPolicy(nn.Module):
+class MLPPolicy(FeedForwardPolicy):
     """Separate actor and critic, 64x64 tanh each by default."""
-
-    recurrent = False
 
     def __init__(
         self,
@@ -35,25 +33,6 @@ class MLPPolicy(nn.Module):
         trunk, width = mlp(self.observe.num_features, hidden_sizes, activation)
         self.critic = MLP(*trunk, orthogonal(nn.Linear(width, 1), 1.0))
 
-    def initial_state(self, num_envs: int) -> None:
-        return None
-
-    def act(
-        self, observation: Tree, state: Tree, noise: Tensor | None, action_mask: Tensor | None
-    ) -> tuple[Tensor, Tree]:
-        return self.distribution.sample(self.actor(self.observe(observation)), noise, action_mask), None
-
-    def value(self, observation: Tree, state: Tree) -> Tensor:
-        return self.critic(self.observe(observation)).squeeze(-1)
-
-    def evaluate(
-        self,
-        observation: Tree,
-        action: Tensor,
-        action_mask: Tensor | None,
-        state: Tree,
-        episode_start: Tensor | None,
-    ) -> Evaluation:
-        features = self.observe(observation)
-        log_prob, entropy = self.distribution.log_prob_and_entropy(self.actor(features), action, action_mask)
-        return Evaluation(log_prob, entropy, self.critic(features).squeeze(-1))
+    def features(self, observation: Tree) -> Tensor:
+        features: Tensor = self.observe(observation)
+        return features

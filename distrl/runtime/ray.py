@@ -156,7 +156,7 @@ class RayRuntime:
         self.num_groups = len(spec.group_sizes)
         self.max_worker_restarts = max_worker_restarts
         num_gpus = int(spec.device == "cuda")
-        self.started_here = connect(address, num_workers + 1, num_gpus)
+        connect(address, num_workers + 1, num_gpus)
         self.on_event = on_event
         self.check_interrupt = check_interrupt
         self.slots: list[_Slot] = []
