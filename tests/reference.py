@@ -39,6 +39,42 @@ def gae(
     return advantage_TN
 
 
+def vtrace(
+    reward: Array,
+    value: Array,
+    next_value: Array,
+    terminated: Flags,
+    done: Flags,
+    behaviour_log_prob: Array,
+    log_prob: Array,
+    gamma: float,
+    lam: float,
+    rho_bar: float,
+    c_bar: float,
+) -> tuple[Array, Array]:
+    """v_s = V + sum over k >= 0 of gamma^k (c_s ... c_{s+k-1}) rho_{s+k} delta_{s+k} to the episode's end, and
+    A_s = rho_s (r_s + gamma q_s - V(s_s)), q_s = lam v_{s+1} + (1 - lam) V(s_{s+1}) (arXiv 1802.01561, eq. 1, sec. 4.2)."""
+    delta_TN = td_errors(reward, value, next_value, terminated, gamma)
+    target_TN, advantage_TN = np.zeros(reward.shape), np.zeros(reward.shape)
+    ratio_TN = np.exp(np.float64(log_prob) - np.float64(behaviour_log_prob))
+    for t, n in np.ndindex(reward.shape):
+        target_TN[t, n], traces = float(value[t, n]), 1.0
+        for k in range(t, len(reward)):
+            target_TN[t, n] += gamma ** (k - t) * traces * min(rho_bar, ratio_TN[k, n]) * delta_TN[k, n]
+            traces *= lam * min(c_bar, ratio_TN[k, n])
+            if done[k, n]:
+                break
+    for t, n in np.ndindex(reward.shape):
+        estimate = float(reward[t, n])
+        if done[t, n] or t == len(reward) - 1:
+            estimate += 0.0 if terminated[t, n] else gamma * float(next_value[t, n])
+        else:
+            later = lam * target_TN[t + 1, n] + (1 - lam) * float(value[t + 1, n])
+            estimate += gamma * later
+        advantage_TN[t, n] = min(rho_bar, ratio_TN[t, n]) * (estimate - float(value[t, n]))
+    return target_TN, advantage_TN
+
+
 def returns(reward: Array, next_value: Array, terminated: Flags, done: Flags, gamma: float) -> Array:
     """G_t = sum of gamma^k r_{t+k} to the end of the episode or array, plus gamma^K V(s'_last) unless terminated."""
     return_TN = np.zeros(reward.shape)
