@@ -166,7 +166,8 @@ class Learner:
         Raises RunFailed once `max_skipped_updates` minibatches in a row had a gradient that is not finite.
         """
         versions = [trajectory.version for trajectory in trajectories]
-        trajectory = Trajectory.concatenate(trajectories)
+        with span("learn: gather"):
+            trajectory = Trajectory.concatenate(trajectories)
         # no warnings of NumPy's about what is not finite: minibatches with it are skipped and counted
         with span("learn: advantage"), np.errstate(invalid="ignore", over="ignore"):
             advantage, target = self._credit(trajectory)
@@ -178,8 +179,8 @@ class Learner:
             if self.observation_moments is not None:
                 self.observation_moments.include(trajectory)
         if self.recipe.trains_value:
-            value = trajectory.value[trajectory.valid]
-            with np.errstate(invalid="ignore", over="ignore"):
+            with span("learn: metrics"), np.errstate(invalid="ignore", over="ignore"):
+                value = trajectory.value[trajectory.valid]
                 metrics["explained_variance"] = explained_variance(trajectory.value, target, trajectory.valid)
                 metrics["value_mean"] = float(value.mean(dtype=np.float64)) if len(value) else float("nan")
         metrics["policy_lag"] = float(self.version - min(versions))

@@ -208,7 +208,7 @@ class Collector:
     def _finish(
         self, rows: dict[str, Tree], bootstraps: _Bootstraps, initial_state: Tree, version: int
     ) -> Trajectory:
-        with span("rollout: inference"):
+        with span("rollout: evaluate"):
             mask = rows.pop("action_mask", None)
             evaluation = evaluate_rows(self.policy, rows, mask, initial_state)
             value = evaluation.value.numpy()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,7 +17,7 @@ from distrl.policies import PolicySpec, load_parameters, make_policy
 from distrl.recipes import Recipe
 from distrl.rollout import Collector, EpisodeRecord
 from distrl.telemetry import spans
-from distrl.telemetry.spans import SpanTotals, span
+from distrl.telemetry.spans import SpanTotals, TakenWhenSent, span
 from distrl.trajectory import Trajectory
 
 
@@ -36,6 +36,7 @@ class WorkSpec:
     learner_threads: int = 1
     normalize_reward: bool = False
     max_skipped_updates: int = 10
+    record_events: bool = False  # spans with their moments: a profile wants them
 
     def first_env(self, group: int) -> int:
         """Number in the run of a group's first env."""
@@ -91,7 +92,7 @@ class RolloutWorker:
         self.own_process = own_process
         if own_process:
             torch.set_num_threads(1)
-            spans.start("wait: learner")
+            spans.start("wait: learner", spec.record_events)
         self.policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed)
         self.loaded: str | None = None
         self.collectors: dict[int, tuple[int, Collector]] = {}  # group -> the boundary it stands at
@@ -115,11 +116,18 @@ class RolloutWorker:
         with span("rollout: restore"):
             collector = self._collector(group, iteration, state)
         self.collectors.pop(group, None)  # not at a boundary until the fragment is whole
-        fragment = collector.collect(iteration, snapshot.version)
+        with span(
+            "rollout: rows"
+        ):  # what is neither inference nor env: noise, writing rows, counting episodes
+            fragment = collector.collect(iteration, snapshot.version)
         with span("rollout: snapshot"):
             after = collector.snapshot()
         self.collectors[group] = (iteration + 1, collector)
         env_group = collector.group
+        if self.own_process:
+            spans.mark(
+                "rollout: send"
+            )  # the results on their way into the object store, until the report goes
         report = CollectReport(
             group=group,
             env_steps=fragment.trajectory.num_valid,
@@ -130,7 +138,7 @@ class RolloutWorker:
             warnings=list(env_group.warnings),
             pid=os.getpid(),
             rss_bytes=rss_bytes(),
-            spans=spans.current().take_totals() if self.own_process else SpanTotals(),
+            spans=cast(SpanTotals, TakenWhenSent("wait: learner")) if self.own_process else SpanTotals(),
         )
         return fragment.trajectory, after, report
 
@@ -168,7 +176,7 @@ class LearnerWorker:
         self.spec = spec
         self.own_process = own_process
         if own_process:
-            spans.start("wait: workers")
+            spans.start("wait: workers", spec.record_events)
             torch.set_num_threads(spec.learner_threads)
         self.learner = spec.make_learner()
         self.learner.load_state(state)

@@ -24,6 +24,9 @@ Names: what is done ("rollout", "learn", "publish", "checkpoint"), a detail afte
 
 A recorder belongs to the thread that made it: seconds of two threads do not sum to a wall, so a span entered on
 another thread records nothing. Maths never imports this module.
+
+A profile also wants to see when: `start(base, record_events=True)` keeps each interval between two readings of the
+clock as an event (name, begin, end), and how much processor time the process had. Normal runs keep sums alone.
 """
 
 from __future__ import annotations
@@ -32,11 +35,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import get_ident
-from time import perf_counter_ns
+from time import perf_counter_ns, process_time_ns
 from types import TracebackType
 from typing import Any, Literal
 
 NS_PER_SEC = 1_000_000_000
+
+Event = tuple[
+    str, int, int
+]  # name, begin and end in ns of the monotonic clock, which one machine's processes share
 
 Phase = Literal["rollout", "learner", "waiting", "other"]
 PHASES: tuple[Phase, ...] = ("rollout", "learner", "waiting", "other")
@@ -60,6 +67,9 @@ class SpanTotals:
 
     ns: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    # where events are recorded
+    events: list[Event] = field(default_factory=list, compare=False)
+    cpu_ns: int = field(default=0, compare=False)  # processor time of the whole process, every thread
 
     @property
     def wall_ns(self) -> int:
@@ -67,7 +77,9 @@ class SpanTotals:
 
     def merge(self, other: SpanTotals) -> SpanTotals:
         """The totals of both together (of two windows of one process, or of several processes)."""
-        merged = SpanTotals(dict(self.ns), dict(self.counts))
+        merged = SpanTotals(
+            dict(self.ns), dict(self.counts), [*self.events, *other.events], self.cpu_ns + other.cpu_ns
+        )
         for name, ns in other.ns.items():
             merged.ns[name] = merged.ns.get(name, 0) + ns
         for name, count in other.counts.items():
@@ -85,14 +97,16 @@ class SpanTotals:
 class Spans:
     """The recorder of one process (of the thread that makes it). `base` names the time outside any span."""
 
-    __slots__ = ("_before", "_counts", "_last", "_ns", "_owner", "_stack")
+    __slots__ = ("_before", "_counts", "_cpu_last", "_events", "_last", "_ns", "_owner", "_stack")
 
-    def __init__(self, base: str = "other") -> None:
+    def __init__(self, base: str = "other", record_events: bool = False) -> None:
         self._owner = get_ident()
         self._stack = [base]
         self._ns: defaultdict[str, int] = defaultdict(int)
         self._counts: defaultdict[str, int] = defaultdict(int)
-        self._before = SpanTotals()  # what earlier takes returned
+        self._before = SpanTotals()  # what earlier takes returned, but for events
+        self._events: list[Event] | None = [] if record_events else None
+        self._cpu_last = process_time_ns() if record_events else 0
         self._last = perf_counter_ns()
 
     def span(self, name: str) -> Span:
@@ -118,6 +132,10 @@ class Spans:
         self._ns.clear()
         self._counts.clear()
         self._before = self._before.merge(taken)
+        if self._events is not None:
+            taken.events, self._events = self._events, []
+            now = process_time_ns()
+            taken.cpu_ns, self._cpu_last = now - self._cpu_last, now
         return taken
 
     def totals(self) -> SpanTotals:
@@ -128,6 +146,8 @@ class Spans:
     def _charge(self) -> None:
         now = perf_counter_ns()
         self._ns[self._stack[-1]] += now - self._last
+        if self._events is not None:
+            self._events.append((self._stack[-1], self._last, now))
         self._last = now
 
 
@@ -148,6 +168,8 @@ class Span:
         now = perf_counter_ns()
         stack, name = spans._stack, self._name
         spans._ns[stack[-1]] += now - spans._last
+        if spans._events is not None:
+            spans._events.append((stack[-1], spans._last, now))
         spans._last = now
         spans._counts[name] += 1
         self._depth = len(stack)
@@ -163,6 +185,8 @@ class Span:
         now = perf_counter_ns()
         stack = spans._stack
         spans._ns[stack[-1]] += now - spans._last
+        if spans._events is not None:
+            spans._events.append((stack[-1], spans._last, now))
         spans._last = now
         del stack[depth:]
         self._depth = 0
@@ -176,10 +200,10 @@ def current() -> Spans:
     return _current
 
 
-def start(base: str = "other") -> Spans:
+def start(base: str = "other", record_events: bool = False) -> Spans:
     """Starts a new recorder for this process, owned by the calling thread, its clock at zero; returns it."""
     global _current
-    _current = Spans(base)
+    _current = Spans(base, record_events)
     return _current
 
 
@@ -191,6 +215,36 @@ def span(name: str) -> Span:
 def mark(name: str) -> None:
     """Names what this process does outside any span from now on; see `Spans.mark`."""
     _current.mark(name)
+
+
+class TakenWhenSent:
+    """Stands in a result for the totals up to the moment when it is pickled; arrives as those `SpanTotals`.
+
+    A worker's results are serialised one after another once its method has returned. The last of them carries this, so
+    that the time of the others, up to the object store, is counted with the task that made them. From then on, what the
+    process does outside any span is called `base`.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        mark(self.base)
+        taken = _current.take_totals()
+        return SpanTotals, (taken.ns, taken.counts, taken.events, taken.cpu_ns)
+
+
+def cost_of_one_ns(repeats: int = 5, count: int = 2_000) -> float:
+    """What entering and leaving one span costs here, in ns: the least of several loops, as a normal run records."""
+    spans = Spans()
+    least = float("inf")
+    for _ in range(repeats):
+        begun = perf_counter_ns()
+        for _ in range(count):
+            with Span(spans, "cost"):
+                pass
+        least = min(least, (perf_counter_ns() - begun) / count)
+    return least
 
 
 def time_record(processes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
