@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from typing import Any
 from distrl.checkpoint.files import fsync_folder, make_folder_durable, replace_durable
 from distrl.errors import BadInput, RunFailed
 
-RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 ENV_NAME_LENGTH = 80  # so that a run's name stays below the 255 bytes that file systems allow
 
 # A forked child shares the lock and would keep it after this process was killed, so it lets go of its copy.
@@ -43,43 +43,34 @@ def default_run_dir(env_id: str, algo: str, seed: int, now_utc: datetime) -> Pat
     return Path("runs") / f"{env}-{algo}-s{seed}-{now_utc.astimezone(UTC):%Y%m%dT%H%M%SZ}"
 
 
-def resolve_run(root: Path, name: str) -> Path:
-    """The path of the run called `name` under `root`; BadInput unless it is a plain name and no symlink."""
-    path = root / name
-    if not RUN_NAME.fullmatch(name):
-        raise BadInput(
-            "run name: starts with a letter, digit or _, goes on with these, - and . (200 at most), "
-            f"got {name!r}; give a whole path with --run-dir"
-        )
-    if path.is_symlink() or path.resolve().parent != root.resolve():
-        raise BadInput(
-            f"run name: stays in {root}, but {name!r} is a symlink to {path.resolve()}; use a real folder"
-        )
-    return path
+@contextmanager
+def new_run_directory(path: Path) -> Iterator[Path]:
+    """Gives a folder to fill beside `path`; a block that ends well puts it there, in one rename that outlives a
+    power cut, and one that raises leaves nothing.
 
-
-def create_run_directory(path: Path, *, root: Path | None = None) -> Path:
-    """Makes a new run directory and returns it. BadInput when it exists, is a symlink, or cannot be made.
-
-    An explicit path may be anywhere. With `root`, `path` is a run's name that has to stay below `root`.
+    BadInput where `path` exists, is a symlink (also one to nothing), names no folder (`..`), or cannot be made.
     """
-    if root is not None:
-        path = resolve_run(root, str(path))
-    if path.name in ("", "..") or path.is_symlink():
-        raise BadInput(f"run_dir: ends in the name of a folder to make, not in .. or a symlink, got {path}")
+    if path.name in ("", ".."):
+        raise BadInput(f"--run-dir must end in the name of a folder to make, got {str(path)!r}")
+    if path.is_symlink():
+        raise BadInput(
+            f"--run-dir must not be a symlink, {path} is one to {path.resolve()}; name a new folder"
+        )
     if path.exists():
         raise BadInput(
-            f"run_dir: {path} exists; continue that run with --resume {path}, or choose another --run-dir"
+            f"--run-dir must not exist yet, {path} does: continue it with --resume {path}, or name another"
         )
+    temporary = path.parent / f".{path.name}.new-{os.getpid()}"
     try:
         make_folder_durable(path.parent)
-        path.mkdir()  # raises when another process made it just now
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(path)
         fsync_folder(path.parent)
     except OSError as error:
-        raise BadInput(
-            f"run_dir: {path} cannot be made: {error.strerror}; choose another --run-dir"
-        ) from error
-    return path
+        raise BadInput(f"--run-dir {path} cannot be made: {error.strerror}; name another") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -127,33 +118,6 @@ def write_json_atomic(path: Path, obj: Any) -> None:
         replace_durable(path, [text.encode("utf-8")])
     except OSError as error:
         raise RunFailed(f"{path} was not written: {error.strerror}; the file before it is intact") from error
-
-
-def truncate_metrics(path: Path, iteration: int) -> int:
-    """Keeps the lines of `metrics.jsonl` up to `iteration`, in one step; returns how many are kept.
-
-    A torn last line is dropped; a missing file is no lines. Raises RunFailed for a bad line before the last.
-    """
-    if not path.exists():
-        return 0
-    lines = path.read_bytes().split(b"\n")
-    kept = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            line_iteration = int(json.loads(line)["iteration"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if number == len(lines) - 1:  # torn as well
-                continue
-            raise RunFailed(
-                f"{path}:{number} is not a metrics line: {line[:80]!r}; repair or delete it"
-            ) from error
-        if line_iteration <= iteration:
-            kept.append(line + b"\n")
-    try:
-        replace_durable(path, kept)
-    except OSError as error:
-        raise RunFailed(f"{path} was not truncated: {error.strerror}; the file is as before") from error
-    return len(kept)
 
 
 def _safe(text: str) -> str:

@@ -37,7 +37,7 @@ from distrl.loops import train_synchronous
 from distrl.policies import load_parameters
 from distrl.resolve import Resolved, to_flat, write_config
 from distrl.run import Run, RunState
-from distrl.run_directory import default_run_dir, lock_run_directory
+from distrl.run_directory import default_run_dir, lock_run_directory, new_run_directory
 from distrl.runtime.local import LocalRuntime
 from distrl.runtime.protocol import Runtime
 from distrl.runtime.workers import WorkSpec
@@ -106,11 +106,18 @@ def run_training(resolved: Resolved, resume: Path | None = None, quiet: bool = F
 
 def _create(directory: Path, resolved: Resolved, spec: WorkSpec) -> None:
     """The run directory with config.json and checkpoint 0, all at once."""
-    if directory.exists() or directory.is_symlink():
-        raise BadInput(
-            f"--run-dir must not exist yet, {directory} does: continue it with --resume {directory}, or name another"
-        )
-    config = resolved.config
+    trees = {
+        "learner": _first_learner(resolved.config, spec),
+        "groups": [None] * len(spec.group_sizes),
+        "run": RunState().tree(),
+    }
+    with new_run_directory(directory) as folder:
+        write_checkpoint(folder / "checkpoints", 0, trees, _meta(spec))
+        write_config(folder / "config.json", resolved)
+
+
+def _first_learner(config: TrainConfig, spec: WorkSpec) -> dict[str, Any]:
+    """State tree of a learner that has not learned yet: with the first parameters, or those of `--init-from`."""
     learner = spec.make_learner("cpu")
     if config.init_from is not None:
         source = find_checkpoint(Path(config.init_from), "latest")
@@ -120,18 +127,7 @@ def _create(directory: Path, resolved: Resolved, spec: WorkSpec) -> None:
             raise BadInput(f"--init-from {config.init_from}: {error}") from error
         if learner.observation_moments is not None and source.trees["learner"]["observation_moments"]:
             learner.observation_moments.load_state(source.trees["learner"]["observation_moments"])
-    trees = {"learner": learner.state(), "groups": [None] * len(spec.group_sizes), "run": RunState().tree()}
-    temporary = directory.parent / f".{directory.name}.new-{os.getpid()}"
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        write_checkpoint(temporary / "checkpoints", 0, trees, _meta(spec))
-        write_config(temporary / "config.json", resolved)
-        temporary.rename(directory)
-    except OSError as error:
-        raise BadInput(f"--run-dir {directory} cannot be made: {error.strerror}; name another") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return learner.state()
 
 
 def _meta(spec: WorkSpec) -> dict[str, Any]:

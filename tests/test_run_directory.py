@@ -15,11 +15,9 @@ import pytest
 
 from distrl.errors import BadInput, RunFailed
 from distrl.run_directory import (
-    create_run_directory,
     default_run_dir,
     lock_run_directory,
-    resolve_run,
-    truncate_metrics,
+    new_run_directory,
     write_json_atomic,
 )
 
@@ -40,7 +38,7 @@ NOON = datetime(2026, 3, 1, 12, 0, 5, tzinfo=UTC)
 def test_the_default_name_is_safe_whatever_the_env_is_called(env_id: str, expected: str) -> None:
     path = default_run_dir(env_id, "ppo", 3, NOON)
     assert path == Path(expected)
-    assert resolve_run(Path("runs"), path.name) == path
+    assert path.resolve().parent == Path("runs").resolve()
 
 
 def test_a_time_that_is_not_utc_is_refused() -> None:
@@ -49,42 +47,62 @@ def test_a_time_that_is_not_utc_is_refused() -> None:
             default_run_dir("CartPole-v1", "ppo", 0, time)
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc", "..", ".", "", ".hidden", "a b", "a\n", "x" * 201]
-)
-def test_a_run_name_that_leaves_its_root_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="run name"):
-        create_run_directory(Path(name), root=tmp_path / "runs") if name not in ("", ".") else resolve_run(
-            tmp_path / "runs", name
-        )
+def make(path: Path) -> None:
+    with new_run_directory(path) as folder:
+        (folder / "config.json").write_text("{}")
+
+
+def test_a_run_directory_appears_whole_under_folders_that_are_made_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / ".." / "run one"
+    with new_run_directory(path) as folder:
+        (folder / "config.json").write_text("{}")
+        assert not path.exists()
+    assert [entry.name for entry in path.iterdir()] == ["config.json"]
+    assert sorted(entry.name for entry in (tmp_path / "a").iterdir()) == ["b", "run one"]
+
+
+def test_a_block_that_raises_leaves_no_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_run_directory(tmp_path / "run") as folder:
+        (folder / "config.json").write_text("{}")
+        raise ZeroDivisionError
+    with pytest.raises(BadInput, match="cannot be made: No space"), new_run_directory(tmp_path / "run"):
+        raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_name_that_is_a_symlink_is_refused(tmp_path: Path) -> None:
+def test_a_run_directory_that_exists_or_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for name, why in (
+        ("run", r"does: continue it with --resume .*/run"),
+        ("file", "does"),
+        ("file/run", "cannot be made"),
+    ):
+        with pytest.raises(BadInput, match=why):
+            make(tmp_path / name)
+    assert list((tmp_path / "run").iterdir()) == []
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["..", "new/..", "../..", "/", "."])
+def test_a_run_directory_without_a_name_of_its_own_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="must end in the name of a folder"):
+        make(Path(name))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_directory_that_is_a_symlink_is_refused_even_one_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mine").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "runs" / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "mine").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     for name in ("mine", "dangling"):
-        with pytest.raises(BadInput, match="symlink"):
-            create_run_directory(Path(name), root=tmp_path / "runs")
-        with pytest.raises(BadInput, match="symlink"):
-            create_run_directory(tmp_path / "runs" / name)
+        with pytest.raises(BadInput, match="must not be a symlink"):
+            make(tmp_path / name)
     assert not (tmp_path / "nothing").exists()
-
-
-def test_an_explicit_path_may_be_anywhere_but_must_be_new(tmp_path: Path) -> None:
-    path = create_run_directory(tmp_path / "a" / "b" / ".." / "run one")
-    assert path.is_dir()
-    with pytest.raises(BadInput, match="exists; continue that run with --resume"):
-        create_run_directory(path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="exists"):
-        create_run_directory(tmp_path / "file")
-    with pytest.raises(BadInput, match="cannot be made"):
-        create_run_directory(tmp_path / "file" / "run")
-    with pytest.raises(BadInput, match=r"not in \.\."):
-        create_run_directory(tmp_path / "new" / "..")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 HOLDS_THE_LOCK = """
@@ -170,38 +188,3 @@ def test_json_is_replaced_whole_and_adds_nothing(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_is_a_failed_run_not_a_traceback(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="was not written: No such file"):
         write_json_atomic(tmp_path / "gone" / "summary.json", {})
-
-
-def metrics_file(folder: Path, ending: bytes) -> Path:
-    path = folder / "metrics.jsonl"
-    lines = [json.dumps({"iteration": i, "loss": None}).encode() + b"\n" for i in range(1, 6)]
-    path.write_bytes(b"".join(lines) + ending)
-    return path
-
-
-@pytest.mark.parametrize(
-    "ending", [b"", b'{"iteration": 6, "lo', b"{", b'{"iteration": 6}', b'{"iterat\n', b"\0\0\n"]
-)
-def test_metrics_are_cut_to_the_checkpoint_and_a_torn_line_goes(ending: bytes, tmp_path: Path) -> None:
-    path = metrics_file(tmp_path, ending)
-    assert truncate_metrics(path, 9) == 5
-    assert truncate_metrics(path, 3) == 3
-    assert [json.loads(line)["iteration"] for line in path.read_bytes().splitlines()] == [1, 2, 3]
-    assert path.read_bytes().endswith(b"}\n")
-    assert truncate_metrics(path, 0) == 0
-    assert path.read_bytes() == b""
-    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-def test_no_metrics_file_is_no_lines(tmp_path: Path) -> None:
-    assert truncate_metrics(tmp_path / "metrics.jsonl", 3) == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("line", [b"not json", b"[1]", b'{"loss": 1}', b'{"iteration": null}'])
-def test_a_bad_line_in_the_middle_is_named_and_nothing_is_lost(line: bytes, tmp_path: Path) -> None:
-    path = metrics_file(tmp_path, line + b"\n" + b'{"iteration": 6}\n')
-    before = path.read_bytes()
-    with pytest.raises(RunFailed, match=r"metrics\.jsonl:6 is not a metrics line"):
-        truncate_metrics(path, 9)
-    assert path.read_bytes() == before

@@ -98,3 +98,19 @@ def test_all_problems_come_as_one_exception() -> None:
 def test_an_unknown_name_of_the_package_says_which_there_are() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'trian'; it has .*train"):
         distrl.trian  # noqa: B018
+
+
+def test_a_run_is_not_made_over_another_nor_through_a_symlink(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "mine").symlink_to(run_dir)
+    before = digest(run_dir)
+    for folder, why in (
+        (run_dir, f"continue it with --resume {run_dir}"),
+        (tmp_path / "mine", "must not be a symlink"),
+        (tmp_path / "dangling", "must not be a symlink"),
+        (tmp_path / "new" / "..", "must end in the name of a folder"),
+    ):
+        with pytest.raises(distrl.BadInput, match=why):
+            distrl.train(run_dir=folder, total_steps=64, **SMALL)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["dangling", "mine"]
+    assert digest(run_dir) == before
