@@ -99,3 +99,21 @@ def test_a_second_writer_is_refused_while_the_first_runs(
     resumed = distrl_here("train", "--resume", str(run_dir), "--total-steps", "48")
     assert resumed.status == 0, resumed.output
     assert summary(run_dir)["exit_reason"] == "finished"
+
+
+@pytest.mark.parametrize("left", [0, 1], ids=["missing", "truncated"])
+def test_lost_metrics_are_said_and_cost_nothing_else(finished_run: Path, left: int) -> None:
+    whole = finished_run / "metrics.jsonl"
+    lines = whole.read_text().splitlines(keepends=True)
+    if left:
+        whole.write_text("".join(lines[:left]))
+    else:
+        whole.unlink()
+    before = summary(finished_run)["parameters_sha256"]
+    (finished_run / "summary.json").unlink()  # as if killed in the last evaluation
+    outcome = distrl.resume(finished_run)
+    (warning,) = [one for one in outcome.summary["warnings"] if "metrics.jsonl" in one]
+    assert f"has {left} of the 4 records before the checkpoint" in warning
+    assert summary(finished_run)["warnings"] == outcome.summary["warnings"]
+    assert outcome.summary["parameters_sha256"] == before
+    assert len(metrics(finished_run)) == left

@@ -64,10 +64,29 @@ def test_jsonl_refuses_to_mix_two_runs_and_says_when_records_are_missing(tmp_pat
     sink.close()
     with pytest.raises(ValueError, match="must be empty for a new run"):
         JsonlSink(path)
-    with pytest.warns(RuntimeWarning, match="ends at iteration 1, the checkpoint is of iteration 5"):
+    with pytest.warns(RuntimeWarning, match="has 1 of the 5 records before the checkpoint"):
         JsonlSink(path, resume_iteration=5).close()
     JsonlSink(path, resume_iteration=0).close()
     assert path.read_bytes() == b""
+    path.unlink()
+    with pytest.warns(RuntimeWarning, match="has 0 of the 5 records before the checkpoint"):
+        JsonlSink(path, resume_iteration=5).close()
+    JsonlSink(path, resume_iteration=0).close()  # killed before its first record
+
+
+@pytest.mark.parametrize("line", ["not json", "[1]", '{"loss": 1}', '{"iteration": null}'])
+def test_a_damaged_line_costs_its_own_record_and_no_other(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    for iteration in range(1, 7):
+        sink.write(record_of(iteration))
+    sink.close()
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], line, *lines[3:]]) + "\n")
+    with pytest.warns(RuntimeWarning, match="has 4 of the 5 records"):
+        JsonlSink(path, resume_iteration=5).close()
+    assert [record["iteration"] for record in read_jsonl(path)] == [1, 2, 4, 5]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:

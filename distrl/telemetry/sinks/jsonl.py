@@ -16,18 +16,18 @@ import numpy as np
 class JsonlSink:
     """Appends records to a JSON-lines file; each line is whole on disk before `write` returns to the loop.
 
-    With `resume_iteration=k` the lines after iteration k, and a last line torn by a kill, are cut off first. Without
-    it the file must not hold anything yet.
+    With `resume_iteration=k` the lines after iteration k, and what is not a whole record, go first; a RuntimeWarning
+    says how many of iterations 1..k are missing. Without it the file must not hold anything yet.
     """
 
     def __init__(self, path: Path, *, resume_iteration: int | None = None) -> None:
         self.path = path
-        if resume_iteration is not None and path.exists():
-            last_iteration = truncate_jsonl(path, resume_iteration)
-            if last_iteration < resume_iteration:
+        if resume_iteration is not None:
+            kept = truncate_jsonl(path, resume_iteration) if path.exists() else 0
+            if kept < resume_iteration:
                 warnings.warn(
-                    f"{path} ends at iteration {last_iteration}, the checkpoint is of iteration {resume_iteration}: "
-                    "the records between are lost, training is not affected",
+                    f"{path} has {kept} of the {resume_iteration} records before the checkpoint: the others are lost, "
+                    "and it will not equal an uninterrupted run's; training is not affected",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -74,21 +74,26 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate_jsonl(path: Path, iteration: int) -> int:
-    """Cuts the file after the record of `iteration`; returns the last iteration kept, or 0 if none was.
+    """Keeps the records of iterations 1 to `iteration` and nothing else; returns how many these are.
 
-    Records are in order of iteration, so this is one truncation in place: a kill during it loses nothing.
+    What a kill leaves is a torn end: one truncation in place, and a kill during it loses nothing. Where a line
+    before the end is damaged, the records behind it are kept as well, in a new file that replaces the old one.
     """
-    last_iteration, end = 0, 0
     with path.open("r+b") as file:
-        for line in file:
-            record = _parse(line)
-            if record is None or record["iteration"] > iteration:
-                break
-            last_iteration = record["iteration"]
-            end += len(line)
-        file.truncate(end)
+        lines = file.readlines()
+        wanted = [(record := _parse(line)) is not None and record["iteration"] <= iteration for line in lines]
+        kept = sum(wanted)
+        if all(wanted[:kept]):
+            file.truncate(sum(map(len, lines[:kept])))
+            os.fsync(file.fileno())
+            return kept
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.writelines(line for line, whole in zip(lines, wanted, strict=True) if whole)
+        file.flush()
         os.fsync(file.fileno())
-    return last_iteration
+    temporary.replace(path)
+    return kept
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -98,4 +103,4 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "iteration" in record else None
+    return record if isinstance(record, dict) and isinstance(record.get("iteration"), int) else None
