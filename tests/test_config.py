@@ -388,6 +388,8 @@ def test_modules_are_named_by_env_wrapper_and_policy() -> None:
     config = resolve({"env": "mine:space/Env-v0", "wrapper": "wraps.deep:fn", "policy": "nets:make"}).config
     assert modules_named(config) == {"env": "mine", "wrapper": "wraps.deep", "policy": "nets"}
     assert modules_named(resolve({"env": "ALE/Breakout-v5"}).config) == {}
+    ours = resolve({"env": "distrl.show.gridworld:Grid-v0", "wrapper": "distrlike:fn"}).config
+    assert modules_named(ours) == {"wrapper": "distrlike"}
 
 
 def foreign(tmp_path: Path, **flags: object) -> Path:
