@@ -190,6 +190,7 @@ class Run:
             "episode_return_mean": state.window.return_mean,
             "episode_length_mean": state.window.length_mean,
             "policy_version": updated.version,
+            "behaviour_version": min(report.version for report in collected),
             **learner,
             **others,
             **info.values(),
@@ -199,9 +200,7 @@ class Run:
         now = time.monotonic()
         self.state.wall_sec = self._wall_before + now - self._started
         elapsed, self._iteration_started = now - self._iteration_started, now
-        taken = self.runtime.take_spans() | {"driver": spans.current().take_totals()}
-        for name, totals in taken.items():
-            self.state.spans[name] = self.state.spans.get(name, SpanTotals()).merge(totals)
+        taken = self.take_spans()
         steps = sum(report.env_steps for report in collected)
         return {
             "wall_sec": self.state.wall_sec,
@@ -212,6 +211,13 @@ class Run:
             "system/worker_rss_bytes": max(report.rss_bytes for report in collected),
             "system/trajectory_bytes": sum(report.num_bytes for report in collected),
         }
+
+    def take_spans(self) -> dict[str, SpanTotals]:
+        """Each process's time since the last take, counted into the run's."""
+        taken = self.runtime.take_spans() | {"driver": spans.current().take_totals()}
+        for name, totals in taken.items():
+            self.state.spans[name] = self.state.spans.get(name, SpanTotals()).merge(totals)
+        return taken
 
     # checkpoints
 
@@ -227,7 +233,10 @@ class Run:
 
     def _trees(self) -> dict[str, Any]:
         whole = self.runtime.state()
-        return {"learner": whole["learner"], "groups": whole["groups"], "run": self.state.tree()}
+        trees = {"learner": whole["learner"], "groups": whole["groups"], "run": self.state.tree()}
+        if whole["snapshots"]:  # with overlap alone
+            trees["snapshots"] = whole["snapshots"]
+        return trees
 
     # evaluation
 
@@ -265,9 +274,7 @@ class Run:
     ) -> dict[str, Any]:
         """Write summary.json, whole or not at all; returns it."""
         state = self.state
-        taken = self.runtime.take_spans() | {"driver": spans.current().take_totals()}
-        for name, totals in taken.items():
-            state.spans[name] = state.spans.get(name, SpanTotals()).merge(totals)
+        self.take_spans()
         state.wall_sec = self._wall_before + time.monotonic() - self._started
         summary = {
             "schema": SUMMARY_SCHEMA,

@@ -18,8 +18,8 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from distrl.config import TrainConfig
 from distrl.errors import BadInput, RunFailed
 from distrl.evaluation import find_checkpoint
 from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
-from distrl.loops import train_synchronous
+from distrl.loops import train_overlapped, train_synchronous
 from distrl.policies import load_parameters
 from distrl.resolve import Resolved, to_flat, write_config
 from distrl.run import Run, RunState
@@ -56,8 +56,16 @@ class Outcome:
     summary: dict[str, Any]
 
 
-def run_training(resolved: Resolved, resume: Path | None = None, quiet: bool = False) -> Outcome:
+def run_training(
+    resolved: Resolved,
+    resume: Path | None = None,
+    quiet: bool = False,
+    run_type: Callable[..., Run] = Run,
+    record_events: bool = False,
+) -> Outcome:
     """Train as configured; `resume` continues that run directory. Progress goes to standard error.
+
+    A profile gives a `run_type` of its own, which sees each iteration, and has spans recorded with their moments.
 
     Raises BadInput before any compute is spent, RunFailed where the run cannot go on.
     """
@@ -74,11 +82,12 @@ def run_training(resolved: Resolved, resume: Path | None = None, quiet: bool = F
     with Interrupts() as interrupts:
         try:
             spec = work_spec(config, device, str(directory / "faults"))
+            spec = replace(spec, record_events=record_events)
             if resume is None:
                 _create(directory, resolved, spec)
                 created = True
             with lock_run_directory(directory):
-                return _train(directory, resolved, spec, interrupts, resumed=resume is not None, quiet=quiet)
+                return _train(directory, resolved, spec, interrupts, resume is not None, quiet, run_type)
         except (
             BadInput
         ):  # a cluster that is not there, say: the corrected command may name the same directory
@@ -135,10 +144,16 @@ def _meta(spec: WorkSpec) -> dict[str, Any]:
 
 
 def _train(
-    directory: Path, resolved: Resolved, spec: WorkSpec, interrupts: Interrupts, resumed: bool, quiet: bool
+    directory: Path,
+    resolved: Resolved,
+    spec: WorkSpec,
+    interrupts: Interrupts,
+    resumed: bool,
+    quiet: bool,
+    run_type: Callable[..., Run],
 ) -> Outcome:
     config = resolved.config
-    spans.start("other")
+    spans.start("other", spec.record_events)
     started = time.monotonic()
     found = latest_checkpoint(directory / "checkpoints")
     if found is None:
@@ -179,7 +194,7 @@ def _train(
                 )
             runtime = _make_runtime(config, spec, content.trees, console, interrupts)
             stack.callback(runtime.close)
-            run = Run(
+            run = run_type(
                 directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec), started
             )
             if resumed:
@@ -194,7 +209,10 @@ def _loop_and_finish(run: Run, console: ConsoleSink, quiet: bool) -> Outcome:
     evaluation: dict[str, Any] | None = None
     exit_reason, status = "finished", 0
     try:
-        train_synchronous(run.runtime, run)
+        if run.config.overlap:
+            train_overlapped(run.runtime, run, run.config.overlap)
+        else:
+            train_synchronous(run.runtime, run)
         run.checkpoint()
         _require_saved(run)
         if run.config.eval_episodes:
