@@ -14,7 +14,7 @@ N is the number of environments of the group.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from distrl.envs import infos as info_arrays
 from distrl.envs.results import Episode, StepResult, listed, replaced, unlisted
 from distrl.envs.snapshots import has_own
-from distrl.envs.spaces import ObservationReader, check_observation, check_supported
+from distrl.envs.spaces import ObservationReader, check_supported
 from distrl.envs.spec import EnvSpec
-from distrl.envs.vector import abandon, make_vector, reset_rows
+from distrl.envs.vector import abandon, explain, make_vector, reset_rows
 from distrl.envs.watchdog import Beat
 from distrl.errors import BadInput, RunFailed
 from distrl.maths.random import derive_seed
@@ -48,13 +48,8 @@ class EnvGroup:
     """
 
     def __init__(self, spec: EnvSpec, index: int, num_envs: int, first_env: int, seed: int) -> None:
-        self.spec, self.index, self.num_envs, self.first_env, self.seed = (
-            spec,
-            index,
-            num_envs,
-            first_env,
-            seed,
-        )
+        self.spec, self.index, self.seed = spec, index, seed
+        self.num_envs, self.first_env = num_envs, first_env
         self.reproducibility = "exact"
         self.warnings: list[str] = []
         self.dropped = 0
@@ -204,6 +199,13 @@ class EnvGroup:
             self.episode_start = self.episode_start | lost
             self._return[lost], self._length[lost], self._resetting[lost] = (0.0, 0, False)
 
+    def draw_from(self, generators: Sequence[np.random.Generator]) -> None:
+        """From here on each env that draws at all draws from its own of `generators` [N], for envs of this process
+        (`sync`). What follows is no longer that of (seed, env, episode)."""
+        for env, generator in zip(self._vector.envs, generators, strict=True):
+            if env.unwrapped._np_random is not None:
+                env.unwrapped.np_random = generator
+
     @property
     def max_episode_steps(self) -> int | None:
         """The time limit of an episode, in steps; None where there is none that Gymnasium knows of."""
@@ -243,22 +245,12 @@ class EnvGroup:
             raise
         except Exception as error:  # an env may raise anything
             self._failed = True
-            raise self._explain(error) from error
+            raise explain(
+                self._vector, f"env group {self.index} ({self.spec.env_id})", self._who, error
+            ) from error
         except BaseException:  # Ctrl-C in the middle of it
             self._failed = True
             raise
-
-    def _explain(self, error: Exception) -> RunFailed:
-        for slot, observation in enumerate(getattr(self._vector, "_env_obs", ())):
-            if observation is not None:
-                try:
-                    check_observation(self.observation_space, observation, self._who(slot))
-                except RunFailed as outside:
-                    return outside
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if isinstance(error, EOFError | ConnectionError):
-            said = f"a subprocess of an environment died ({said})"
-        return RunFailed(f"env group {self.index} ({self.spec.env_id}): {said}")
 
     def _reset(self, mask: Array, previous: Tree) -> Tree:
         """The observations [N, ...] after the next episode began where `mask`; elsewhere `previous`."""
@@ -331,6 +323,12 @@ class EnvGroup:
         if "action_mask" in infos:
             given = infos["action_mask"].astype(np.bool_)
             given[~info_arrays.mask_of(infos, "action_mask", self.num_envs)] = True
+            if self.action_mask is None and self.observation is not None:
+                raise RunFailed(
+                    f"env group {self.index} ({self.spec.env_id}) gives its first action_mask in the info of "
+                    f"{'a step' if rows is self._all_valid else 'a later reset'}; give one in that of every reset and "
+                    "step, true where an action may be taken"
+                )
             old = self.action_mask if self.action_mask is not None else np.ones_like(given)
             self.action_mask = np.where(rows[:, None], given, old)
         elif self.action_mask is not None:

@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from distrl.envs.episode import Counter, EpisodeEnv, Restarts
+from distrl.envs.spaces import check_observation
 from distrl.envs.spec import EnvSpec
 from distrl.errors import BadInput, RunFailed
 
@@ -147,6 +148,23 @@ def reset_rows(vector: VectorEnv[Any, Any, Any], mask: NDArray[np.bool_], seeds:
             "episode was dropped: use --vectorization sync, or --nonfinite fail"
         )
     return vector.reset(seed=seeds[0])
+
+
+def explain(
+    vector: VectorEnv[Any, Any, Any], group: str, env_name: Callable[[int], str], error: Exception
+) -> RunFailed:
+    """What `error` of a call into `vector` means: where an observation does not fit its space, the env, key and
+    what it got; else the error itself, said of the group."""
+    for slot, observation in enumerate(getattr(vector, "_env_obs", ())):
+        if observation is not None:
+            try:
+                check_observation(vector.single_observation_space, observation, env_name(slot))
+            except RunFailed as outside:
+                return outside
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, EOFError | ConnectionError):
+        said = f"a subprocess of an environment died ({said})"
+    return RunFailed(f"{group}: {said}")
 
 
 def abandon(vector: VectorEnv[Any, Any, Any]) -> None:

@@ -195,9 +195,7 @@ class Branching:
         }
         group.restore(many)
         # The env's own randomness was put back too, alike in all branches: from here on each has its own.
-        for branch, env in enumerate(group._vector.envs):
-            if env.unwrapped._np_random is not None:
-                env.unwrapped.np_random = stream(self.seed, "branch env", number, batch, branch)
+        group.draw_from([stream(self.seed, "branch env", number, batch, branch) for branch in range(count)])
 
     def _value(self, observation: Tree, memory: Tree) -> NDArray[np.float64]:
         value: torch.Tensor = self.policy.value(tree_map(torch.from_numpy, observation), memory)

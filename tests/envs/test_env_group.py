@@ -9,7 +9,7 @@ import pytest
 
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.envs.spaces import to_env_action
-from distrl.errors import BadInput
+from distrl.errors import BadInput, RunFailed
 from distrl.maths.advantage import gae
 from distrl.maths.random import derive_seed
 
@@ -201,6 +201,20 @@ def test_action_masks_belong_to_the_current_observation_also_after_a_reset() -> 
         assert np.array_equal(group.action_mask[:, 1], step_number % 2 == 1)
         assert group.action_mask[:, [0, 2, 3, 4]].all()
     assert resets > 4
+    group.close()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("where", "said"), [("step", "in the info of a step"), ("reset", "in the info of a later reset")]
+)
+def test_an_action_mask_that_comes_late_is_refused(vectorization: str, where: str, said: str) -> None:
+    group = play.make(EnvSpec("toy_envs:Toy/Masks-v0", {"where": where}, vectorization=vectorization))
+    group.start()
+    with pytest.raises(
+        RunFailed, match=f"gives its first action_mask {said}; give one in that of every reset"
+    ):
+        play.play(group, play.actions(group, 4))
     group.close()
 
 

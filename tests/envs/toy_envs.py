@@ -80,6 +80,24 @@ class Nested(Counts):
         }
 
 
+class Masks(Counts):
+    """Gives its first action mask in the info of a step (`where` is "step") or of its second reset ("reset")."""
+
+    def __init__(self, where: str = "step") -> None:
+        super().__init__(3)
+        self.where = where
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        observation, info = super().reset(seed=seed)
+        return observation, {
+            "action_mask": np.ones(2, np.int8)
+        } if self.where == "reset" and self.resets > 1 else info
+
+    def step(self, action: Any) -> Any:
+        *result, info = super().step(action)
+        return *result, {**info, "action_mask": np.ones(2, np.int8)} if self.where == "step" else info
+
+
 class Own(Counts):
     """Snapshots of its own; its state is not a function of seed and actions, so a replay would fail."""
 
@@ -261,5 +279,5 @@ def wrong_wrapper(env: gym.Env[Any, Any]) -> str:
     return "not an env"
 
 
-for _class in (Counts, Nested, Own, Drifts, Raises, OwnRaises, Hangs, Spoils, Lies, Acts):
+for _class in (Counts, Nested, Masks, Own, Drifts, Raises, OwnRaises, Hangs, Spoils, Lies, Acts):
     gym.register(f"Toy/{_class.__name__}-v0", _class)
