@@ -133,7 +133,7 @@ class EnvSpec:
 
         module, _, name = self.env_id.rpartition(":")
         if module:
-            _import(module, f"env {self.env_id!r}")
+            import_named(module, f"env {self.env_id!r}")
         if name.startswith("ALE/") or (name not in gymnasium.registry and importlib.util.find_spec("ale_py")):
             _register_atari(name)
         if name in gymnasium.registry:
@@ -169,7 +169,7 @@ def load_function(name: str, what: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise BadInput(f"{what} must be module:function, got {name!r}")
-    module = _import(module_name, f"{what} {name!r}")
+    module = import_named(module_name, f"{what} {name!r}")
     found = getattr(module, attribute, None)
     if callable(found):
         return cast("Callable[..., Any]", found)
@@ -188,7 +188,7 @@ def _wrap(name: str, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return wrapped
 
 
-def _import(module: str, what: str) -> Any:
+def import_named(module: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
