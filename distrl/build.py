@@ -67,6 +67,7 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
         learner_threads=config.learner_threads,
         normalize_reward=config.normalize_reward,
         max_skipped_updates=config.max_skipped_updates,
+        overlap=config.overlap,
     )
 
 

@@ -81,6 +81,9 @@ class TrainConfig(BaseModel):
 
     # who does the work
     workers: CountOrZero = Field(2, description="Ray rollout workers; 0 collects in-process, without Ray")
+    overlap: CountOrZero = Field(
+        0, description="fragments collected ahead of the learner, each with a policy so many versions behind"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="the learner's device")
     learner_threads: Count = Field(1, description="the learner's CPU threads; part of the curve")
     address: str | None = Field(None, description="address of a Ray cluster; default: a local one")

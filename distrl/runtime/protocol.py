@@ -1,10 +1,13 @@
 """What a loop asks of a runtime. Two keep it, under one contract test: `LocalRuntime` and `RayRuntime`.
 
-         collect(i)                         update(progress)
-driver ---------------> rollout workers --------------------> learner
-  |    <- reports            |                  <- report        |
-  |                          '-- trajectories, by reference -----'
-  '-- holds references, group states and reports; never a batch
+        submit(i, version) ... collected()               update(progress)
+driver ----------------------------------> rollout workers ------------> learner
+  |    <- reports                             |                   <- report |
+  |                                           '-- trajectories, by reference'
+  '-- holds references, group states, snapshots and reports; never a batch
+
+Fragments are submitted, awaited and learned from in one order: 0, 1, 2, ... A boundary is the moment after
+an update; fragments in flight then are no part of its state, because they can be collected again from it.
 """
 
 from __future__ import annotations
@@ -19,12 +22,19 @@ from distrl.telemetry.spans import SpanTotals
 class Runtime(Protocol):
     """Runs collection and learning somewhere. All results are in group order."""
 
-    def collect(self, iteration: int) -> list[CollectReport]:
-        """Every group's fragment of `iteration`, with the policy as published last; waits until all are whole."""
+    def submit(self, fragment: int, version: int) -> None:
+        """Have every group's `fragment` collected with that version of the policy; does not wait for it.
+
+        Versions at hand are the one published last and the `overlap` before it.
+        """
+        ...
+
+    def collected(self) -> list[CollectReport]:
+        """Wait until the oldest fragment in flight is whole."""
         ...
 
     def update(self, progress: float) -> UpdateReport:
-        """Learn from the fragments collected last, and publish the new policy."""
+        """Learn from the oldest fragment, which is whole, and publish the next version of the policy."""
         ...
 
     def snapshot(self) -> Snapshot:
@@ -32,7 +42,11 @@ class Runtime(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """State tree at the last boundary: {"learner": ..., "groups": [...]}."""
+        """State tree at the last boundary: {"learner": ..., "groups": [...], "snapshots": {version: arrays}}.
+
+        Groups stand after the fragment learned from last; snapshots are the older ones that fragments in
+        flight, collected again, will ask for: at most `overlap`.
+        """
         ...
 
     def take_spans(self) -> dict[str, SpanTotals]:

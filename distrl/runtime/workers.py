@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 
 from distrl.envs import EnvGroup, EnvSpec
-from distrl.learner import Learner, Snapshot
+from distrl.learner import Learner, Snapshot, digest
 from distrl.policies import PolicySpec, load_parameters, make_policy
 from distrl.recipes import Recipe
 from distrl.rollout import Collector, EpisodeRecord
@@ -36,6 +37,7 @@ class WorkSpec:
     learner_threads: int = 1
     normalize_reward: bool = False
     max_skipped_updates: int = 10
+    overlap: int = 0  # versions that a fragment's policy is behind the learner's
     record_events: bool = False  # spans with their moments: a profile wants them
 
     def first_env(self, group: int) -> int:
@@ -61,6 +63,7 @@ class CollectReport:
     """What the driver is told of a fragment; the trajectory itself goes to the learner."""
 
     group: int
+    version: int  # of the policy that collected it
     env_steps: int
     episodes: list[EpisodeRecord]
     dropped: int
@@ -130,6 +133,7 @@ class RolloutWorker:
             )  # the results on their way into the object store, until the report goes
         report = CollectReport(
             group=group,
+            version=snapshot.version,
             env_steps=fragment.trajectory.num_valid,
             episodes=fragment.episodes,
             dropped=fragment.dropped,
@@ -202,6 +206,18 @@ class LearnerWorker:
     def state(self) -> dict[str, Any]:
         """State tree for the checkpoint."""
         return self.learner.state()
+
+
+def older_snapshots(state: dict[str, Any]) -> list[Snapshot]:
+    """Those that a runtime's state holds beside the learner's own; none in a checkpoint without overlap."""
+    arrays = {int(version): one for version, one in state.get("snapshots", {}).items()}
+    return [Snapshot(arrays[version], version, digest(arrays[version])) for version in sorted(arrays)]
+
+
+def snapshots_tree(snapshots: Iterable[Snapshot]) -> dict[str, Any]:
+    """State tree of all but the newest, which is the learner's own: version -> parameters and moments."""
+    ordered = sorted(snapshots, key=lambda one: one.version)
+    return {str(one.version): one.arrays for one in ordered[:-1]}
 
 
 def rss_bytes() -> int:

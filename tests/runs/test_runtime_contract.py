@@ -34,7 +34,8 @@ def iterate(runtime: Runtime, iterations: range) -> list[str]:
     """The digest after each iteration."""
     digests = []
     for iteration in iterations:
-        runtime.collect(iteration)
+        runtime.submit(iteration, version=iteration)
+        runtime.collected()
         digests.append(runtime.update(iteration / 10).digest)
     return digests
 
@@ -47,11 +48,14 @@ def test_a_runtime_keeps_the_contract(kind: str) -> None:
         before = first.snapshot()
         assert before.version == 0
 
-        reports = first.collect(0)
+        first.submit(0, version=0)
+        reports = first.collected()
         assert [report.group for report in reports] == [0, 1, 2]
+        assert {report.version for report in reports} == {0}
         assert [report.env_steps for report in reports] == [32, 32, 32]
         assert all(report.num_bytes > 0 and report.rss_bytes > 0 for report in reports)
         assert first.snapshot().digest == before.digest, "collecting changes no policy"
+        assert first.collected() == reports, "the oldest, until it is learned from"
         assert first.state()["groups"] == [None] * 3, "not a boundary before the update"
 
         updated = first.update(0.0)
@@ -90,16 +94,54 @@ def test_a_runtime_keeps_the_contract(kind: str) -> None:
         third.close()
 
 
+def overlapped(runtime: Runtime, fragments: range, lag: int) -> list[tuple[list[int], str]]:
+    """Of each fragment: the versions that its groups were collected with, and the digest after it was learned from."""
+    learned = []
+    for fragment in range(fragments.start, fragments.start + lag):
+        runtime.submit(fragment, version=max(fragment - lag, 0))
+    for fragment in fragments:
+        runtime.submit(fragment + lag, version=fragment)
+        versions = [report.version for report in runtime.collected()]
+        learned.append((versions, runtime.update(fragment / 10).digest))
+    return learned
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_runtime_overlaps_with_a_fixed_lag_and_its_state_is_enough_to_go_on(kind: str) -> None:
+    fields = {**CASES["normalised"], "overlap": 2}
+    first = start(kind, fields)
+    try:
+        whole = overlapped(first, range(5), lag=2)
+        assert [versions for versions, _ in whole] == [[max(i - 2, 0)] * 3 for i in range(5)]
+        assert len({digest for _, digest in whole}) == 5
+    finally:
+        first.close()
+    second = start("local" if kind == "ray" else "ray", fields)
+    try:
+        assert overlapped(second, range(3), lag=2) == whole[:3]
+        kept = second.state()  # with two fragments in flight
+        assert set(kept["snapshots"]) == {"1", "2"}
+    finally:
+        second.close()
+    third = start("local", fields, state=kept)
+    try:
+        assert overlapped(third, range(3, 5), lag=2) == whole[3:]
+    finally:
+        third.close()
+
+
 @pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_runtime_tells_an_envs_failure_in_one_line_and_closes(kind: str, tmp_path: Path) -> None:
     fields = {**CASES["image"], "env": "toys:Toy-v0", "env_kwargs": {"fault": "nan reward", "at": 12}}
     runtime = start(kind, fields)
     try:
-        runtime.collect(0)
+        runtime.submit(0, version=0)
+        runtime.collected()
         runtime.update(0.0)
         boundary = runtime.state()
         with pytest.raises(RunFailed, match=r"env \d \(toys:Toy-v0\): reward is NaN or Inf at step 12"):
-            runtime.collect(1)
+            runtime.submit(1, version=1)
+            runtime.collected()
         assert runtime.state()["learner"]["version"] == boundary["learner"]["version"] == 1
     finally:
         runtime.close()

@@ -1,0 +1,126 @@
+"""Joining a Ray cluster or starting one here, and what a failure of Ray's means in a line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
+
+from distrl.errors import BadInput, RunFailed
+
+
+def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
+    """Join the cluster at `address`, or start one on this machine. Returns whether it was started here.
+
+    BadInput where the cluster cannot be reached, or cannot ever hold the run: needed against available.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": True,
+        "ignore_reinit_error": False,
+    }
+    if ray.is_initialized():
+        raise BadInput(
+            "Ray already runs in this process: call ray.shutdown() first, or train in-process with --workers 0"
+        )
+    if address is None:
+        cpus = max(num_cpus, os.cpu_count() or 1)
+        with _own_signal_handlers():
+            # "local": without it, Ray joins any cluster that `ray start` left on this machine
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    else:
+        _require_listener(address)
+        try:
+            with _own_signal_handlers():
+                ray.init(address=address, **quiet)
+        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+            raise BadInput(f"--address {address}: {_why_not_joined(error)}") from error
+    total = ray.cluster_resources()
+    for kind, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
+        if needed > total.get(kind, 0):
+            ray.shutdown()
+            raise BadInput(
+                f"the run needs {needed} {kind}s (one per rollout worker and the learner's), the Ray cluster has "
+                f"{total.get(kind, 0):g}: lower --workers, or add nodes"
+            )
+    return address is None
+
+
+def _require_listener(address: str) -> None:
+    """BadInput where nothing listens at host:port: Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        return  # `auto`, or a client's address: Ray knows how to find them
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except OSError as error:
+        raise BadInput(
+            f"--address {address}: no Ray cluster answers there: {error.strerror or error}; is the head up?"
+        ) from error
+
+
+def _why_not_joined(error: BaseException) -> str:
+    cause: BaseException | None = error
+    # Ray keeps a refused token as a traceback's text inside a RuntimeError, the cause of a ConnectionError
+    while cause is not None and AuthenticationError.__name__ not in f"{type(cause).__name__} {cause}":
+        cause = cause.__cause__
+    if cause is None:
+        return f"no Ray cluster answers there: {first_line(error)}"
+    mode = os.environ.get("RAY_AUTH_MODE", "not set")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        token = "the value of RAY_AUTH_TOKEN"
+    else:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        found = "" if path.is_file() and path.stat().st_size else ", which is empty or not there"
+        token = f"the file {path}{found} (RAY_AUTH_TOKEN_PATH names another)"
+    return (
+        f"the Ray cluster refuses this process's token: RAY_AUTH_MODE is {mode} and the token would be {token}; "
+        "export RAY_AUTH_MODE=token and give the cluster's own token"
+    )
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Ray puts handlers of its own on SIGTERM, in Python and in C++, which would end the driver without a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def failed_to_start(who: str, error: RayActorError) -> RunFailed:
+    """What the constructor in the worker raised, in a line, then its traceback."""
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return RunFailed(f"{who} could not start: {trace.splitlines()[-1].strip()}\n{trace}")
+
+
+def root_cause(error: RayTaskError) -> Exception:
+    """Our own errors as they were raised; any other as RunFailed with its last line."""
+    cause = error.cause
+    if isinstance(cause, RunFailed | BadInput):
+        return type(cause)(str(cause))
+    return RunFailed(f"{type(cause).__name__} in {error.function_name}: {cause}\n{error.traceback_str}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what it says that is not blank."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
