@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrl.envs import infos as info_arrays
+from distrl.envs.native.single import NativeSingleEnv
 from distrl.envs.results import Episode, StepResult, listed, replaced, unlisted
 from distrl.envs.snapshots import has_own
 from distrl.envs.spaces import ObservationReader, check_supported
@@ -30,6 +31,7 @@ from distrl.envs.vector import abandon, explain, make_vector, reset_rows
 from distrl.envs.watchdog import Beat
 from distrl.errors import BadInput, RunFailed
 from distrl.maths.random import derive_seed
+from distrl.maths.random_kernels import derived_seeds
 from distrl.trees import Tree
 
 Array = NDArray[Any]
@@ -55,7 +57,7 @@ class EnvGroup:
         self.dropped = 0
         self._vector: Any = make_vector(spec, num_envs, first_env, seed)
         self._failed = False
-        self._is_wrapped = spec.vectorization != "vector_entry_point"
+        self._is_wrapped = spec.vectorization != "vector_entry_point" and not spec.is_native
         self.observation_space: gymnasium.Space[Any] = self._vector.single_observation_space
         self.action_space: gymnasium.Space[Any] = self._vector.single_action_space
         try:
@@ -203,7 +205,9 @@ class EnvGroup:
         """From here on each env that draws at all draws from its own of `generators` [N], for envs of this process
         (`sync`). What follows is no longer that of (seed, env, episode)."""
         for env, generator in zip(self._vector.envs, generators, strict=True):
-            if env.unwrapped._np_random is not None:
+            if isinstance(env.unwrapped, NativeSingleEnv):
+                env.unwrapped.draw_from(generator)
+            elif env.unwrapped._np_random is not None:
                 env.unwrapped.np_random = generator
 
     @property
@@ -256,8 +260,7 @@ class EnvGroup:
         """The observations [N, ...] after the next episode began where `mask`; elsewhere `previous`."""
         for _ in range(_MAX_FIRST_OBSERVATIONS):
             self._episode += mask
-            seeds = [self._episode_seed(slot) if mask[slot] else 0 for slot in range(self.num_envs)]
-            raw, infos = self._call(reset_rows, self._vector, mask, seeds)
+            raw, infos = self._call(reset_rows, self._vector, mask, self._episode_seeds(mask))
             observation, finite = self._reader.read(raw)
             if previous is not None:
                 observation = replaced(previous, observation, mask)
@@ -276,6 +279,13 @@ class EnvGroup:
             f"{self._who(int(np.argmax(mask)))}: the first observations of {_MAX_FIRST_OBSERVATIONS} episodes "
             "in a row were NaN or Inf"
         )
+
+    def _episode_seeds(self, mask: Array) -> Any:
+        """Of the running episodes, [N]; where not `mask`, anything."""
+        if self.spec.is_native:
+            envs = np.arange(self.first_env, self.first_env + self.num_envs)
+            return derived_seeds(self.seed, "episode", envs, np.maximum(self._episode, 0))
+        return [self._episode_seed(slot) if mask[slot] else 0 for slot in range(self.num_envs)]
 
     def _episode_seed(self, slot: int) -> int:
         return derive_seed(self.seed, "episode", self.first_env + slot, max(int(self._episode[slot]), 0))

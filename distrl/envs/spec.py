@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 VECTORIZATIONS = ("sync", "async", "vector_entry_point")
+BACKENDS = ("auto", "gymnasium", "native")
 AUTORESETS = ("disabled", "next_step", "same_step")
 NONFINITE = ("fail", "drop")
 ATARI_FRAME_STACK = 4
@@ -44,7 +45,8 @@ class EnvSpec:
     frame_stack: observations stacked; None: 4 for Atari, else 1. max_replay_steps: the longest episode
     that is put back by replaying its actions. step_timeout_sec: a step or reset that takes longer ends
     the process (0: never). max_env_restarts: times that a group's envs may raise. repro_dir: where the
-    failing episode of an env that raises is written.
+    failing episode of an env that raises is written. backend: who steps the envs; "native" is a compiled loop over
+    a `NativeEnv`, "auto" is decided by `settled`.
     """
 
     env_id: str
@@ -60,6 +62,7 @@ class EnvSpec:
     max_env_restarts: int = 3
     nonfinite: str = "fail"
     repro_dir: str | None = None
+    backend: str = "gymnasium"
 
     def __post_init__(self) -> None:
         problems = [
@@ -68,6 +71,7 @@ class EnvSpec:
                 ("vectorization", self.vectorization, VECTORIZATIONS),
                 ("autoreset", self.autoreset, AUTORESETS),
                 ("nonfinite", self.nonfinite, NONFINITE),
+                ("backend", self.backend, BACKENDS),
             )
             if given not in allowed
         ]
@@ -88,6 +92,47 @@ class EnvSpec:
     def to_json(self) -> dict[str, Any]:
         """The fields, for a JSON file; `EnvSpec(**fields)` is the same spec."""
         return dataclasses.asdict(self)
+
+    def settled(self) -> EnvSpec:
+        """The same with its backend decided: "auto" is native where there is a native env of that id and nothing is
+        asked of it that it does not do, and else gymnasium.
+
+        Raises BadInput where native is asked for and cannot be.
+        """
+        if self.backend == "gymnasium":
+            return self
+        from distrl.envs.native.choice import is_native, native_env
+
+        hindrances = self.not_native()
+        if self.backend == "native":
+            if hindrances:
+                raise BadInput(
+                    f"env_backend native cannot be with {', '.join(hindrances)}: use env_backend gymnasium"
+                )
+            native_env(self.env_id)
+            return self
+        native = not hindrances and is_native(self.env_id)
+        return dataclasses.replace(self, backend="native" if native else "gymnasium")
+
+    def not_native(self) -> list[str]:
+        """What is asked of the envs that only Gymnasium's do."""
+        return [
+            f"{name} {value!r}"
+            for name, value, plain in (
+                ("env_kwargs", self.kwargs, {}),
+                ("wrapper", self.wrapper, None),
+                ("frame_stack", self.frame_stack or 1, 1),
+                ("atari", bool(self.atari), False),
+                ("vectorization", self.vectorization, "sync"),
+                ("autoreset", self.autoreset, "disabled"),
+            )
+            if value != plain
+        ]
+
+    @property
+    def is_native(self) -> bool:
+        """Whether a compiled loop steps the envs; pictures are Gymnasium's."""
+        return self.backend == "native" and "render_mode" not in self.kwargs
 
     def make_one(self, **extra: Any) -> gymnasium.Env[Any, Any]:
         """The whole wrapper stack around one new environment; `extra` (`render_mode`) joins the kwargs.
@@ -133,7 +178,12 @@ class EnvSpec:
 
         module, _, name = self.env_id.rpartition(":")
         if module:
-            import_named(module, f"env {self.env_id!r}")
+            imported = import_named(module, f"env {self.env_id!r}")
+            if name not in gymnasium.registry and hasattr(imported, name):
+                from distrl.envs.native.single import registered_as
+
+                if (own := registered_as(name, getattr(imported, name))) is not None:
+                    return own
         if name.startswith("ALE/") or (name not in gymnasium.registry and importlib.util.find_spec("ale_py")):
             _register_atari(name)
         if name in gymnasium.registry:
@@ -189,6 +239,7 @@ def _wrap(name: str, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
 
 def import_named(module: str, what: str) -> Any:
+    """The module of that name; BadInput, which begins with `what`, where it cannot be imported."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

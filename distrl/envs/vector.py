@@ -18,6 +18,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from distrl.envs.episode import Counter, EpisodeEnv, Restarts
+from distrl.envs.native.choice import native_env
+from distrl.envs.native.vector import NativeVectorEnv
 from distrl.envs.spaces import check_observation
 from distrl.envs.spec import EnvSpec
 from distrl.errors import BadInput, RunFailed
@@ -35,9 +37,14 @@ MODES = {
 def make_vector(spec: EnvSpec, num_envs: int, first_env: int, seed: int) -> VectorEnv[Any, Any, Any]:
     """Envs `first_env .. first_env + num_envs - 1` of the run as one vector env, in the spec's mode.
 
-    Sync and Async hold `EpisodeEnv`s; a vector entry point is the env's own class. Raises BadInput where
-    the env cannot be made so.
+    Sync and Async hold `EpisodeEnv`s; a vector entry point is the env's own class, a native one a compiled loop.
+    Raises BadInput where the env cannot be made so.
     """
+    if spec.is_native:
+        env, limit = native_env(spec.env_id)
+        return NativeVectorEnv(
+            env, num_envs, MODES[spec.autoreset], spec.max_episode_steps or limit, copy=False
+        )
     if spec.vectorization == "vector_entry_point":
         return _entry_point(spec, num_envs)
     restarts: Restarts
@@ -130,12 +137,15 @@ def _entry_point(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
     return env
 
 
-def reset_rows(vector: VectorEnv[Any, Any, Any], mask: NDArray[np.bool_], seeds: list[int]) -> Any:
+def reset_rows(vector: VectorEnv[Any, Any, Any], mask: NDArray[np.bool_], seeds: Any) -> Any:
     """Resets the envs where `mask` [N], each with its seed of `seeds` [N]; (observation [N, ...], infos).
 
     An entry point in its own autoreset mode resets all of its envs together, by the first seed. Raises
     RunFailed where it would have to reset only some.
     """
+    if isinstance(vector, NativeVectorEnv):
+        vector.begin(mask, np.asarray(seeds, np.uint64))
+        return vector.observation, {}
     if isinstance(vector, SyncVectorEnv | AsyncVectorEnv):
         chosen = [seed if row else None for seed, row in zip(seeds, mask, strict=True)]
         # Without the mask they reset whole: their own arrays are not there before that.

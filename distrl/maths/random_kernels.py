@@ -99,6 +99,15 @@ def derive_seeds(before, first, second, out):  # type: ignore[no-untyped-def]
         out[n] = derive_seed(before, first[n], second[n])
 
 
+def derived_seeds(
+    seed: int, purpose: str, first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """`distrl.maths.random.derive_seed` of each pair of first and second [N], none of them negative."""
+    out = np.empty(len(first), np.uint64)
+    derive_seeds(purpose_words(seed, purpose, 2), first.astype(np.uint64), second.astype(np.uint64), out)
+    return out
+
+
 @numba.njit(cache=True, nogil=True)
 def _multiply_high(x, y):  # type: ignore[no-untyped-def]
     """The high 64 bits of the 128-bit product."""

@@ -74,7 +74,7 @@ class Branching:
         self.recipe = loaded.config.recipe
         self.seed = derive_seed(seed, "branches")
         self.spec: EnvSpec = dataclasses.replace(
-            loaded.env, vectorization="sync", autoreset="disabled", repro_dir=None
+            loaded.env, vectorization="sync", autoreset="disabled", repro_dir=None, backend="gymnasium"
         )
         self.reward_scale = _reward_scale(loaded)
 

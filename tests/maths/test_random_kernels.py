@@ -47,10 +47,8 @@ def test_an_episodes_seed_is_the_one_that_python_derives(seed, env, episode, pur
 
 
 def test_seeds_are_derived_for_a_batch_at_once():
-    envs, episodes = np.arange(5, dtype=np.uint64), np.arange(5, dtype=np.uint64) * np.uint64(7)
-    out = np.empty(5, np.uint64)
-    kernels.derive_seeds(kernels.purpose_words(3, "episode", 2), envs, episodes, out)
-    assert out.tolist() == [
+    envs, episodes = np.arange(5), np.arange(5) * 7
+    assert kernels.derived_seeds(3, "episode", envs, episodes).tolist() == [
         derive_seed(3, "episode", int(env), int(k)) for env, k in zip(envs, episodes, strict=True)
     ]
 

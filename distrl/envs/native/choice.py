@@ -45,6 +45,17 @@ def native_env(env_id: str) -> tuple[NativeEnv, int | None]:
     return found, found.max_episode_steps
 
 
+def is_native(env_id: str) -> bool:
+    """Whether that id is of a native env, and nobody registered another env under it."""
+    import gymnasium
+
+    from distrl.envs.native.protocol import NativeEnv
+
+    if env_id in BUILT_IN:
+        return gymnasium.registry[env_id].entry_point == BUILT_IN[env_id][1]
+    return ":" in env_id and isinstance(own_env(env_id), NativeEnv)
+
+
 def own_env(name: str) -> Any:
     """What `module:attribute` names; None where the module has no such attribute. BadInput where it cannot be imported."""
     from distrl.envs.spec import import_named
