@@ -25,6 +25,7 @@ def env_spec(config: TrainConfig, repro_dir: str | None = None) -> EnvSpec:
         max_env_restarts=config.max_env_restarts,
         nonfinite=config.nonfinite,
         repro_dir=repro_dir,
+        backend=config.env_backend,
     )
 
 
@@ -43,7 +44,7 @@ def policy_spec(config: TrainConfig) -> PolicySpec:
 
 def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = None) -> WorkSpec:
     """All that workers need. Makes one env to learn its spaces; BadInput where env and policy do not fit."""
-    spec = env_spec(config, repro_dir)
+    spec = env_spec(config, repro_dir).settled()
     probe = EnvGroup(spec, index=0, num_envs=1, first_env=0, seed=config.seed)
     try:
         observation_space, action_space = probe.observation_space, probe.action_space
@@ -67,6 +68,7 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
         learner_threads=config.learner_threads,
         normalize_reward=config.normalize_reward,
         max_skipped_updates=config.max_skipped_updates,
+        paths={"env_backend": spec.backend},
         overlap=config.overlap,
     )
 

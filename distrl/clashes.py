@@ -29,6 +29,7 @@ def clashes(config: TrainConfig) -> list[Clash]:
         *_groups(config),
         *_reuse(config),
         *_envs(config),
+        *_rollout(config),
         *_others(config),
     ]
 
@@ -128,6 +129,23 @@ def _reuse(config: TrainConfig) -> Iterator[Clash]:
 
 
 def _envs(config: TrainConfig) -> Iterator[Clash]:
+    if config.env_backend == "native":
+        asked = {
+            "env_kwargs": config.env_kwargs,
+            "wrapper": config.wrapper,
+            "frame_stack": (config.frame_stack or 1) > 1 and config.frame_stack,
+            "atari": config.atari,
+            "vectorization": config.vectorization != "sync" and config.vectorization,
+            "autoreset": config.autoreset != "disabled" and config.autoreset,
+        }
+        for name, value in asked.items():
+            if value:
+                flag = name.replace("_", "-")
+                yield Clash(
+                    ("env_backend", name),
+                    f"--env-backend native with --{flag} {value}: only Gymnasium's envs know that; use "
+                    f"--env-backend gymnasium, or leave --{flag} out",
+                )
     if config.vectorization != "vector_entry_point":
         return
     if config.autoreset == "disabled":
@@ -142,6 +160,24 @@ def _envs(config: TrainConfig) -> Iterator[Clash]:
             f"--wrapper {config.wrapper} wraps single envs, and --vectorization vector_entry_point has none; "
             "use --vectorization sync or async",
         )
+
+
+def _rollout(config: TrainConfig) -> Iterator[Clash]:
+    if config.rollout != "fused":
+        return
+    for name, value, allowed in (
+        ("env_backend", config.env_backend, ("auto", "native")),
+        ("network", config.network, ("auto", "mlp")),
+        ("policy", config.policy, (None,)),
+        ("nonfinite", config.nonfinite, ("fail",)),
+    ):
+        if value not in allowed:
+            flag = name.replace("_", "-")
+            yield Clash(
+                ("rollout", name),
+                f"--rollout fused with --{flag} {value}: a fused rollout is of a native env and the built-in MLP, and "
+                f"drops no rows; use --rollout stepwise",
+            )
 
 
 def _others(config: TrainConfig) -> Iterator[Clash]:

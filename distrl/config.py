@@ -30,7 +30,8 @@ class TrainConfig(BaseModel):
 
     # what is trained
     env: str = Field(
-        "CartPole-v1", description="env id: Name-v0, namespace/Name-v0 or module:namespace/Name-v0"
+        "CartPole-v1",
+        description="env id: Name-v0, namespace/Name-v0 or module:namespace/Name-v0; or module:NAME of a NativeEnv",
     )
     env_kwargs: dict[str, Any] = Field(
         {}, description="the env's own arguments: --env-kwargs.goal-velocity 0.1"
@@ -46,6 +47,14 @@ class TrainConfig(BaseModel):
     # the envs
     groups: Count | None = Field(
         None, description="env groups, the unit of work; default num_envs // 4, 1 to 8"
+    )
+    env_backend: Literal["auto", "gymnasium", "native"] = Field(
+        "auto",
+        description="who steps the envs; auto: native (compiled) where there is such an env, else gymnasium",
+    )
+    rollout: Literal["auto", "stepwise", "fused"] = Field(
+        "auto",
+        description="fused: env, policy and sampling in one compiled loop; auto: for a native env and an MLP",
     )
     vectorization: Literal["sync", "async", "vector_entry_point"] = Field(
         "sync",

@@ -59,7 +59,7 @@ def check_env(config: TrainConfig) -> None:
     from distrl.envs.spec import load_function
 
     make_current_folder_importable()
-    checks: list[Callable[[], Any]] = [env_spec(config).registered]
+    checks: list[Callable[[], Any]] = [env_spec(config).registered, env_spec(config).settled]
     if config.wrapper is not None:
         checks.append(partial(load_function, config.wrapper, "wrapper"))
     if config.policy is not None:

@@ -263,6 +263,7 @@ def _write_summary(run: Run, exit_reason: str, evaluation: dict[str, Any] | None
         "versions": machine.versions(),
         "git_revision": machine.git_revision(),
         "machine": machine.machine(run.spec.device),
+        "paths": dict(run.spec.paths),
     }
     with contextlib.suppress(RunFailed):  # the learner may be what failed
         described["parameters_sha256"] = run.runtime.snapshot().digest

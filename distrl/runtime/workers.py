@@ -37,6 +37,7 @@ class WorkSpec:
     learner_threads: int = 1
     normalize_reward: bool = False
     max_skipped_updates: int = 10
+    paths: dict[str, str] = field(default_factory=dict)  # which of twins does what: {"rollout": "fused", ...}
     overlap: int = 0  # versions that a fragment's policy is behind the learner's
     record_events: bool = False  # spans with their moments: a profile wants them
 
