@@ -124,11 +124,14 @@ class Run:
 
     def warn(self, message: str) -> None:
         """Say it once, now and in the summary."""
-        if message not in self.state.warnings:
-            self.state.warnings.append(message)
+        self._note(message)
         if message not in self.told:
             self.told.add(message)
             self.console.message(f"warning: {message}", "yellow")
+
+    def _note(self, message: str) -> None:
+        if message not in self.state.warnings:
+            self.state.warnings.append(message)
 
     def keep(self, collected: list[CollectReport], updated: UpdateReport) -> None:
         """An iteration is whole."""
@@ -178,7 +181,7 @@ class Run:
             for message in report.warnings:
                 self.warn(message)
         for message in self.runtime.take_warnings():
-            self.warn(message)
+            self._note(message)
         learner = {name: updated.metrics.get(name) for name in LEARNER_KEYS}
         others = {name: value for name, value in updated.metrics.items() if name not in LEARNER_KEYS}
         if state.dropped:
@@ -274,6 +277,8 @@ class Run:
     ) -> dict[str, Any]:
         """Write summary.json, whole or not at all; returns it."""
         state = self.state
+        for message in self.runtime.take_warnings():
+            self._note(message)
         self.take_spans()
         state.wall_sec = self._wall_before + time.monotonic() - self._started
         summary = {

@@ -54,7 +54,7 @@ class Runtime(Protocol):
         ...
 
     def take_warnings(self) -> list[str]:
-        """What a person should hear, since the last take."""
+        """What happened since the last take: a person was told of it at once, the summary keeps it."""
         ...
 
     def close(self) -> None:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -120,11 +121,10 @@ class RolloutWorker:
         with span("rollout: restore"):
             collector = self._collector(group, iteration, state)
         self.collectors.pop(group, None)  # not at a boundary until the fragment is whole
-        with span(
-            "rollout: rows"
-        ):  # what is neither inference nor env: noise, writing rows, counting episodes
+        # rows: what is neither inference nor env, as noise, writing rows, counting episodes
+        with span("rollout: rows"), _closed_by_error(collector):
             fragment = collector.collect(iteration, snapshot.version)
-        with span("rollout: snapshot"):
+        with span("rollout: snapshot"), _closed_by_error(collector):
             after = collector.snapshot()
         self.collectors[group] = (iteration + 1, collector)
         env_group = collector.group
@@ -156,10 +156,11 @@ class RolloutWorker:
         spec = self.spec
         env_group = EnvGroup(spec.env, group, spec.group_sizes[group], spec.first_env(group), spec.seed)
         collector = Collector(env_group, self.policy, spec.seed, spec.recipe.collects, spec.recipe.num_steps)
-        if state is None:
-            collector.start()
-        else:
-            collector.restore(state)
+        with _closed_by_error(collector):
+            if state is None:
+                collector.start()
+            else:
+                collector.restore(state)
         return collector
 
     def drop(self, group: int) -> None:
@@ -172,6 +173,19 @@ class RolloutWorker:
         """Close every env."""
         for group in list(self.collectors):
             self.drop(group)
+
+
+@contextmanager
+def _closed_by_error(collector: Collector) -> Iterator[None]:
+    """Closes the envs of a collector that fails: it is at no boundary any more, and nobody will ask for it."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            collector.group.close()
+        except Exception as closing:  # an env may raise anything
+            error.add_note(f"closing its envs raised {closing!r} too")
+        raise
 
 
 class LearnerWorker:

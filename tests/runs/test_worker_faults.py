@@ -44,6 +44,7 @@ def test_workers_that_die_whenever_they_start_fail_the_run_after_the_cap(
     assert finished.seconds < 60
     assert checkpoint_numbers(run_dir) == [0]
     assert summary(run_dir)["exit_reason"].startswith("failed: rollout workers died")
+    assert [one for one in summary(run_dir)["warnings"] if "its groups move, a replacement starts" in one]
     launcher.assert_nothing_left()
 
 
@@ -139,6 +140,7 @@ def test_an_env_that_hangs_in_a_worker_is_killed_and_replaced_and_changes_no_bit
     assert finished.status == 0, finished.output
     (warning,) = [one for one in summary(tmp_path / "run")["warnings"] if "died" in one]
     assert "(toys:Toy-v0, envs" in warning and "has not returned for 2 s; stacks in " in warning
+    assert " ".join(finished.output.split()).count("rollout worker") == 1, "it is told once"
     assert " ".join(warning.split()[:4]) in finished.output
     (stacks,) = (tmp_path / "run" / "faults").glob("hang-*.txt")
     assert "toys.py" in stacks.read_text(), "the stack shows where it hangs"
