@@ -76,18 +76,6 @@ class Moments:
         return np.asarray(np.sqrt(self.variance))
 
 
-def masked_mean_std(x: ArrayLike, mask: ArrayLike | None = None) -> tuple[float, float]:
-    """Mean and population standard deviation over the valid elements of x, in float64.
-
-    mask has x's shape, true where valid; None means all. What is not valid may be NaN. Raises ValueError
-    where the shapes differ or nothing is valid.
-    """
-    valid_B = _valid("x", np.asarray(x), mask)
-    if valid_B.size == 0:
-        raise ValueError("mean and deviation need at least one valid element, got none; check the mask")
-    return float(valid_B.mean()), float(valid_B.std())
-
-
 def explained_variance(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike | None = None) -> float:
     """1 - Var[target - prediction] / Var[target] over the valid elements, in float64.
 

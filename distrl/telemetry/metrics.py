@@ -152,14 +152,6 @@ class EpisodeWindow:
         """None before the first episode."""
         return sum(self._length) / len(self._length) if self._length else None
 
-    @property
-    def return_min(self) -> float | None:
-        return min(self._return, default=None)
-
-    @property
-    def return_max(self) -> float | None:
-        return max(self._return, default=None)
-
     def state(self) -> dict[str, Any]:
         """A state tree for the checkpoint; `from_state` gives the same window back."""
         return {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrl.maths.statistics import Moments, explained_variance, masked_mean_std
+from distrl.maths.statistics import Moments, explained_variance
 from tests import reference
 
 EXAMPLES = settings(max_examples=40, deadline=None)
@@ -89,25 +89,6 @@ def test_moments_of_rows_of_different_shapes_are_refused():
         Moments.zeros((2,)).merge(Moments.zeros((3,)))
     with pytest.raises(ValueError, match="scalar"):
         Moments.of(1.0)
-
-
-@EXAMPLES
-@given(st.integers(0, 2**32), st.integers(1, 30))
-def test_masked_mean_and_deviation_are_those_of_the_valid_elements_alone(seed, count):
-    rng = np.random.default_rng(seed)
-    x, mask = rng.standard_normal((count, 3)).astype(np.float32), rng.random((count, 3)) < 0.6
-    mask[0, 0] = True
-    mean, std = masked_mean_std(np.where(mask, x, np.nan), mask)
-    expected_mean, expected_variance = reference.moments(x[mask])
-    assert mean == pytest.approx(float(expected_mean), rel=1e-12, abs=1e-14)
-    assert std == pytest.approx(math.sqrt(expected_variance), rel=1e-10, abs=1e-12)
-
-
-def test_a_mask_that_leaves_nothing_or_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="at least one valid"):
-        masked_mean_std(np.ones(3), np.zeros(3, bool))
-    with pytest.raises(ValueError, match=r"\(3,\), got \(2,\)"):
-        masked_mean_std(np.ones(3), np.ones(2, bool))
 
 
 @EXAMPLES
