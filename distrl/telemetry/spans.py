@@ -32,7 +32,7 @@ clock as an event (name, begin, end), and how much processor time the process ha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import get_ident
 from time import perf_counter_ns, process_time_ns
@@ -317,12 +317,3 @@ def _column_order(process: str) -> tuple[int, int, str]:
     kind, _, number = process.partition(" ")
     rank = {"worker": 0, "learner": 1, "driver": 2}.get(kind, 3)
     return rank, int(number) if number.isdecimal() else -1, process
-
-
-def total_seconds(takes: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Sums what several `take()`s returned, name by name."""
-    total: dict[str, float] = {}
-    for seconds in takes:
-        for name, sec in seconds.items():
-            total[name] = total.get(name, 0.0) + sec
-    return total

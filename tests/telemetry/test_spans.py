@@ -13,7 +13,6 @@ from distrl.telemetry.spans import (
     phase_shares,
     span_table_rows,
     time_record,
-    total_seconds,
 )
 
 
@@ -211,7 +210,3 @@ def test_a_span_belongs_to_a_phase_by_its_first_word() -> None:
     assert [phase(name) for name in names] == [
         "rollout", "rollout", "learner", "learner", "waiting", "other", "other",
     ]  # fmt: skip
-
-
-def test_total_seconds_adds_takes_name_by_name() -> None:
-    assert total_seconds([{"a": 1.0, "b": 2.0}, {"a": 0.5}]) == {"a": 1.5, "b": 2.0}
