@@ -17,7 +17,7 @@ _BOX = 1000.0
 
 @dataclass(frozen=True)
 class Point:
-    """One place on a curve: the value and, where several were pooled or a band was given, its range."""
+    """One place on a curve: the value and, where several were pooled, its range."""
 
     x: float
     y: float
@@ -49,7 +49,6 @@ def line_chart(
     *,
     note: str = "",
     x_label: str = "env steps",
-    band: tuple[Sequence[float | None], Sequence[float | None]] | None = None,
     dots: Sequence[tuple[float, float]] = (),
     floor: float | None = None,
     num_x_ticks: int = 4,
@@ -57,10 +56,10 @@ def line_chart(
 ) -> Chart | None:
     """A curve of y over x (from 0, in ascending order); None where y has no finite value.
 
-    Long runs are pooled to at most `MAX_POINTS` points, the range of what was pooled shown as a band. `band` gives
-    a (low, high) range of its own; `dots` are single (x, y) measurements; values below `floor` leave the plot.
+    Long runs are pooled to at most `MAX_POINTS` points, the range of what was pooled shown as a band;
+    `dots` are single (x, y) measurements; values below `floor` leave the plot.
     """
-    points = _pool(x, y, band)
+    points = _pool(x, y)
     if not points:
         return None
     dots = [(dot_x, dot_y) for dot_x, dot_y in dots if math.isfinite(dot_y)]
@@ -153,19 +152,13 @@ def _multiples(low: float, high: float, step: float) -> list[float]:
     return [round(index * step, digits) for index in range(first, last + 1)]
 
 
-def _pool(
-    x: Sequence[float],
-    y: Sequence[float | None],
-    band: tuple[Sequence[float | None], Sequence[float | None]] | None,
-) -> list[Point]:
+def _pool(x: Sequence[float], y: Sequence[float | None]) -> list[Point]:
     """The finite points, neighbours pooled (mean, lowest, highest) where there are more than `MAX_POINTS`."""
-    raw: list[Point] = []
-    lows, highs = band if band is not None else (y, y)
-    for at, value, low, high in zip(x, y, lows, highs, strict=True):
-        if value is not None and math.isfinite(value):
-            low = value if low is None or not math.isfinite(low) else min(low, value)
-            high = value if high is None or not math.isfinite(high) else max(high, value)
-            raw.append(Point(float(at), float(value), float(low), float(high)))
+    raw = [
+        Point(float(at), float(value), float(value), float(value))
+        for at, value in zip(x, y, strict=True)
+        if value is not None and math.isfinite(value)
+    ]
     per_point = math.ceil(len(raw) / MAX_POINTS)
     if per_point <= 1:
         return raw

@@ -171,9 +171,6 @@ def _tiles(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
 
 
 def _curve(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Chart | None:
-    band = None
-    if any("episode_return_min" in record for record in records):
-        band = (_column(records, "episode_return_min"), _column(records, "episode_return_max"))
     evaluations = [
         (float(record["env_steps"]), float(record["eval/return_mean"]))
         for record in records
@@ -186,10 +183,7 @@ def _curve(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
         "Episode return",
         _steps(records),
         _column(records, "episode_return_mean"),
-        note="mean of the last 100 episodes, raw rewards"
-        + ("; shaded: lowest to highest" if band else "")
-        + ("; dots: evaluations" if evaluations else ""),
-        band=band,
+        note="mean of the last 100 episodes, raw rewards" + ("; dots: evaluations" if evaluations else ""),
         dots=evaluations,
         num_x_ticks=7,
         num_y_ticks=6,
