@@ -12,9 +12,12 @@
 #   DISTRL_CLUSTER_STORE_BYTES     object store of each node (512 MiB)
 #   RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH   the token, or its file (~/.ray/auth_token; made where there is none)
 #
-# The nodes talk over the loopback interface. `ray start` turns 127.0.0.1 into the machine's outward address, so
-# they are 127.0.0.2, which is loopback as well. Ray's own ports are open on every interface all the same, so each
-# call must carry the token; the dashboard and its job server are on 127.0.0.1 alone.
+# The nodes talk over the loopback interface. Ray keeps all its ports there for nodes that are exactly 127.0.0.1, but
+# `ray start` and `ray.init(address=...)` turn that into the machine's outward address, so such nodes cannot be joined.
+# Here they are 127.0.0.2, which is loopback as well: the dashboard with its job server, the client server and the
+# agents' HTTP listen on loopback alone. The ports of the head, the raylets and their agents are open on every
+# interface, and each call must carry the token; those of the Prometheus exporters are as well, and give numbers
+# about the machine to anyone who asks. On a network that is not trusted, put a firewall before them.
 set -euo pipefail
 
 dir=${DISTRL_CLUSTER_DIR:-/tmp/distrl-cluster-$(id -u)}
