@@ -3,24 +3,23 @@
     fragments in group order -> one [T, N] batch -> rewards scaled -> credit (return to go, or GAE)
         -> epochs x minibatches of one global permutation -> loss -> gradient clip -> Adam
 
-Nothing in the loop waits for the device: losses are summed where they are, and a NaN gradient is skipped
-by the fused optimiser's own flag. The host asks once at the end, and once an epoch if `target_kl` is set.
+The last line is a twin's work: `distrl.updates.torch`, or `distrl.updates.compiled` for an MLP on a CPU.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from distrl.errors import RunFailed
-from distrl.maths import losses
 from distrl.maths.advantage import discounted_sum, gae
 from distrl.maths.random import stream
 from distrl.maths.statistics import explained_variance
@@ -29,7 +28,7 @@ from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.recipes import Recipe
 from distrl.telemetry.spans import span
 from distrl.trajectory import Trajectory, column_minibatches, flat_minibatches
-from distrl.trees import Tree, tree_map
+from distrl.updates.protocol import Rates, Update
 
 
 @dataclass(frozen=True)
@@ -55,36 +54,6 @@ def digest(arrays: dict[str, NDArray[Any]]) -> str:
     return total.hexdigest()
 
 
-@dataclass
-class OptimiserGroup:
-    """Parameters that step together: their optimiser and the clip of their gradient. Classic RL has one, joint."""
-
-    parameters: list[nn.Parameter]
-    optimiser: torch.optim.Adam
-    max_grad_norm: float | None
-
-    @classmethod
-    def adam(cls, policy: nn.Module, recipe: Recipe) -> OptimiserGroup:
-        parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        adam = torch.optim.Adam(parameters, lr=recipe.learning_rate, eps=recipe.adam_eps, fused=True)
-        return cls(parameters, adam, recipe.max_grad_norm)
-
-    def step(self, loss: Tensor) -> Tensor:
-        """One step down `loss`; skipped, parameters and moments untouched, where the gradient is not finite.
-
-        Returns a float tensor: 1 where skipped, else 0.
-        """
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-        skipped = (~torch.isfinite(norm)).float()
-        setattr(self.optimiser, "grad_scale", None)  # noqa: B010 - both are read by fused Adam
-        setattr(self.optimiser, "found_inf", skipped)  # noqa: B010
-        self.optimiser.step()
-        return skipped
-
-
 def make_cuda_repeatable() -> None:
     """cuDNN's repeatable algorithms, and cuBLAS with a workspace of its own (read once, when it first starts)."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -92,44 +61,24 @@ def make_cuda_repeatable() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """The array as a tensor there; to a GPU through pinned memory, so that the host need not wait for what runs."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def make_update(
+    policy: nn.Module, recipe: Recipe, kind: Literal["torch", "compiled"], threads: int
+) -> Update:
+    """The twin of that name. BadInput where the compiled one does not serve the policy."""
+    if kind == "compiled":
+        from distrl.updates.compiled import CompiledUpdate
 
+        return CompiledUpdate(policy, recipe, threads)
+    from distrl.updates.torch import TorchUpdate
 
-@dataclass(frozen=True)
-class _Batch:
-    """A trajectory's columns as tensors on the device, flat [B] or, for a policy with memory, [T, N]."""
-
-    observation: Tree
-    action: Tensor
-    action_mask: Tensor | None
-    log_prob: Tensor
-    value: Tensor
-    advantage: Tensor
-    target: Tensor
-    valid: Tensor | None
-    episode_start: Tensor | None
-    initial_state: Tree
-
-    def take(self, index: Tensor) -> _Batch:
-        """Rows of a flat batch, columns of one with memory."""
-        dim = 0 if self.episode_start is None else 1
-
-        def pick(leaf: Tensor) -> Tensor:
-            return leaf.index_select(dim, index)
-
-        columns = {
-            name: tree_map(pick, value) for name, value in vars(self).items() if name != "initial_state"
-        }
-        return _Batch(
-            **columns, initial_state=tree_map(lambda leaf: leaf.index_select(0, index), self.initial_state)
-        )
+    return TorchUpdate(policy, recipe)
 
 
 class Learner:
-    """Owns the policy's parameters, their optimiser and the running moments. Deterministic in (state, trajectories)."""
+    """Owns the policy's parameters, their optimiser and the running moments. Deterministic in (state, trajectories).
+
+    `update` names the twin that optimises; `threads` are the compiled one's, and change no bit.
+    """
 
     def __init__(
         self,
@@ -140,6 +89,8 @@ class Learner:
         normalize_observation: bool = False,
         normalize_reward: bool = False,
         max_skipped_updates: int = 10,
+        update: Literal["torch", "compiled"] = "torch",
+        threads: int = 1,
     ) -> None:
         if torch.device(device).type == "cuda":
             make_cuda_repeatable()
@@ -148,7 +99,7 @@ class Learner:
         self.seed = seed
         self.device = torch.device(device)
         self.max_skipped_updates = max_skipped_updates
-        self.optimiser_group = OptimiserGroup.adam(self.policy, recipe)
+        self.optimisation = make_update(self.policy, recipe, update, threads)
         self.observation_moments = ObservationMoments(self.policy.observe) if normalize_observation else None
         self.reward_scale = RewardScale(recipe.num_envs, recipe.gamma) if normalize_reward else None
         self.version = 0
@@ -172,9 +123,11 @@ class Learner:
         with span("learn: advantage"), np.errstate(invalid="ignore", over="ignore"):
             advantage, target = self._credit(trajectory)
         with span("learn: transfer"):
-            batch = self._batch(trajectory, advantage, target)
+            batch = self.optimisation.batch(trajectory, advantage, target)
         with span("learn: update"):
-            metrics = self._optimise(batch, trajectory.valid, progress)
+            rates = self._rates(progress)
+            metrics = self._read(*self.optimisation.optimise(batch, self._epochs(trajectory.valid), rates))
+            metrics["learning_rate"] = rates.learning_rate
         with span("learn: moments"):
             if self.observation_moments is not None:
                 self.observation_moments.include(trajectory)
@@ -206,91 +159,26 @@ class Learner:
         )
         return advantage, advantage + trajectory.value
 
-    def _batch(self, trajectory: Trajectory, advantage: NDArray[Any], target: NDArray[Any]) -> _Batch:
-        columns = self.policy.recurrent
-
-        def tensor(array: NDArray[Any]) -> Tensor:
-            laid_out = array if columns else array.reshape(-1, *array.shape[2:])
-            return to_device(laid_out, self.device)
-
-        return _Batch(
-            observation=tree_map(tensor, trajectory.observation),
-            action=tensor(trajectory.action),
-            action_mask=tree_map(tensor, trajectory.extra.get("action_mask")),
-            log_prob=tensor(trajectory.log_prob),
-            value=tensor(trajectory.value),
-            advantage=tensor(advantage),
-            target=tensor(target),
-            # flat minibatches are made of valid rows alone; whole columns carry the others along
-            valid=tensor(trajectory.valid) if columns and not trajectory.valid.all() else None,
-            episode_start=tensor(trajectory.episode_start) if columns else None,
-            initial_state=tree_map(lambda leaf: to_device(leaf, self.device), trajectory.initial_state)
-            if columns
-            else None,
-        )
-
-    def _optimise(self, batch: _Batch, valid: NDArray[np.bool_], progress: float) -> dict[str, float]:
+    def _rates(self, progress: float) -> Rates:
         recipe = self.recipe
         remaining = max(1.0 - progress, 0.0)
-        learning_rate = recipe.learning_rate * (
-            remaining if recipe.learning_rate_schedule == "linear" else 1.0
-        )
+        linear = recipe.learning_rate_schedule == "linear"
         clip = recipe.clip
         if clip is not None and recipe.clip_schedule == "linear":
             clip = max(clip * remaining, 1e-8)
-        for group in self.optimiser_group.optimiser.param_groups:
-            group["lr"] = learning_rate
-        names: list[str] = []
-        rows: list[
-            Tensor
-        ] = []  # of each minibatch its metrics, then whether it was skipped; read once, at the end
-        for epoch in range(recipe.epochs):
+        return Rates(recipe.learning_rate * (remaining if linear else 1.0), clip)
+
+    def _epochs(self, valid: NDArray[np.bool_]) -> Iterator[list[NDArray[np.int64]]]:
+        """Of each epoch its minibatches: rows, or columns for a policy with memory, of one global permutation."""
+        for epoch in range(self.recipe.epochs):
             generator = stream(self.seed, "permutation", self.version, epoch)
             if self.policy.recurrent:
-                parts = column_minibatches(valid.shape[1], recipe.minibatches, generator)
+                yield [*column_minibatches(valid.shape[1], self.recipe.minibatches, generator)]
             else:
-                parts = flat_minibatches(valid, recipe.minibatches, generator)
-            begun = len(rows)
-            for index in parts:
-                loss, metrics = self._loss(batch.take(to_device(index, self.device)), clip)
-                skipped = self.optimiser_group.step(loss)
-                names = [*metrics]
-                rows.append(torch.stack([*metrics.values(), skipped]))
-            if recipe.target_kl is not None and "approx_kl" in names:
-                kl, skips = torch.stack(rows[begun:])[:, [names.index("approx_kl"), -1]].unbind(1)
-                if torch.where(skips > 0, 0.0, kl).mean().item() > recipe.target_kl:
-                    break
-        return self._read(names, rows) | {"learning_rate": learning_rate}
+                yield [*flat_minibatches(valid, self.recipe.minibatches, generator)]
 
-    def _loss(self, rows: _Batch, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:
-        recipe = self.recipe
-        evaluation = self.policy.evaluate(
-            rows.observation, rows.action, rows.action_mask, rows.initial_state, rows.episode_start
-        )
-        advantage = rows.advantage
-        if recipe.normalize_advantage:
-            advantage = losses.normalise_advantage(advantage, rows.valid)
-        if clip is None:
-            loss, metrics = losses.policy_gradient(evaluation.log_prob, advantage, rows.valid)
-        else:
-            loss, metrics = losses.clipped_surrogate(
-                evaluation.log_prob, rows.log_prob, advantage, clip, rows.valid
-            )
-        entropy_loss, entropy_metrics = losses.entropy_bonus(evaluation.entropy, rows.valid)
-        metrics |= entropy_metrics
-        if recipe.entropy_coef:
-            loss = loss + recipe.entropy_coef * entropy_loss
-        if recipe.trains_value:
-            value_loss, value_metrics = losses.value_loss(
-                evaluation.value, rows.target, rows.value, recipe.clip_value, rows.valid
-            )
-            loss = loss + recipe.value_coef * value_loss
-            metrics["value_loss"] = value_metrics["value_loss"]
-        return loss, metrics
-
-    def _read(self, names: list[str], rows: list[Tensor]) -> dict[str, float]:
-        """Means over the minibatches that were not skipped: the one wait for the device."""
-        table = torch.stack(rows).double().cpu().numpy() if rows else np.zeros((0, 1))
+    def _read(self, names: list[str], table: NDArray[np.float64]) -> dict[str, float]:
+        """Means over the minibatches that were not skipped; a table's last column says which were."""
         skipped = table[:, -1] > 0
         most = 0.0
         for skip in skipped:
@@ -307,18 +195,14 @@ class Learner:
         means = taken.mean(axis=0) if len(taken) else np.full(table.shape[1], np.nan)
         return {name: float(mean) for name, mean in zip(names, means, strict=False)} | {
             "skipped_updates": float(self.skipped),
-            "num_updates": float(len(rows)),
+            "num_updates": float(len(table)),
         }
 
     def state(self) -> dict[str, Any]:
         """State tree of all that a later update depends on; `load_state` puts it back, on any device."""
-        optimiser = self.optimiser_group.optimiser.state_dict()["state"]
         return {
             "policy": parameters_and_buffers(self.policy),
-            "optimiser": {
-                str(number): {name: tensor.cpu().numpy().copy() for name, tensor in slots.items()}
-                for number, slots in optimiser.items()
-            },
+            "optimiser": self.optimisation.optimiser_state(),
             "observation_moments": self.observation_moments.state() if self.observation_moments else None,
             "reward_scale": self.reward_scale.state() if self.reward_scale else None,
             "version": self.version,
@@ -329,13 +213,7 @@ class Learner:
     def load_state(self, state: dict[str, Any]) -> None:
         """Put back what `state` gave."""
         load_parameters(self.policy, state["policy"])
-        optimiser = self.optimiser_group.optimiser
-        whole = optimiser.state_dict()
-        whole["state"] = {
-            int(number): {name: torch.from_numpy(np.array(array)) for name, array in slots.items()}
-            for number, slots in state["optimiser"].items()
-        }
-        optimiser.load_state_dict(whole)
+        self.optimisation.load_optimiser_state(state["optimiser"])
         if self.observation_moments is not None:
             self.observation_moments.load_state(state["observation_moments"])
         if self.reward_scale is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.learner import Learner
 from distrl.policies import Evaluation, PolicySpec, make_distribution, make_policy
+from distrl.policies.distributions import Categorical, DiagonalGaussian
 from distrl.policies.lstm import LSTMPolicy
 from distrl.policies.mlp import MLPPolicy
 from distrl.recipes import PPO, Recipe
@@ -25,6 +27,7 @@ from distrl.trajectory import Trajectory
 sys.path.insert(0, str(Path(__file__).parent / "envs"))  # toy_envs, as a user's module would be
 
 SEED = 7
+UPDATE: Any = "torch"  # the learner's twin; tests of both change it by `both_twins`
 SMALL = {"mlp": PolicySpec("mlp", (8,)), "lstm": PolicySpec("lstm", (8,), lstm_size=6)}
 
 
@@ -147,6 +150,9 @@ def collect(spec: EnvSpec, policy: Any = "mlp", **named: Any) -> Trajectory:
 
 
 def make_learner(policy: Any, recipe: Recipe = PPO, **named: Any) -> Learner:
+    """With the twin of `UPDATE` where it serves the policy."""
+    if isinstance(policy, MLPPolicy) and isinstance(policy.distribution, (Categorical, DiagonalGaussian)):
+        named = {"update": UPDATE, **named}
     return Learner(policy, recipe, SEED, **named)
 
 
@@ -156,6 +162,13 @@ def small_policy(name: str, spec: EnvSpec, **options: Any) -> Any:
     policy = make_policy(replace(SMALL[name], **options), env.observation_space, env.action_space, SEED)
     env.close()
     return stir(policy)
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def both_twins(request: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs with either twin of the update; what the compiled one does not serve has torch's both times."""
+    monkeypatch.setattr(sys.modules[__name__], "UPDATE", request.param)
+    return str(request.param)
 
 
 def stir(policy: Any, scale: float = 0.3) -> Any:

@@ -27,6 +27,8 @@ FLOORS = {
     "distrl.recipes": 2,
     "distrl.normalization": 2,
     "distrl.rollout": 2,
+    "distrl.rollout_fused": 2,
+    "distrl.updates": 2,
     "distrl.learner": 2,
     "distrl.runtime": 3,
     "distrl.loops": 3,

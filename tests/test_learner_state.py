@@ -23,11 +23,14 @@ from tests.parts import (
     TablePolicy,
     arrays_of,
     assert_same_arrays,
+    both_twins,
     collect,
     make_collector,
     make_learner,
     small_policy,
 )
+
+pytestmark = pytest.mark.usefixtures(both_twins.__name__)
 
 CARTPOLE = EnvSpec("CartPole-v1", max_episode_steps=15)
 GOLDEN = Path(__file__).parent / "assets" / "losses" / "ppo-cartpole.txt"

@@ -47,7 +47,7 @@ def sizes_of(weights: Sequence[NDArray[Any]]) -> Sizes:
 
 def scratch_size(sizes: Sizes) -> int:
     """float32 elements of scratch that one call of `forward` wants."""
-    return 2 * BLOCK * max(_padded(int(size)) for size in sizes)
+    return 2 * BLOCK * max(padded(int(size)) for size in sizes)
 
 
 def packed_size(sizes: Sizes) -> int:
@@ -59,7 +59,7 @@ def pack(weights: Sequence[NDArray[Any]], biases: Sequence[NDArray[Any]]) -> Flo
     """`params` [packed_size] from weights [out, in] and biases [out], one of each per layer."""
     sizes = sizes_of(weights)
     params = np.zeros(packed_size(sizes), np.float32)
-    for (bias, parts), weight, given in zip(_views(params, sizes), weights, biases, strict=True):
+    for (bias, parts), weight, given in zip(views(params, sizes), weights, biases, strict=True):
         bias[...] = given
         for first, part in parts:
             part[...] = weight[first : first + len(part)]
@@ -69,7 +69,7 @@ def pack(weights: Sequence[NDArray[Any]], biases: Sequence[NDArray[Any]]) -> Flo
 def unpack(params: Float32, sizes: Sizes) -> tuple[list[Float32], list[Float32]]:
     """The weights [out, in] and biases [out] that `params` holds: new arrays."""
     weights, biases = [], []
-    for bias, parts in _views(params, sizes):
+    for bias, parts in views(params, sizes):
         biases.append(bias.copy())
         weights.append(np.concatenate([part for _, part in parts]))
     return weights, biases
@@ -80,18 +80,18 @@ def _layers(sizes: Sizes) -> Iterator[tuple[int, tuple[int, int]]]:
         yield number, (int(sizes[number]), int(sizes[number + 1]))
 
 
-def _views(params: Float32, sizes: Sizes) -> Iterator[tuple[Float32, list[tuple[int, Float32]]]]:
+def views(params: Float32, sizes: Sizes) -> Iterator[tuple[Float32, list[tuple[int, Float32]]]]:
     """Of each layer: the bias, and the weight's parts, [rows, in] each, with the number of its first row."""
     start = 0
     for number, (inputs, outputs) in _layers(sizes):
         end = start + layer_size(number, inputs, outputs)
-        bias, weight = params[start : start + outputs], params[start + _padded(outputs) : end]
-        if _is_narrow(number, outputs):
-            yield bias, [(0, weight.reshape(outputs, _padded(inputs))[:, :inputs])]
+        bias, weight = params[start : start + outputs], params[start + padded(outputs) : end]
+        if is_narrow(number, outputs):
+            yield bias, [(0, weight.reshape(outputs, padded(inputs))[:, :inputs])]
         else:
             parts = []
             for first in range(0, outputs, PANEL):
-                width = min(PANEL, _padded(outputs) - first)
+                width = min(PANEL, padded(outputs) - first)
                 panel = weight[first * inputs : (first + width) * inputs].reshape(inputs, width)
                 parts.append((first, panel.T[: outputs - first]))
             yield bias, parts
@@ -99,21 +99,21 @@ def _views(params: Float32, sizes: Sizes) -> Iterator[tuple[Float32, list[tuple[
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _padded(size):  # type: ignore[no-untyped-def]
+def padded(size):  # type: ignore[no-untyped-def]
     return (size + LANES - 1) // LANES * LANES
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _is_narrow(number, outputs):  # type: ignore[no-untyped-def]
+def is_narrow(number, outputs):  # type: ignore[no-untyped-def]
     return number > 0 and outputs <= NARROW
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def layer_size(number, inputs, outputs):  # type: ignore[no-untyped-def]
     """float32 elements of layer `number` in `params`: its bias, padded to vectors, then its weight."""
-    if _is_narrow(number, outputs):
-        return _padded(outputs) + outputs * _padded(inputs)
-    return _padded(outputs) + inputs * _padded(outputs)
+    if is_narrow(number, outputs):
+        return padded(outputs) + outputs * padded(inputs)
+    return padded(outputs) + inputs * padded(outputs)
 
 
 # --- kernels: an array is (array, offset of its first element, row stride) ---------------------------
@@ -171,9 +171,9 @@ def linear(params, start, number, inputs, outputs, x, x0, x_row, y, y0, y_row, r
 
     A later layer's x is padded with zeros to a multiple of 16 columns, as y is here.
     """
-    weight = start + _padded(outputs)
-    if _is_narrow(number, outputs):
-        k = _padded(inputs)
+    weight = start + padded(outputs)
+    if is_narrow(number, outputs):
+        k = padded(inputs)
         for r in range(rows):
             for o in range(outputs):
                 product = dot(x, x0 + r * x_row, params, weight + o * k, k)
@@ -182,7 +182,7 @@ def linear(params, start, number, inputs, outputs, x, x0, x_row, y, y0, y_row, r
                 y[y0 + r * y_row + o] = np.float32(0)
         return
     for first in range(0, outputs, PANEL):
-        width = min(PANEL, _padded(outputs) - first)
+        width = min(PANEL, padded(outputs) - first)
         multiply(
             x, x0, x_row, 1, params, weight + first * inputs, width, params, start + first, 0,
             y, y0 + first, y_row, rows, width, inputs,
@@ -220,11 +220,11 @@ def forward(params, sizes, activation, x, out, scratch):  # type: ignore[no-unty
         source, target = np.int64(half), np.int64(0)  # where in scratch the layer reads and writes
         for number in range(num_layers):
             inputs, outputs = sizes[number], sizes[number + 1]
-            width = _padded(outputs)
+            width = padded(outputs)
             if number == 0:
                 linear(params, start, number, inputs, outputs, flat_x, begin * inputs, inputs, scratch, target, width, rows)  # fmt: skip
             else:
-                linear(params, start, number, inputs, outputs, scratch, source, _padded(inputs), scratch, target, width, rows)  # fmt: skip
+                linear(params, start, number, inputs, outputs, scratch, source, padded(inputs), scratch, target, width, rows)  # fmt: skip
             if number < num_layers - 1:
                 activate(activation, scratch, target, rows * width)
             start += layer_size(number, inputs, outputs)
@@ -232,4 +232,4 @@ def forward(params, sizes, activation, x, out, scratch):  # type: ignore[no-unty
         outputs = sizes[num_layers]
         for r in range(rows):
             for o in range(outputs):
-                flat_out[(begin + r) * outputs + o] = scratch[source + r * _padded(outputs) + o]
+                flat_out[(begin + r) * outputs + o] = scratch[source + r * padded(outputs) + o]

@@ -1,0 +1,183 @@
+"""The update in torch: any policy, any device.
+
+Nothing in the loop waits for the device: losses are summed where they are, and a NaN gradient is skipped
+by the fused optimiser's own flag. The host asks once at the end, and once an epoch if `target_kl` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distrl.maths import losses
+from distrl.recipes import Recipe
+from distrl.trajectory import Trajectory
+from distrl.trees import Tree, tree_map
+from distrl.updates.protocol import Index, Rates
+
+
+@dataclass
+class OptimiserGroup:
+    """Parameters that step together: their optimiser and the clip of their gradient. Classic RL has one, joint."""
+
+    parameters: list[nn.Parameter]
+    optimiser: torch.optim.Adam
+    max_grad_norm: float | None
+
+    @classmethod
+    def adam(cls, policy: nn.Module, recipe: Recipe) -> OptimiserGroup:
+        parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        adam = torch.optim.Adam(parameters, lr=recipe.learning_rate, eps=recipe.adam_eps, fused=True)
+        return cls(parameters, adam, recipe.max_grad_norm)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One step down `loss`; skipped, parameters and moments untouched, where the gradient is not finite.
+
+        Returns a float tensor: 1 where skipped, else 0.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        skipped = (~torch.isfinite(norm)).float()
+        setattr(self.optimiser, "grad_scale", None)  # noqa: B010 - both are read by fused Adam
+        setattr(self.optimiser, "found_inf", skipped)  # noqa: B010
+        self.optimiser.step()
+        return skipped
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array as a tensor there; to a GPU through pinned memory, so that the host need not wait for what runs."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A trajectory's columns as tensors on the device, flat [B] or, for a policy with memory, [T, N]."""
+
+    observation: Tree
+    action: Tensor
+    action_mask: Tensor | None
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    target: Tensor
+    valid: Tensor | None
+    episode_start: Tensor | None
+    initial_state: Tree
+
+    def take(self, index: Tensor) -> _Batch:
+        """Rows of a flat batch, columns of one with memory."""
+        dim = 0 if self.episode_start is None else 1
+
+        def pick(leaf: Tensor) -> Tensor:
+            return leaf.index_select(dim, index)
+
+        columns = {
+            name: tree_map(pick, value) for name, value in vars(self).items() if name != "initial_state"
+        }
+        return _Batch(
+            **columns, initial_state=tree_map(lambda leaf: leaf.index_select(0, index), self.initial_state)
+        )
+
+
+class TorchUpdate:
+    """`Update` for any policy."""
+
+    def __init__(self, policy: nn.Module, recipe: Recipe) -> None:
+        self.policy = cast(Any, policy)
+        self.recipe = recipe
+        self.device = next(policy.parameters()).device
+        self.group = OptimiserGroup.adam(policy, recipe)
+
+    def batch(self, trajectory: Trajectory, advantage: NDArray[Any], target: NDArray[Any]) -> _Batch:
+        columns = self.policy.recurrent
+
+        def tensor(array: NDArray[Any]) -> Tensor:
+            laid_out = array if columns else array.reshape(-1, *array.shape[2:])
+            return to_device(laid_out, self.device)
+
+        return _Batch(
+            observation=tree_map(tensor, trajectory.observation),
+            action=tensor(trajectory.action),
+            action_mask=tree_map(tensor, trajectory.extra.get("action_mask")),
+            log_prob=tensor(trajectory.log_prob),
+            value=tensor(trajectory.value),
+            advantage=tensor(advantage),
+            target=tensor(target),
+            # flat minibatches are made of valid rows alone; whole columns carry the others along
+            valid=tensor(trajectory.valid) if columns and not trajectory.valid.all() else None,
+            episode_start=tensor(trajectory.episode_start) if columns else None,
+            initial_state=tree_map(lambda leaf: to_device(leaf, self.device), trajectory.initial_state)
+            if columns
+            else None,
+        )
+
+    def optimise(
+        self, batch: _Batch, epochs: Iterable[list[Index]], rates: Rates
+    ) -> tuple[list[str], NDArray[np.float64]]:
+        for group in self.group.optimiser.param_groups:
+            group["lr"] = rates.learning_rate
+        names: list[str] = []
+        # of each minibatch its metrics, then whether it was skipped; read once, at the end
+        rows: list[Tensor] = []
+        for parts in epochs:
+            begun = len(rows)
+            for index in parts:
+                loss, metrics = self._loss(batch.take(to_device(index, self.device)), rates.clip)
+                skipped = self.group.step(loss)
+                names = [*metrics]
+                rows.append(torch.stack([*metrics.values(), skipped]))
+            if self.recipe.target_kl is not None and "approx_kl" in names and len(rows) > begun:
+                kl, skips = torch.stack(rows[begun:])[:, [names.index("approx_kl"), -1]].unbind(1)
+                if torch.where(skips > 0, 0.0, kl).mean().item() > self.recipe.target_kl:
+                    break
+        return names, torch.stack(rows).double().cpu().numpy() if rows else np.zeros((0, 1))
+
+    def _loss(self, rows: _Batch, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+        recipe = self.recipe
+        evaluation = self.policy.evaluate(
+            rows.observation, rows.action, rows.action_mask, rows.initial_state, rows.episode_start
+        )
+        advantage = rows.advantage
+        if recipe.normalize_advantage:
+            advantage = losses.normalise_advantage(advantage, rows.valid)
+        if clip is None:
+            loss, metrics = losses.policy_gradient(evaluation.log_prob, advantage, rows.valid)
+        else:
+            loss, metrics = losses.clipped_surrogate(
+                evaluation.log_prob, rows.log_prob, advantage, clip, rows.valid
+            )
+        entropy_loss, entropy_metrics = losses.entropy_bonus(evaluation.entropy, rows.valid)
+        metrics |= entropy_metrics
+        if recipe.entropy_coef:
+            loss = loss + recipe.entropy_coef * entropy_loss
+        if recipe.trains_value:
+            value_loss, value_metrics = losses.value_loss(
+                evaluation.value, rows.target, rows.value, recipe.clip_value, rows.valid
+            )
+            loss = loss + recipe.value_coef * value_loss
+            metrics["value_loss"] = value_metrics["value_loss"]
+        return loss, metrics
+
+    def optimiser_state(self) -> dict[str, dict[str, NDArray[Any]]]:
+        optimiser = self.group.optimiser.state_dict()["state"]
+        return {
+            str(number): {name: tensor.cpu().numpy().copy() for name, tensor in slots.items()}
+            for number, slots in optimiser.items()
+        }
+
+    def load_optimiser_state(self, state: dict[str, dict[str, Any]]) -> None:
+        whole = self.group.optimiser.state_dict()
+        whole["state"] = {
+            int(number): {name: torch.from_numpy(np.array(array)) for name, array in slots.items()}
+            for number, slots in state.items()
+        }
+        self.group.optimiser.load_state_dict(whole)
