@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "distrl.cli.evaluate",
     "ladder": "distrl.cli.ladder",
     "show": "distrl.cli.show",
+    "profile": "distrl.cli.profile",
     "doctor": "distrl.cli.doctor",
 }
 INTERRUPTED = 130

@@ -1,0 +1,194 @@
+"""Tiny runs in this process: what a cost is made of, fixed and per row, and what a core and an option change.
+
+One group of n envs plays a few steps, and a learner learns from the fragment: the same `RolloutWorker` and
+`LearnerWorker` as in a run, without Ray, timed by the same spans. Two group sizes give of a step's cost c(n) = a + b n;
+two batch sizes of a minibatch's. The least of some repeats counts, since whatever disturbs a probe makes it longer.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from distrl.autopsy.categories import ENV, FUSED, INFERENCE, ROWS, category
+from distrl.runtime.workers import LearnerWorker, RolloutWorker, WorkSpec
+from distrl.telemetry import spans
+from distrl.trajectory import Trajectory
+from distrl.trees import tree_map
+
+REPEATS = 3
+SHORTEST_STEPS = 4
+MOST_ENVS = 1_024
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cost in seconds: `fixed + per_row * rows`."""
+
+    fixed: float
+    per_row: float
+
+    def __call__(self, rows: float) -> float:
+        return self.fixed + self.per_row * rows
+
+    @classmethod
+    def through(cls, first: tuple[float, float], second: tuple[float, float]) -> Line:
+        """Through two (rows, seconds); neither part below 0."""
+        (x, y), (x2, y2) = sorted((first, second))
+        slope = max(0.0, (y2 - y) / (x2 - x)) if x2 > x else y / max(x, 1)
+        slope = min(slope, y / x) if x > 0 else slope
+        return cls(max(0.0, y - slope * x), slope)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a group's fragment costs here, by what it grows with. Seconds."""
+
+    step: dict[str, Line]  # of one vector step, over the group's envs: env step, inference, row writing
+    evaluate: Line  # V and log-prob at the end, over the fragment's rows
+    per_fragment: float  # snapshot, restore
+    idle_share: float  # of collection: no core was wanted, so the env waits for something
+
+
+@dataclass(frozen=True)
+class Played:
+    """One probe: seconds by span of a fragment of `rows` rows in `steps` steps."""
+
+    num_envs: int
+    steps: int
+    seconds: dict[str, float]
+    wall_sec: float
+    idle_sec: float  # neither on a core nor in the queue for one
+    trajectory: Trajectory
+
+
+def core_seconds() -> float:
+    """Seconds in which this thread had a core or, where the system tells, stood in the queue for one."""
+    try:
+        with open("/proc/thread-self/schedstat") as schedstat:
+            on_core_ns, queued_ns, _ = schedstat.read().split()
+        return (int(on_core_ns) + int(queued_ns)) / 1e9
+    except (OSError, ValueError):
+        return time.thread_time()
+
+
+def play(spec: WorkSpec, num_envs: int, num_steps: int, budget_sec: float) -> Played:
+    """The fastest of some fragments of one group of `num_envs` envs."""
+    recipe = replace(spec.recipe, num_envs=num_envs, num_steps=num_steps)
+    spec = replace(spec, group_sizes=(num_envs,), recipe=recipe, record_events=False)
+    snapshot = spec.make_learner("cpu").snapshot()
+    worker = RolloutWorker(spec)
+    state: Any = None
+    best: Played | None = None
+    until = time.perf_counter() + budget_sec
+    try:
+        for iteration in range(REPEATS + 1):
+            recorder = spans.start()
+            begun, wanted = time.perf_counter(), core_seconds()
+            trajectory, state, _ = worker.collect(0, iteration, snapshot, state)
+            wall, wanted = time.perf_counter() - begun, core_seconds() - wanted
+            steps = trajectory.num_steps
+            one = Played(num_envs, steps, recorder.take(), wall, max(0.0, wall - wanted), trajectory)
+            if best is None or iteration == 1 or one.wall_sec / steps < best.wall_sec / best.steps:
+                best = one  # the first holds resets and compilation: it counts only where there is no other
+            if time.perf_counter() > until and iteration >= 1:
+                break
+    finally:
+        worker.close()
+    assert best is not None
+    return best
+
+
+def rollout_costs(
+    spec: WorkSpec, num_envs: int, sec_per_step: float, budget_sec: float
+) -> tuple[Rollout, Trajectory]:
+    """What a fragment costs for groups of about `num_envs`; `sec_per_step` is what one step took before."""
+    more = min(2 * num_envs, max(MOST_ENVS, num_envs + 1))
+    steps = max(
+        SHORTEST_STEPS, min(spec.recipe.num_steps, int(budget_sec / 3 / REPEATS / max(sec_per_step, 1e-7)))
+    )
+    small = play(spec, num_envs, steps, budget_sec)
+    large = play(spec, more, steps, budget_sec)
+    per_step = {
+        kind: Line.through((num_envs, _of(small, kind) / small.steps), (more, _of(large, kind) / large.steps))
+        for kind in (ENV, INFERENCE, ROWS, FUSED)
+    }
+    evaluated = [(p.steps * p.num_envs, p.seconds.get("rollout: evaluate", 0.0)) for p in (small, large)]
+    known = sum(small.seconds.get(name, 0.0) for name in ("rollout: restore", "rollout: snapshot"))
+    idle = small.idle_sec / small.wall_sec
+    rollout = Rollout(per_step, Line.through(*evaluated), known, idle if idle > 0.15 else 0.0)
+    return rollout, small.trajectory
+
+
+def _of(played: Played, kind: str) -> float:
+    return sum(
+        sec for name, sec in played.seconds.items() if category(name) == kind and name != "rollout: evaluate"
+    )
+
+
+def cut(trajectory: Trajectory, steps: int) -> Trajectory:
+    """The first rows of a fragment, as one of its own."""
+    columns = {name: getattr(trajectory, name) for name in _COLUMNS}
+    first = {name: tree_map(lambda leaf: leaf[:steps], column) for name, column in columns.items()}
+    extra = {name: column[:steps] for name, column in trajectory.extra.items()}
+    return replace(trajectory, **first, extra=extra)
+
+
+_COLUMNS = (
+    "observation", "action", "reward", "terminated", "done", "valid", "episode_start", "value", "next_value",
+    "log_prob",
+)  # fmt: skip
+
+
+def minibatch_seconds(spec: WorkSpec, fragments: list[Trajectory], threads: int, budget_sec: float) -> float:
+    """One step of the optimiser on all rows of `fragments`, with so many threads: the least of some repeats."""
+    envs = sum(fragment.num_envs for fragment in fragments)
+    recipe = replace(spec.recipe, num_envs=envs, epochs=1, minibatches=1)
+    spec = replace(spec, recipe=recipe, record_events=False, normalize_reward=False, learner_threads=threads)
+    learner = LearnerWorker(spec, spec.make_learner("cpu").state())
+    least = float("inf")
+    until = time.perf_counter() + budget_sec
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for repeat in range(2 * REPEATS):
+            recorder = spans.start()
+            learner.update(0.0, *fragments)
+            if repeat > 0:  # the first makes what is made once
+                least = min(least, recorder.take()["learn: update"])
+            if time.perf_counter() > until and repeat > 0:
+                break
+    finally:
+        torch.set_num_threads(before)
+    return least
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a step of the optimiser takes here: over its rows, and with other thread counts over the session's."""
+
+    minibatch: Line
+    speed: dict[int, float]
+
+
+def learning_costs(
+    spec: WorkSpec, trajectory: Trajectory, rows: float, threads: list[int], budget_sec: float
+) -> Learning:
+    """For minibatches of about `rows` rows; `threads` are the counts to try beside `spec.learner_threads`."""
+    num_envs = trajectory.num_envs
+    steps = max(1, min(trajectory.num_steps, round(rows / num_envs)))
+    copies = max(1, round(rows / (num_envs * steps)))
+    real = [cut(trajectory, steps)] * copies
+    own = spec.learner_threads
+    at_own = minibatch_seconds(spec, real, own, budget_sec)
+    few = [cut(trajectory, max(1, steps // 8))]
+    small = minibatch_seconds(spec, few, own, budget_sec)
+    line = Line.through((few[0].num_envs * few[0].num_steps, small), (num_envs * steps * copies, at_own))
+    speed = {own: 1.0}
+    for count in threads:
+        if count != own:
+            speed[count] = minibatch_seconds(spec, real, count, budget_sec) / at_own
+    return Learning(line, speed)
