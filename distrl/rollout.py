@@ -11,6 +11,7 @@ these collects the same bits: that is what lets groups move between workers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -21,6 +22,7 @@ from torch import nn
 
 from distrl.envs import EnvGroup
 from distrl.envs.spaces import to_env_action
+from distrl.inference import Inference, TorchInference
 from distrl.maths.random import stream
 from distrl.telemetry.spans import span
 from distrl.trajectory import Trajectory
@@ -84,6 +86,10 @@ class _Rows:
         }
 
 
+class Stopped(Exception):
+    """The fragment is no longer wanted."""
+
+
 class Collector:
     """Hosts one env group and the policy's memory of it (a recurrent state); the unit that can be put back."""
 
@@ -94,12 +100,16 @@ class Collector:
         seed: int,
         collects: Literal["episodes", "steps"],
         num_steps: int,
+        stopped: Callable[[], bool] = lambda: False,
+        inference: Inference | None = None,
     ) -> None:
         self.group = group
         self.policy = cast(Any, policy)
         self.seed = seed
         self.collects = collects
         self.num_steps = num_steps
+        self.stopped = stopped  # asked before each row
+        self.inference = inference if inference is not None else TorchInference(policy)
         self.state: Tree = self.policy.initial_state(group.num_envs)
 
     def start(self) -> None:
@@ -143,8 +153,10 @@ class Collector:
         bootstraps = _Bootstraps()
         step = 0
         while alive.any() if whole_episodes else step < self.num_steps:
+            if self.stopped():
+                raise Stopped
             if step % NOISE_BLOCK == 0:
-                noise = self._noise(iteration, step // NOISE_BLOCK)
+                noise = self._noise(iteration, step // NOISE_BLOCK).numpy()
             row, done, ended, final_observation = self._step(noise[step % NOISE_BLOCK])
             if whole_episodes:
                 row["valid"] = row["valid"] & alive
@@ -184,7 +196,7 @@ class Collector:
         generator = stream(self.seed, "action", self.group.index, iteration, block)
         return torch.from_numpy(self.policy.distribution.noise(generator, (NOISE_BLOCK, self.group.num_envs)))
 
-    def _step(self, noise: torch.Tensor) -> tuple[dict[str, Tree], NDArray[np.bool_], list[Any], Tree]:
+    def _step(self, noise: NDArray[np.float32]) -> tuple[dict[str, Tree], NDArray[np.bool_], list[Any], Tree]:
         """One row: what was seen and done; then done [N], the episodes that ended, their final observation."""
         group = self.group
         with span("rollout: inference"):
@@ -192,13 +204,7 @@ class Collector:
             self.state = reset_where(episode_start, self.state)
             observation, mask = group.observation, group.action_mask
             row = {"observation": observation, "episode_start": episode_start, "action_mask": mask}
-            action, self.state = self.policy.act(
-                tree_map(torch.from_numpy, observation),
-                self.state,
-                noise,
-                None if mask is None else torch.from_numpy(mask),
-            )
-            row["action"] = action.numpy()
+            row["action"], self.state = self.inference.act(observation, self.state, noise, mask)
         with span("rollout: env step"):
             result = group.step(to_env_action(group.action_space, row["action"]))
         done = result.terminated | result.truncated
@@ -210,18 +216,17 @@ class Collector:
     ) -> Trajectory:
         with span("rollout: evaluate"):
             mask = rows.pop("action_mask", None)
-            evaluation = evaluate_rows(self.policy, rows, mask, initial_state)
-            value = evaluation.value.numpy()
+            log_prob, value = self.inference.evaluate(rows, mask, initial_state)
             next_value = np.zeros_like(value)
             next_value[:-1] = value[1:]
-            bootstraps.fill(next_value, self.policy)
+            bootstraps.fill(next_value, self.inference)
         # a row that was dropped for a NaN: the episode ends with the row before, at V of what that one reached
         rows["done"][:-1] |= rows["done"][1:] & ~rows["valid"][1:]
         return Trajectory(
             **rows,
             value=value,
             next_value=next_value,
-            log_prob=evaluation.log_prob.numpy(),
+            log_prob=log_prob,
             initial_state=initial_state,
             extra={} if mask is None else {"action_mask": mask},
             version=version,
@@ -262,13 +267,13 @@ class _Bootstraps:
         self.states.append(tree_map(lambda leaf: leaf[torch.from_numpy(envs)], state))
         self.rows.append((step, envs))
 
-    def fill(self, next_value: NDArray[np.float32], policy: Any) -> None:
+    def fill(self, next_value: NDArray[np.float32], inference: Inference) -> None:
         """Write V of the gathered observations where they belong."""
         if not self.rows:
             return
-        observation = tree_map(lambda *leaves: torch.from_numpy(np.concatenate(leaves)), *self.observations)
+        observation = tree_map(lambda *leaves: np.concatenate(leaves), *self.observations)
         state = tree_map(lambda *leaves: torch.cat(leaves), *self.states)
-        value = policy.value(observation, state).numpy()
+        value = inference.value(observation, state)
         steps = np.concatenate([np.full(len(envs), step) for step, envs in self.rows])
         next_value[steps, np.concatenate([envs for _, envs in self.rows])] = value
 
@@ -279,26 +284,3 @@ def reset_where(episode_start: NDArray[np.bool_], state: Tree) -> Tree:
         return state
     begins = torch.from_numpy(episode_start)
     return tree_map(lambda leaf: leaf.masked_fill(begins.reshape(-1, *[1] * (leaf.dim() - 1)), 0), state)
-
-
-def evaluate_rows(
-    policy: Any, rows: dict[str, Tree], mask: NDArray[np.bool_] | None, initial_state: Tree
-) -> Any:
-    """`policy.evaluate` on all rows [T, N] of a fragment, results of that shape: whole columns where it has a memory."""
-
-    def tensor(array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array))
-
-    observation, action = tree_map(tensor, rows["observation"]), tensor(rows["action"])
-    action_mask = None if mask is None else tensor(mask)
-    if policy.recurrent:
-        state = tree_map(tensor, initial_state)
-        return policy.evaluate(observation, action, action_mask, state, tensor(rows["episode_start"]))
-    flat = policy.evaluate(
-        tree_map(lambda leaf: leaf.flatten(0, 1), observation),
-        action.flatten(0, 1),
-        None if action_mask is None else action_mask.flatten(0, 1),
-        None,
-        None,
-    )
-    return type(flat)(*(column.unflatten(0, rows["reward"].shape) for column in flat))

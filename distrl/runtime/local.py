@@ -1,7 +1,22 @@
-"""The in-process runtime: no Ray, no second process; first class, and the shortest way to read what a run does."""
+"""The in-process runtime: no Ray, no second process; first class, and the shortest way to read what a run does.
+
+    overlap 0   one thread collects, learns, collects, ... in turns
+    overlap k   the caller's thread learns, a thread beside it collects what is submitted, in order:
+
+    caller    submit(1)  update of 0 .............  submit(2)  collected() waits ...
+    rollout   --- fragment 0 ---|--- fragment 1 ---|--- fragment 2 ---|
+
+How much of the two runs at once is decided by who lets go of Python's lock: compiled rollouts, torch's and
+NumPy's kernels and an env that waits or steps in subprocesses do; an env written in Python does not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,11 +31,21 @@ from distrl.runtime.workers import (
     older_snapshots,
     snapshots_tree,
 )
-from distrl.telemetry.spans import SpanTotals
+from distrl.telemetry import spans
+from distrl.telemetry.spans import SpanTotals, span
 from distrl.trajectory import Trajectory
 
-# of each group: the trajectory, the state after it, what is told of it
-Results = list[tuple[Trajectory, dict[str, Any], CollectReport]]
+THREAD = "rollout thread"
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """A whole fragment: of each group its trajectory, its state after it, and what is told of it."""
+
+    trajectories: list[Trajectory]
+    states: list[Any]
+    reports: list[CollectReport]
+    spans: SpanTotals  # of the rollout thread since the fragment before
 
 
 class LocalRuntime:
@@ -31,37 +56,47 @@ class LocalRuntime:
         torch.set_num_threads(1)
         self.worker = RolloutWorker(spec)
         self.learner = LearnerWorker(spec, state["learner"])
-        self.group_states: list[Any] = list(state["groups"])
         self.snapshots = {one.version: one for one in [*older_snapshots(state), self.learner.snapshot()]}
-        self.in_flight: dict[int, tuple[Snapshot, Results]] = {}  # by fragment; no results: not collected yet
+        self.group_states: list[Any] = list(state["groups"])
+        self.states_ahead = self.group_states  # after the fragment collected last: whoever collects owns it
+        self.in_flight: dict[int, Callable[[], _Collected]] = {}  # fragment -> what waits for it
+        self.spans: dict[str, SpanTotals] = {}
+        self.thread = ThreadPoolExecutor(1, "rollout", self._begin_thread) if spec.overlap else None
 
     def submit(self, fragment: int, version: int) -> None:
-        self.in_flight[fragment] = self.snapshots[version], []
+        collect = partial(self._collect, fragment, self.snapshots[version])
+        self.in_flight[fragment] = self.thread.submit(collect).result if self.thread else cache(collect)
+
+    def _collect(self, fragment: int, snapshot: Snapshot) -> _Collected:
+        trajectories, states, reports = [], [], []
+        for group, state in enumerate(self.states_ahead):
+            trajectory, after, report = self.worker.collect(group, fragment, snapshot, state)
+            trajectories.append(trajectory)
+            states.append(after)
+            reports.append(report)
+        self.states_ahead = states
+        totals = spans.current().take_totals() if self.thread else SpanTotals()
+        return _Collected(trajectories, states, reports, totals)
 
     def collected(self) -> list[CollectReport]:
-        fragment = min(self.in_flight)
-        snapshot, results = self.in_flight[fragment]
-        if not results:
-            results = [
-                self.worker.collect(group, fragment, snapshot, state)
-                for group, state in enumerate(self.group_states)
-            ]
-            self.in_flight[fragment] = snapshot, results
-        return [report for _, _, report in results]
+        with span(f"wait: {THREAD}") if self.thread else nullcontext():
+            return self.in_flight[min(self.in_flight)]().reports
 
     def update(self, progress: float) -> UpdateReport:
         fragment = min(self.in_flight)
-        trajectories, states, _ = zip(*self.in_flight[fragment][1], strict=True)
+        collected = self.in_flight[fragment]()
         # a policy infers with one thread everywhere; the learner's threads are its own and part of the curve
         torch.set_num_threads(self.spec.learner_threads)
         try:
-            report, snapshot = self.learner.update(progress, *trajectories)
+            report, snapshot = self.learner.update(progress, *collected.trajectories)
         finally:
             torch.set_num_threads(1)
         del self.in_flight[fragment]
-        self.group_states = list(states)
+        self.group_states = collected.states
         self.snapshots[report.version] = snapshot
         self.snapshots.pop(report.version - self.spec.overlap - 1, None)
+        if self.thread:
+            self.spans[THREAD] = self.spans.get(THREAD, SpanTotals()).merge(collected.spans)
         return report
 
     def snapshot(self) -> Snapshot:
@@ -75,10 +110,19 @@ class LocalRuntime:
         }
 
     def take_spans(self) -> dict[str, SpanTotals]:
-        return {}
+        taken, self.spans = self.spans, {}
+        return taken
 
     def take_warnings(self) -> list[str]:
         return []
 
     def close(self) -> None:
+        if self.thread:
+            self.worker.stop()
+            self.thread.submit(spans.end_thread)
+            self.thread.shutdown()
         self.worker.close()
+
+    def _begin_thread(self) -> None:
+        torch.set_num_threads(1)  # of this thread: each has its own count
+        spans.start_thread("wait: learner", self.spec.record_events)

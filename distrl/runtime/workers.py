@@ -9,15 +9,17 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from threading import Event
+from typing import Any, Literal, cast
 
 import torch
 
 from distrl.envs import EnvGroup, EnvSpec
+from distrl.inference import make_inference
 from distrl.learner import Learner, Snapshot, digest
 from distrl.policies import PolicySpec, load_parameters, make_policy
 from distrl.recipes import Recipe
-from distrl.rollout import Collector, EpisodeRecord
+from distrl.rollout import Collector, EpisodeRecord, Stopped
 from distrl.telemetry import spans
 from distrl.telemetry.spans import SpanTotals, TakenWhenSent, span
 from distrl.trajectory import Trajectory
@@ -57,7 +59,20 @@ class WorkSpec:
             self.policy.normalize_observation,
             self.normalize_reward,
             self.max_skipped_updates,
+            self.path("learner"),
+            self.learner_threads,
         )
+
+    def warm(self) -> None:
+        """Compile what the workers will want into Numba's cache: once, not each of them."""
+        policy = self.make_learner("cpu").policy if self.path("learner") == "compiled" else None
+        if self.path("inference") == "compiled":
+            spaces = self.observation_space, self.action_space
+            make_inference(policy or make_policy(self.policy, *spaces, self.seed), "compiled")
+
+    def path(self, part: str) -> Literal["torch", "compiled"]:
+        """Which of the twins does a part of the work: `learner` or `inference`."""
+        return "compiled" if self.paths.get(part) == "compiled" else "torch"
 
 
 @dataclass(frozen=True)
@@ -99,8 +114,10 @@ class RolloutWorker:
             torch.set_num_threads(1)
             spans.start("wait: learner", spec.record_events)
         self.policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed)
+        self.inference = make_inference(self.policy, spec.path("inference"))
         self.loaded: str | None = None
         self.collectors: dict[int, tuple[int, Collector]] = {}  # group -> the boundary it stands at
+        self.stopped = Event()
 
     def ready(self) -> int:
         """The process id: answers once the worker is up."""
@@ -112,11 +129,14 @@ class RolloutWorker:
         """A group's fragment of `iteration` with the policy of `snapshot`, and the group's state after it.
 
         `state` is the group's at this boundary, read only where the worker does not host the group there
-        already; None at the first boundary of all.
+        already; None at the first boundary of all. Raises `rollout.Stopped` after `stop`.
         """
+        if self.stopped.is_set():
+            raise Stopped
         with span("rollout: policy"):
             if self.loaded != snapshot.digest:
                 load_parameters(self.policy, snapshot.arrays)
+                self.inference.load()
                 self.loaded = snapshot.digest
         with span("rollout: restore"):
             collector = self._collector(group, iteration, state)
@@ -155,7 +175,16 @@ class RolloutWorker:
             collector.group.close()
         spec = self.spec
         env_group = EnvGroup(spec.env, group, spec.group_sizes[group], spec.first_env(group), spec.seed)
-        collector = Collector(env_group, self.policy, spec.seed, spec.recipe.collects, spec.recipe.num_steps)
+        recipe = spec.recipe
+        collector = Collector(
+            env_group,
+            self.policy,
+            spec.seed,
+            recipe.collects,
+            recipe.num_steps,
+            self.stopped.is_set,
+            self.inference,
+        )
         with _closed_by_error(collector):
             if state is None:
                 collector.start()
@@ -168,6 +197,10 @@ class RolloutWorker:
         _, collector = self.collectors.pop(group, (None, None))
         if collector is not None:
             collector.group.close()
+
+    def stop(self) -> None:
+        """From any thread: a fragment that is being collected ends at its next row, and none begins."""
+        self.stopped.set()
 
     def close(self) -> None:
         """Close every env."""

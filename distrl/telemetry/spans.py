@@ -22,8 +22,9 @@ the base name sum to the wall time since the start *exactly*: nothing is lost an
 Names: what is done ("rollout", "learn", "publish", "checkpoint"), a detail after a colon ("rollout: env"), and
 "wait: <whom>" for waiting, attributed to whom the process waits for. `phase` sorts them for the displays.
 
-A recorder belongs to the thread that made it: seconds of two threads do not sum to a wall, so a span entered on
-another thread records nothing. Maths never imports this module.
+A recorder belongs to the thread that made it: seconds of two threads do not sum to a wall. A thread that works
+beside the process's own has a recorder of its own, by `start_thread`; in any other a span records nothing. Maths
+never imports this module.
 
 A profile also wants to see when: `start(base, record_events=True)` keeps each interval between two readings of the
 clock as an event (name, begin, end), and how much processor time the process had. Normal runs keep sums alone.
@@ -193,11 +194,12 @@ class Span:
 
 
 _current = Spans()
+_of_threads: dict[int, Spans] = {}  # recorders of threads that work beside, by the thread's number
 
 
 def current() -> Spans:
-    """The recorder of this process."""
-    return _current
+    """The recorder of the calling thread, where it has one of its own, else of this process."""
+    return _of_threads.get(get_ident(), _current) if _of_threads else _current
 
 
 def start(base: str = "other", record_events: bool = False) -> Spans:
@@ -207,14 +209,25 @@ def start(base: str = "other", record_events: bool = False) -> Spans:
     return _current
 
 
+def start_thread(base: str, record_events: bool = False) -> Spans:
+    """Starts a recorder for the calling thread alone; returns it. `end_thread` must follow, in the same thread."""
+    recorder = _of_threads[get_ident()] = Spans(base, record_events)
+    return recorder
+
+
+def end_thread() -> None:
+    """Forgets the calling thread's own recorder."""
+    _of_threads.pop(get_ident(), None)
+
+
 def span(name: str) -> Span:
-    """`with span("learn"):` on the recorder of this process."""
-    return Span(_current, name)
+    """`with span("learn"):` on the recorder of this thread or process."""
+    return Span(current(), name)
 
 
 def mark(name: str) -> None:
-    """Names what this process does outside any span from now on; see `Spans.mark`."""
-    _current.mark(name)
+    """Names what this thread or process does outside any span from now on; see `Spans.mark`."""
+    current().mark(name)
 
 
 class TakenWhenSent:
@@ -272,7 +285,7 @@ def phase_shares(record: Mapping[str, Any]) -> dict[Phase, float]:
         key for key, value in record.items() if key.startswith("time/") and isinstance(value, float | int)
     ]
     split = {key: key.removeprefix("time/").rpartition("/") for key in keys}
-    if any(process not in ("", "driver") for process, _, _ in split.values()):
+    if any(process == "learner" for process, _, _ in split.values()):
         split = {key: parts for key, parts in split.items() if parts[0] not in ("", "driver")}
     seconds = dict.fromkeys(PHASES, 0.0)
     for key, (_, _, name) in split.items():
@@ -315,5 +328,5 @@ def span_table_rows(spans: Mapping[str, Mapping[str, Any]]) -> SpanTable:
 
 def _column_order(process: str) -> tuple[int, int, str]:
     kind, _, number = process.partition(" ")
-    rank = {"worker": 0, "learner": 1, "driver": 2}.get(kind, 3)
+    rank = {"worker": 0, "rollout": 0, "learner": 1, "driver": 2}.get(kind, 3)
     return rank, int(number) if number.isdecimal() else -1, process

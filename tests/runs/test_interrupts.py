@@ -49,6 +49,21 @@ def test_a_signal_amid_a_slow_env_step_saves_the_last_boundary_and_the_resumed_r
     assert_same_run(run_dir, reference(SLOW_ENV), iterations=6)
 
 
+def test_a_signal_does_not_wait_for_the_fragment_that_a_thread_collects(
+    launcher: Any, tmp_path: Path
+) -> None:
+    run_dir, marker = tmp_path / "run", tmp_path / "stepping"
+    fields = case("image", env="toys:Toy-v0", num_steps=100_000, total_steps=600_000, overlap=1)
+    slowly = {"sleep_sec": 0.01, "fault": "nothing", "at": 5, "once": str(marker)}  # hours to a fragment
+    command = launcher.start_train(run_dir, {**fields, "env_kwargs": slowly, "workers": 0})
+    command.wait_until("it collects", marker.exists)
+    command.signal(signal.SIGINT)
+    finished = command.wait(60)
+    assert finished.status == 130, finished.output
+    assert "Traceback" not in finished.output
+    assert checkpoint_numbers(run_dir) == [0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_group_reaches_ray_too_and_the_run_still_saves(

@@ -85,13 +85,15 @@ def test_a_run_killed_with_fragments_in_flight_ends_as_if_it_had_not_been(
     run_dir = tmp_path / "run"
     slowly = {**fields, "checkpoint_every": 2, "wrapper": "toys:mortal", "workers": workers}
     command = launcher.start_train(run_dir, slowly, TOYS_SLEEP="0.004")
-    for goal in (2, 6):  # a checkpoint with the first version still in use, and a later one
+    # at a checkpoint with the first version still in use, and at a later one
+    for goal, workers_then in ((2, workers), (6, 0)):
         command.wait_until(f"checkpoint {goal}", lambda goal=goal: goal in checkpoint_numbers(run_dir))
         time.sleep(0.1)
         assert command.running, command.output
         command.kill_all()
         launcher.assert_nothing_left(5.0)
-        command = launcher.start("train", "--resume", str(run_dir), TOYS_SLEEP="0.004")
+        again = ["train", "--resume", str(run_dir), "--workers", str(workers_then)]
+        command = launcher.start(*again, TOYS_SLEEP="0.004")
     assert command.wait(120).status == 0, command.output
     assert summary(run_dir)["resumes"] == 2
     assert schedule(run_dir) == [(i, max(i - lag, 0)) for i in range(ITERATIONS)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -130,9 +129,16 @@ def test_a_runtime_overlaps_with_a_fixed_lag_and_its_state_is_enough_to_go_on(ki
         third.close()
 
 
-@pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.slow)])
-def test_a_runtime_tells_an_envs_failure_in_one_line_and_closes(kind: str, tmp_path: Path) -> None:
-    fields = {**CASES["image"], "env": "toys:Toy-v0", "env_kwargs": {"fault": "nan reward", "at": 12}}
+@pytest.mark.parametrize(
+    ("kind", "overlap"), [("local", 0), ("local", 1), pytest.param("ray", 0, marks=pytest.mark.slow)]
+)
+def test_a_runtime_tells_an_envs_failure_in_one_line_and_closes(kind: str, overlap: int) -> None:
+    fields = {
+        **CASES["image"],
+        "env": "toys:Toy-v0",
+        "env_kwargs": {"fault": "nan reward", "at": 12},
+        "overlap": overlap,
+    }
     runtime = start(kind, fields)
     try:
         runtime.submit(0, version=0)

@@ -111,6 +111,33 @@ def test_an_exception_closes_its_spans_and_one_that_skips_an_exit_cannot_unbalan
     }
 
 
+def test_a_thread_with_a_recorder_of_its_own_has_its_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(spans_module, "_current", Spans())  # put back at the end
+    process = spans_module.start("other")
+    taken = []
+
+    def beside() -> None:
+        own = spans_module.start_thread("wait: learner")
+        try:
+            assert spans_module.current() is own
+            clock.pass_ns(3)
+            with spans_module.span("rollout"):
+                clock.pass_ns(4)
+            taken.append(spans_module.current().take_totals().ns)
+        finally:
+            spans_module.end_thread()
+        assert spans_module.current() is process
+
+    with spans_module.span("learn"):
+        thread = threading.Thread(target=beside)
+        thread.start()
+        thread.join()
+    clock.pass_ns(1)
+    assert taken == [{"wait: learner": 3, "rollout": 4}]
+    assert process.take_totals().ns == {"other": 1, "learn": 7}
+
+
 def test_another_thread_records_nothing_and_disturbs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     spans = Spans()
