@@ -1,11 +1,12 @@
-"""Trains CleanRL's own PPO files with their default recipes: five envs, five seeds, one process at a time.
+"""Trains CleanRL's own PPO files with their default recipes: five envs, five seeds.
 
 Usage: .envs/cleanrl/bin/python run_cleanrl.py [--env ENV ...] [--seeds K ...] [--out DIR]
 
 Each run writes `DIR/<env>/seed<k>.csv` (global_step, return, length of every training episode) and, last of
 all, `seed<k>.json`; a run whose JSON is there is skipped, so the same command goes on with an interrupted
-series. The score is the mean return of the last 100 training episodes. One thread and nice 10: the wall
-time in the JSON is what was left over, not a speed measurement (see cleanrl_speed.py for that).
+series, and a second one started beside it takes the runs that the first has not begun. The score is the mean
+return of the last 100 training episodes. One thread and nice 10: the wall time in the JSON is what was left
+over, not a speed measurement (see cleanrl_speed.py for that).
 """
 
 import argparse
@@ -47,7 +48,6 @@ def score(path: Path) -> tuple[float, int]:
 def run_one(env: str, seed: int, folder: Path) -> None:
     """Trains one (env, seed) in a process of its own and writes its CSV, then its JSON."""
     name, steps = RUNS[env]
-    folder.mkdir(parents=True, exist_ok=True)
     episodes = folder / f"seed{seed}.csv"
     partial = folder / f"seed{seed}.csv.part"
     arguments = ["--env-id", env, "--seed", str(seed), "--total-timesteps", str(steps)]
@@ -93,20 +93,21 @@ def main() -> None:
     if not SOURCE.is_dir():
         sys.exit(f"{SOURCE} is missing: run benchmarks/peers/setup.sh cleanrl first")
     options.out.mkdir(parents=True, exist_ok=True)
-    # Two series at once would write the same files and halve each other's core.
-    with open(HERE / ".envs" / "run_cleanrl.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit("another run_cleanrl.py is running; wait for it or end it")
-        os.nice(max(0, 10 - os.nice(0)))
-        for env in options.env:
-            for seed in options.seeds:
-                folder = options.out / env
+    os.nice(max(0, 10 - os.nice(0)))
+    for env in options.env:
+        for seed in options.seeds:
+            folder = options.out / env
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(HERE / ".envs" / f"run_cleanrl-{env}-{seed}.lock", "w") as lock:
                 if (folder / f"seed{seed}.json").exists():
                     print(f"{env} seed {seed}: there, skipped", flush=True)
-                else:
-                    run_one(env, seed, folder)
+                    continue
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    print(f"{env} seed {seed}: another process trains it, skipped", flush=True)
+                    continue
+                run_one(env, seed, folder)
 
 
 if __name__ == "__main__":
