@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from distrl.envs import infos as info_arrays
 from distrl.envs.native.single import NativeSingleEnv
+from distrl.envs.native.vector import NativeVectorEnv
 from distrl.envs.results import Episode, StepResult, listed, replaced, unlisted
 from distrl.envs.snapshots import has_own
 from distrl.envs.spaces import ObservationReader, check_supported
@@ -36,6 +37,7 @@ from distrl.trees import Tree
 
 Array = NDArray[Any]
 _MAX_FIRST_OBSERVATIONS = 10
+HOW_TO_GO_ON = "; fix the env, or go on without such episodes by --nonfinite drop"
 
 
 class EnvGroup:
@@ -74,9 +76,9 @@ class EnvGroup:
         self.observation: Tree = None
         self.action_mask: Array | None = None
         self.episode_start = np.ones(num_envs, np.bool_)
-        self._return = np.zeros(num_envs)
-        self._length = np.zeros(num_envs, np.int64)
-        self._episode = np.full(num_envs, -1)
+        self.running_return = np.zeros(num_envs)
+        self.running_length = np.zeros(num_envs, np.int64)
+        self.episode = np.full(num_envs, -1)
         self._resetting = np.zeros(num_envs, np.bool_)  # next_step: the next step is a reset
         last = first_env + num_envs - 1
         self._beat = Beat(
@@ -97,10 +99,10 @@ class EnvGroup:
 
     def reset_all(self, episode: int) -> None:
         """Starts episode number `episode` in every env; running ones end uncounted."""
-        self._episode[:] = episode - 1
+        self.episode[:] = episode - 1
         self._resetting[:] = False
         if self._is_wrapped:
-            self._call(self._vector.call, "episode_number", episode)
+            self.watched(self._vector.call, "episode_number", episode)
         self.observation = None
         self.observation = self._reset(self._all_valid, None)
         self.episode_start = np.ones(self.num_envs, np.bool_)
@@ -109,7 +111,7 @@ class EnvGroup:
         """All envs one step on, by `action` [N, ...] in the env's own format."""
         if self._keep_actions:
             action = action.copy()  # rows of it are remembered for a replay
-        raw, reward, terminated, truncated, infos = self._call(self._vector.step, action)
+        raw, reward, terminated, truncated, infos = self.watched(self._vector.step, action)
         if not self._is_wrapped:  # an env's own arrays may be its memory
             terminated, truncated = (np.array(terminated, np.bool_), np.array(truncated, np.bool_))
         observation, finite = self._reader.read(raw)
@@ -117,9 +119,9 @@ class EnvGroup:
         if self._next_step:
             start = self._resetting
             valid = ~start
-            self._episode += start
-        self._return += reward
-        self._length += valid
+            self.episode += start
+        self.running_return += reward
+        self.running_length += valid
         learned = (np.sign(reward) if self._clip else reward).astype(np.float32)
         ended = terminated | truncated
         over, final, bad = ended, observation, None
@@ -139,8 +141,8 @@ class EnvGroup:
         episodes: list[Episode] = []
         if over.any():
             episodes = self._episodes(over if bad is None else over & ~bad, infos)
-            self._return[over] = 0.0
-            self._length[over] = 0
+            self.running_return[over] = 0.0
+            self.running_length[over] = 0
             observation = self._begin_next(ended, bad, observation, infos)
         elif self._next_step:
             self._resetting = ended
@@ -154,7 +156,7 @@ class EnvGroup:
             return {"begun": False}
         envs: list[Any] = []
         if self._is_wrapped:
-            envs = list(self._call(self._vector.call, "episode_snapshot", self._resetting.tolist()))
+            envs = list(self.watched(self._vector.call, "episode_snapshot", self._resetting.tolist()))
         elif has_own(self._vector.unwrapped):
             envs = [self._vector.unwrapped.snapshot()]
         for slot, env in enumerate(envs):
@@ -169,9 +171,9 @@ class EnvGroup:
             "observation": listed(self.observation),
             "action_mask": self.action_mask,
             "episode_start": self.episode_start,
-            "return": self._return.copy(),
-            "length": self._length.copy(),
-            "episode": self._episode.copy(),
+            "return": self.running_return.copy(),
+            "length": self.running_length.copy(),
+            "episode": self.episode.copy(),
             "resetting": self._resetting.copy(),
             "dropped": self.dropped,
             "reproducibility": self.reproducibility,
@@ -187,9 +189,9 @@ class EnvGroup:
         mask = state["action_mask"]
         self.action_mask = None if mask is None else np.array(mask, np.bool_)
         self.episode_start = np.array(state["episode_start"], np.bool_)
-        self._return = np.array(state["return"], np.float64)
-        self._length = np.array(state["length"], np.int64)
-        self._episode = np.array(state["episode"], np.int64)
+        self.running_return = np.array(state["return"], np.float64)
+        self.running_length = np.array(state["length"], np.int64)
+        self.episode = np.array(state["episode"], np.int64)
         self._resetting = np.array(state["resetting"], np.bool_)
         self.dropped = state["dropped"]
         if state["reproducibility"] == "episode":
@@ -199,7 +201,13 @@ class EnvGroup:
             fresh = self._reset(lost, self.observation)
             self.observation = fresh
             self.episode_start = self.episode_start | lost
-            self._return[lost], self._length[lost], self._resetting[lost] = (0.0, 0, False)
+            self.running_return[lost], self.running_length[lost], self._resetting[lost] = (0.0, 0, False)
+
+    @property
+    def native(self) -> NativeVectorEnv:
+        """The vector env, where it is native: a fused rollout changes its arrays, and those of the running episodes."""
+        vector: NativeVectorEnv = self._vector
+        return vector
 
     def draw_from(self, generators: Sequence[np.random.Generator]) -> None:
         """From here on each env that draws at all draws from its own of `generators` [N], for envs of this process
@@ -236,7 +244,7 @@ class EnvGroup:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def watched(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Calls into the vector env, watched; what it raises becomes RunFailed."""
         with self._beat:
             return self._call_unwatched(function, *arguments, **named)
@@ -259,17 +267,17 @@ class EnvGroup:
     def _reset(self, mask: Array, previous: Tree) -> Tree:
         """The observations [N, ...] after the next episode began where `mask`; elsewhere `previous`."""
         for _ in range(_MAX_FIRST_OBSERVATIONS):
-            self._episode += mask
-            raw, infos = self._call(reset_rows, self._vector, mask, self._episode_seeds(mask))
+            self.episode += mask
+            raw, infos = self.watched(reset_rows, self._vector, mask, self._episode_seeds(mask))
             observation, finite = self._reader.read(raw)
             if previous is not None:
                 observation = replaced(previous, observation, mask)
-            self._return[mask] = 0.0
-            self._length[mask] = 0
+            self.running_return[mask] = 0.0
+            self.running_length[mask] = 0
             self._resetting = self._resetting & ~mask
             self._notice(infos, mask)
             if "unlearned_reward" in infos:
-                self._return += infos["unlearned_reward"]
+                self.running_return += infos["unlearned_reward"]
             if finite:
                 return observation
             mask, previous = self._nonfinite(observation, None, mask), observation
@@ -284,11 +292,11 @@ class EnvGroup:
         """Of the running episodes, [N]; where not `mask`, anything."""
         if self.spec.is_native:
             envs = np.arange(self.first_env, self.first_env + self.num_envs)
-            return derived_seeds(self.seed, "episode", envs, np.maximum(self._episode, 0))
+            return derived_seeds(self.seed, "episode", envs, np.maximum(self.episode, 0))
         return [self._episode_seed(slot) if mask[slot] else 0 for slot in range(self.num_envs)]
 
     def _episode_seed(self, slot: int) -> int:
-        return derive_seed(self.seed, "episode", self.first_env + slot, max(int(self._episode[slot]), 0))
+        return derive_seed(self.seed, "episode", self.first_env + slot, max(int(self.episode[slot]), 0))
 
     def _begin_next(self, ended: Array, bad: Array | None, observation: Tree, infos: dict[str, Any]) -> Tree:
         """The next observation, where episodes have `ended` by the env, or by force because they are `bad`."""
@@ -299,9 +307,9 @@ class EnvGroup:
             self._resetting = ended & ~bad
             forced = bad
         else:
-            self._episode += ended
+            self.episode += ended
             if "unlearned_reward" in infos:  # of the reset inside this step
-                self._return += infos["unlearned_reward"] * ended
+                self.running_return += infos["unlearned_reward"] * ended
             forced = (bad & ~ended) | self._nonfinite(observation, None, ended)
         return self._reset(forced, observation) if forced.any() else observation
 
@@ -312,13 +320,15 @@ class EnvGroup:
         self._notice(infos, self._all_valid)
         final, same_step = observation, self.spec.autoreset == "same_step"
         if "unlearned_reward" in infos:
-            self._return += infos["unlearned_reward"] * ~ended if same_step else infos["unlearned_reward"]
+            self.running_return += (
+                infos["unlearned_reward"] * ~ended if same_step else infos["unlearned_reward"]
+            )
         if (
             same_step
             and isinstance(infos.get("final_info"), dict)
             and "unlearned_reward" in infos["final_info"]
         ):
-            self._return += infos["final_info"]["unlearned_reward"]
+            self.running_return += infos["final_info"]["unlearned_reward"]
         if "final_obs" in infos and ended.any():
             final = info_arrays.with_rows(observation, infos["final_obs"], ended, self.observation_space)
         if "life_lost" not in infos:
@@ -354,22 +364,26 @@ class EnvGroup:
         if not bad.any():
             return bad
         slot = int(np.argmax(bad))
-        message = (
-            f"{self._who(slot)}: {key if rows[slot] else 'reward'} is NaN or Inf at step {int(self._length[slot])} "
-            f"of the episode with reset seed {self._episode_seed(slot)}"
-        )
+        message = self.not_finite(slot, key if rows[slot] else "reward")
         if self.spec.nonfinite == "fail":
-            raise RunFailed(f"{message}; fix the env, or go on without such episodes by --nonfinite drop")
+            raise RunFailed(message + HOW_TO_GO_ON)
         self.dropped += int(bad.sum())
         self._warn(f"{message}; dropped")
         return bad
+
+    def not_finite(self, slot: int, what: str) -> str:
+        """Says that the env at `slot` gave a NaN or Inf as `what`, and in which episode."""
+        return (
+            f"{self._who(slot)}: {what} is NaN or Inf at step {int(self.running_length[slot])} "
+            f"of the episode with reset seed {self._episode_seed(slot)}"
+        )
 
     def _episodes(self, over: Array, infos: dict[str, Any]) -> list[Episode]:
         return [
             Episode(
                 self.first_env + int(slot),
-                float(self._return[slot]),
-                int(self._length[slot]),
+                float(self.running_return[slot]),
+                int(self.running_length[slot]),
                 info_arrays.numbers(infos, int(slot)),
             )
             for slot in np.flatnonzero(over)
@@ -381,7 +395,7 @@ class EnvGroup:
         if not states:
             return ~lost
         # A vector env must have been reset once, and forgets by it what it was about to reset itself.
-        self._call(self._vector.reset, seed=list(range(self.num_envs)) if self._is_wrapped else 0)
+        self.watched(self._vector.reset, seed=list(range(self.num_envs)) if self._is_wrapped else 0)
         if not self._is_wrapped:
             self._vector.unwrapped.restore(states[0])
             return lost

@@ -12,7 +12,7 @@ from typing import Any
 
 import numba
 
-from distrl.envs.native.protocol import NOPYTHON, NativeEnv
+from distrl.envs.native.protocol import NativeEnv
 from distrl.maths.random_kernels import seed_generator
 
 
@@ -35,10 +35,12 @@ class Kernels:
 def kernels(env: NativeEnv) -> Kernels:
     """The loops of `env`, compiled at their first call, or read from Numba's cache."""
     reset, step, observe = env.compiled
-    compiled = numba.njit(cache=env.can_be_kept, **NOPYTHON)
+    options, stamp = env.kernel_options(seed_generator)
+    compiled = numba.njit(**options)
 
     @compiled
     def begin(state, rng, elapsed, seeds, mask, observation):  # type: ignore[no-untyped-def]
+        _ = stamp
         for n in range(len(state)):
             if mask[n]:
                 seed_generator(rng[n], seeds[n])

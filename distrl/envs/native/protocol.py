@@ -81,10 +81,14 @@ class NativeEnv:
         """reset, step and observe as nopython functions."""
         return _nopython(self.reset), _nopython(self.step), _nopython(self.observe)
 
-    @property
-    def can_be_kept(self) -> bool:
-        """Whether what is compiled with its functions may be kept on disk for the next process."""
-        return all(_fingerprint(function.py_func) for function in self.compiled)
+    def kernel_options(self, *called: Any) -> tuple[dict[str, Any], str]:
+        """(options of `numba.njit` for a kernel over its functions that also calls `called`, a stamp of all sources).
+
+        Numba keeps a closure's code by the closure's own file and cells: a kernel has to hold the stamp in one.
+        """
+        stamps = [_fingerprint(function.py_func) for function in (*self.compiled, *called)]
+        kept = None not in stamps
+        return {"cache": kept, **NOPYTHON}, "".join(str(stamp) for stamp in stamps) if kept else ""
 
 
 def _nopython(function: Any) -> Any:
