@@ -46,7 +46,7 @@ def find_bound(session: Measured, costs: Costs) -> Bound:
     for (process, kind), share in path.items():
         part = _PART.get(kind, DRIVING)
         parts[part] = parts.get(part, 0.0) + share
-        if process.startswith("worker"):
+        if process not in ("", DRIVER, LEARNER):
             on_path[process] = on_path.get(process, 0.0) + share
     worker = max(on_path, key=lambda name: on_path[name], default=None)
     _move(parts, STRAGGLER, (ENV, INFERENCE, ROLLOUT), _straggling(costs, on_path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,16 @@ from distrl.autopsy.measure import Effort, Measured, measure
 from distrl.autopsy.model import Costs, available_cores, fit
 from distrl.autopsy.path import Segment, critical_path
 from distrl.autopsy.prescribe import WAYS, Prescription, changed, prescriptions, together
-from distrl.autopsy.probe import Learning, Rollout, cut, learning_costs, minibatch_seconds, rollout_costs
-from distrl.autopsy.timeline import DRIVER, LEARNER
+from distrl.autopsy.probe import (
+    Learning,
+    Line,
+    Rollout,
+    cut,
+    learning_costs,
+    minibatch_seconds,
+    rollout_costs,
+)
+from distrl.autopsy.timeline import DRIVER
 from distrl.build import resolve_device, work_spec
 from distrl.errors import BadInput, RunFailed
 from distrl.fields import flat_fields
@@ -27,7 +34,7 @@ from distrl.telemetry import spans
 from distrl.trajectory import Trajectory
 
 Tell = Callable[[str], None]
-_ROLLOUT_WAYS = ("vectorization", "env_backend", "inference", "rollout_device")
+_ROLLOUT_WAYS = ("env_backend", "vectorization", "rollout", "inference", "rollout_device")
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,6 @@ def _probe(spec: WorkSpec, session: Measured, budget_sec: float) -> tuple[Rollou
 
 
 def _same(threads: int) -> Learning:
-    from distrl.autopsy.probe import Line
-
     return Learning(Line(0.0, 0.0), {threads: 1.0})
 
 
@@ -149,12 +154,11 @@ def _with_way(
         rollout, _ = rollout_costs(spec, size, _seconds_per_step(session), budget_sec)
         before = sum(line(size) for line in own_rollout.step.values())
         level = sum(line(size) for line in costs.rollout.step.values()) / before if before > 0 else 1.0
-        step = {
-            kind: type(line)(line.fixed * level, line.per_row * level) for kind, line in rollout.step.items()
-        }
+        step = {kind: Line(line.fixed * level, line.per_row * level) for kind, line in rollout.step.items()}
         # what goes on in processes of the env's own is not seen from here: it may need a core
         idle = 0.0 if value == "async" else rollout.idle_share
-        return replace(costs, rollout=replace(costs.rollout, step=step, idle_share=idle))
+        evaluate = Line(rollout.evaluate.fixed * level, rollout.evaluate.per_row * level)
+        return replace(costs, rollout=replace(costs.rollout, step=step, evaluate=evaluate, idle_share=idle))
     rows = session.env_steps / config.recipe.minibatches
     num_envs = trajectory.num_envs
     steps = max(1, min(trajectory.num_steps, round(rows / num_envs)))
@@ -172,7 +176,8 @@ def _seconds_per_step(session: Measured) -> float:
     if config.workers:
         seconds = sum(sum(spans.values()) for spans in session.groups.values())
     else:
-        seconds = sum(sec for name, sec in session.seconds(DRIVER).items() if name.startswith("rollout"))
+        who = [*session.timeline.workers, DRIVER][0]
+        seconds = sum(sec for name, sec in session.seconds(who).items() if name.startswith("rollout"))
     return seconds / config.num_groups / config.recipe.num_steps
 
 
@@ -195,13 +200,3 @@ def overhead(session: Measured) -> Overhead:
     most = max(counts, key=lambda name: counts[name])
     busiest = counts[most]
     return Overhead(cost, busiest, busiest * cost / 1e9 / session.iteration_sec)
-
-
-def elapsed(since: float) -> str:
-    """Seconds since a reading of the monotonic clock, for a message."""
-    return f"{time.monotonic() - since:.0f} s"
-
-
-def learner_process(session: Measured) -> str:
-    """Who learns."""
-    return LEARNER if LEARNER in session.timeline.processes else DRIVER

@@ -127,7 +127,7 @@ class Measured:
     num_bytes: float
     groups: dict[int, dict[str, float]]  # with workers: group -> span -> seconds
     counts: dict[str, dict[str, float]]  # process -> span -> entries
-    cpu_sec: dict[str, float]  # process -> processor seconds
+    cpu_sec: float  # processor seconds of all processes, every thread
     checkpoint_sec: float
     spread: float  # between iterations: (longest - shortest) / mean
 
@@ -173,6 +173,9 @@ def summarise(config: TrainConfig, watch: Watch, checkpoint_sec: float = 0.0) ->
     """What a watch has seen, as means over its iterations."""
     recorded = build(watch.events, watch.boundaries)
     n = len(watch.boundaries) - 1
+    own_processes = [
+        name for name in watch.cpu_ns if "thread" not in name
+    ]  # a thread counts with its process
     lengths = [b - a for a, b in zip(watch.boundaries, watch.boundaries[1:], strict=False)]
     return Measured(
         config=config,
@@ -188,7 +191,7 @@ def summarise(config: TrainConfig, watch: Watch, checkpoint_sec: float = 0.0) ->
         counts={
             name: {span: count / n for span, count in spans.items()} for name, spans in watch.counts.items()
         },
-        cpu_sec={name: ns / 1e9 / n for name, ns in watch.cpu_ns.items()},
+        cpu_sec=sum(watch.cpu_ns[name] for name in own_processes) / 1e9 / n,
         checkpoint_sec=checkpoint_sec,
         spread=(max(lengths) - min(lengths)) / (sum(lengths) / n),
     )

@@ -10,7 +10,7 @@
                 = max(collect, learn + driver) + transfer / 2      overlapped, where both kinds have cores:
                   never less than all processor seconds / cores
 
-In-process (0 workers) there is no serialisation, no transfer, and nothing in parallel. Where a session ran with
+In-process (0 workers) there is no serialisation and no transfer, and nothing in parallel but by overlap. Where a session ran with
 workers, its transfer is measured; from in-process to Ray, `ASSUMED` stands in until `--try` measures.
 An env that waits rather than computes (`idle_share` of the probes) needs no core for that share.
 """
@@ -91,19 +91,14 @@ def predict(config: TrainConfig, costs: Costs) -> Prediction:
     collect_cpu, by_worker = _collection(config, costs, steps)
     learn = _learning(config, costs, rows)
     parts = {"learn": learn, "driver": costs.driver}
-    if workers == 0:
-        parts["collect"] = sum(by_worker)
-        total = sum(parts.values())
-    else:
-        busy = min(workers, config.num_groups)
-        fullest = -(-config.num_groups // busy)
-        parts["collect"] = max(max(by_worker), collect_cpu / costs.cores)
+    parts["collect"] = max(max(by_worker), collect_cpu / costs.cores) if workers else sum(by_worker)
+    if workers:
+        fullest = -(-config.num_groups // min(workers, config.num_groups))
         parts["transfer"] = costs.transport.fixed + costs.transport.per_group * fullest
-        if getattr(config, "overlap", 0):
-            work = max(parts["collect"], learn + costs.driver, (collect_cpu + learn) / costs.cores)
-            total = work + parts["transfer"] / 2
-        else:
-            total = sum(parts.values())
+    total = sum(parts.values())
+    if config.overlap:
+        together = max(parts["collect"], learn + costs.driver, (collect_cpu + learn) / costs.cores)
+        total = together + parts.get("transfer", 0.0) / 2
     return Prediction(total, rows * costs.rows_per_step / total, parts)
 
 
@@ -186,7 +181,8 @@ def _group_seconds(session: Measured) -> tuple[dict[str, float], dict[int, float
     """Mean seconds of a group's fragment by kind on the median worker, and how slow each worker is."""
     config = session.config
     if config.workers == 0:
-        return _by_kind(session.seconds(DRIVER), config.num_groups), {}
+        alone = session.timeline.workers  # a rollout thread, with overlap
+        return _by_kind(session.seconds(alone[0] if alone else DRIVER), config.num_groups), {}
     hosts = min(config.workers, config.num_groups)
     of_worker: dict[int, list[dict[str, float]]] = {}
     for group, seconds in session.groups.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,18 +114,16 @@ def lane_pieces(events: Sequence[Event], begin: int, end: int) -> list[Piece]:
     So steps of microseconds stay visible as what they are in sum, where lines a pixel wide would show a pattern that
     is not there. Neighbouring bins alike become one piece.
     """
-    width = (end - begin) / BINS
+    edges = [begin + (end - begin) * index // BINS for index in range(BINS + 1)]
     bins: list[dict[str, float]] = [{} for _ in range(BINS)]
     for name, b, e in events:
         b, e = max(b, begin), min(e, end)
         kind = _kind(category(name))
         while b < e:
-            index = min(int((b - begin) / width), BINS - 1)
-            until = min(e, begin + (index + 1) * width) if index < BINS - 1 else e
-            bins[index][kind] = bins[index].get(kind, 0.0) + (until - b) / width
-            if until <= b:
-                break
-            b = until  # type: ignore[assignment]
+            index = bisect.bisect_right(edges, b) - 1
+            until = min(e, edges[index + 1])
+            bins[index][kind] = bins[index].get(kind, 0.0) + until - b
+            b = until
     pieces: list[Piece] = []
     for index, parts in enumerate(bins):
         pieces += _stack(parts, index)
@@ -230,7 +229,11 @@ def _tiles(found: Diagnosis) -> list[tuple[str, str, str]]:
     return [
         ("Env steps a second", f"{session.rate:,.0f}", "collected, sent and learned from"),
         ("An iteration", f"{1e3 * session.iteration_sec:,.1f} ms", f"{session.env_steps:,.0f} env steps"),
-        ("Measured", f"{session.iterations}", f"iterations, which differ by {100 * session.spread:.0f} %"),
+        (
+            "Cores at work",
+            f"{session.cpu_sec / session.iteration_sec:.1f} of {found.costs.cores}",
+            f"mean over {session.iterations} iterations",
+        ),
         (
             "Best single change",
             f"{best.gain:.2f} ×" if best else "–",

@@ -69,7 +69,7 @@ class _Walk:
 
     def _answered(self, at: int, name: str, begin: int) -> tuple[int, str]:
         """The driver waited from `begin` to `at`: back to the end of the work that it waited for."""
-        of_learner = "learner" in name
+        of_learner = name == "wait: learner"
         others = [p for p in self.work if p != DRIVER and (p == LEARNER) == of_learner]
         ends = {p: self.work[p].last_end(at) for p in others}
         who = max(ends, key=lambda p: ends[p], default=None)

@@ -22,6 +22,7 @@ _EFFECTS: dict[str, Effect] = {
     "workers": "same curve",
     "vectorization": "same curve",
     "env_backend": "same curve",
+    "rollout": "same curve",
     "groups": "other bits",  # the batch of an inference, and which group draws what
     "learner_threads": "other bits",
     "device": "other bits",
@@ -35,7 +36,7 @@ _EFFECTS: dict[str, Effect] = {
 _ORDER: tuple[Effect, ...] = ("same curve", "other bits", "changes the curve")
 
 # Choices between ways to do the same work: what they give is probed, not modelled.
-WAYS = ("vectorization", "env_backend", "inference", "learner", "rollout_device", "device")
+WAYS = ("env_backend", "vectorization", "rollout", "inference", "learner", "rollout_device", "device")
 WORTH_IT = 1.03
 WAY_WORTH_IT = 1.15  # two short probes differ by some percent by themselves
 
@@ -136,13 +137,13 @@ def together(
 
 def candidates(config: TrainConfig, costs: Costs) -> Iterator[tuple[dict[str, Any], str]]:
     """Changes worth a prediction, each with what it does."""
-    recipe, fields = config.recipe, flat_fields()
+    recipe = config.recipe
     for workers in worker_counts(config, costs):
         why = "every group at once" if workers else "no Ray: nothing travels"
         yield {"workers": workers}, why
         if workers > config.num_groups and workers <= recipe.num_envs:
             yield {"workers": workers, "groups": workers}, "smaller groups, each on a worker of its own"
-        if "overlap" in fields and config.workers == 0 and workers:
+        if config.workers == 0 and workers:
             yield {"workers": workers, "overlap": 1}, "collection goes on while the learner learns"
     for groups in {1, max(1, config.workers), 2 * max(1, config.workers)}:
         if groups != config.num_groups:
@@ -155,7 +156,7 @@ def candidates(config: TrainConfig, costs: Costs) -> Iterator[tuple[dict[str, An
         yield envs, "fixed costs of a step shared by more envs"
     for count in costs.update.speed:
         yield {"learner_threads": count}, "measured in a probe of it"
-    if "overlap" in fields and config.workers and not getattr(config, "overlap", 0):
+    if not config.overlap:
         yield {"overlap": 1}, "collection goes on while the learner learns"
     for parts in (2, 4):
         if recipe.minibatches % parts == 0:

@@ -30,6 +30,7 @@ def as_json(found: Diagnosis, tried: Sequence[Tried] = (), tuned: Sequence[Tried
         "env_steps_per_iteration": session.env_steps,
         "trajectory_bytes_per_iteration": session.num_bytes,
         "iteration_spread": session.spread,
+        "cores_at_work": session.cpu_sec / session.iteration_sec,
         "bound": found.bound.kind,
         "sentence": found.bound.sentence,
         "parts": found.bound.parts,

@@ -72,7 +72,7 @@ class Point:
     @property
     def kind(self) -> tuple[bool, bool]:
         """Points of one kind share the model's error: in-process or on Ray, overlapped or not."""
-        return self.config.workers > 0, getattr(self.config, "overlap", 0) > 0
+        return self.config.workers > 0, self.config.overlap > 0
 
 
 def grid(config: TrainConfig, costs: Costs) -> list[Point]:
@@ -81,20 +81,12 @@ def grid(config: TrainConfig, costs: Costs) -> list[Point]:
     workers = sorted({config.workers, *worker_counts(config, costs)})
     envs = [recipe.num_envs * times for times in (1, 2, 4)]
     threads = sorted({config.learner_threads, *costs.update.speed})
-    overlaps = (0, 1) if "overlap" in flat_fields() else (0,)
     points = []
-    for n, num_envs, count, overlap in product(workers, envs, threads, overlaps):
-        if overlap and not n:
-            continue
+    for n, num_envs, count, overlap in product(workers, envs, threads, sorted({0, 1, config.overlap})):
         groups = min(num_envs, max(config.num_groups, n))
-        values: dict[str, Any] = {
-            "workers": n,
-            "num_envs": num_envs,
-            "groups": groups,
-            "learner_threads": count,
-        }
-        if "overlap" in flat_fields():
-            values["overlap"] = overlap
+        values = {
+            "workers": n, "num_envs": num_envs, "groups": groups, "learner_threads": count, "overlap": overlap
+        }  # fmt: skip
         other = changed(config, values)
         if other is not None:
             points.append(Point(_differences(config, values), other, predict(other, costs).rate))

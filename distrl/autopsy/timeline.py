@@ -43,9 +43,9 @@ class Timeline:
 
     @property
     def workers(self) -> list[str]:
-        """`worker 0`, `worker 1`, ... ; empty in-process."""
-        found = [name for name in self.processes if name.startswith("worker")]
-        return sorted(found, key=lambda name: int(name.split()[1]))
+        """Who collects beside the driver: `worker 0`, `worker 1`, ..., or a rollout thread; empty in-process."""
+        found = [name for name in self.processes if name not in (DRIVER, LEARNER)]
+        return sorted(found, key=lambda name: (len(name), name))
 
     def totals(self, process: str) -> dict[str, int]:
         """ns by span name; they sum to `wall_ns`."""
@@ -80,7 +80,9 @@ def build(events: Mapping[str, list[Event]], boundaries: list[int]) -> Timeline:
 
 
 def _awaits(process: str) -> str:
-    return "wait: learner" if process == LEARNER else "wait: workers"
+    if process == LEARNER:
+        return "wait: learner"
+    return "wait: workers" if process.startswith("worker") else f"wait: {process}"
 
 
 def _clip(events: list[Event], begin: int, end: int, base: str) -> list[Event]:
@@ -203,7 +205,7 @@ def _cut(process: str, event: Event, work: Mapping[str, Busy]) -> list[Event]:
 
 def _reason(process: str, instant: int, until: int, work: Mapping[str, Busy]) -> str:
     if work[DRIVER].at(instant):
-        return "wait: driver"
+        return "wait: driver" if LEARNER in work else "wait: learner"  # which the driver is, in-process
     if process != LEARNER and LEARNER in work and work[LEARNER].at(instant):
         return "wait: learner"
     horizon = work[LEARNER].next_begin(instant, until) if process != LEARNER and LEARNER in work else until

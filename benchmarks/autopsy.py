@@ -1,0 +1,196 @@
+"""Does `distrl profile` name the bound right, and does its best prescription give what it promises?
+
+    python benchmarks/autopsy.py [--seconds 5] [--only slow-env straggler] [--tune]
+
+Six bottlenecks, each planted on purpose (benchmarks/planted.py); `distrl profile --try 1 --json` on each. The bound must
+be the planted one, and the rate predicted for the top prescription within 25 % of the rate that a session with it then
+measures. With --tune, `distrl profile --tune` on three workloads beside an exhaustive grid of sessions: the best that it
+finds must reach 90 % of the grid's best. Exit status 0: all met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "autopsy.json"
+WITHIN = 0.25
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A plant: flags of `distrl profile`, and the bound that they make."""
+
+    name: str
+    bound: str
+    flags: str
+    waits: bool  # the plant waits rather than computes: other work on the machine hardly moves it
+
+
+SLOW = "--env benchmarks.planted:Planted/Slow-v0"
+CASES = (
+    Case(
+        "slow-env", "env-bound",
+        f"{SLOW} --env-kwargs.wait-sec 0.005 --num-envs 4 --groups 4 --num-steps 32 --workers 1", True,
+    ),
+    Case(
+        "heavy-policy", "inference-bound",
+        f"{SLOW} --hidden-sizes 1024,1024 --num-envs 4 --groups 4 --num-steps 64 --epochs 1 --minibatches 1 --workers 1",
+        False,
+    ),
+    Case("many-epochs", "learner-bound", f"{SLOW} --num-envs 8 --groups 2 --epochs 40 --workers 1", False),
+    Case(
+        "straggler", "straggler-bound",
+        f"{SLOW} --env-kwargs.wait-sec 0.002 --env-kwargs.slow-times 4 --env-kwargs.slow-folder FOLDER "
+        "--num-envs 4 --groups 4 --num-steps 32 --workers 2",
+        True,
+    ),
+    Case(
+        "threads", "oversubscribed-threads-bound",
+        f"{SLOW} --hidden-sizes 128,128 --num-envs 8 --groups 2 --workers 1 --learner torch --learner-threads 16",
+        False,
+    ),
+    Case(
+        "large-observations", "transfer-bound",
+        "--env benchmarks.planted:Planted/Picture-v0 --policy benchmarks.planted:glance --num-envs 4 --groups 4 "
+        "--num-steps 64 --epochs 1 --minibatches 1 --workers 2",
+        False,
+    ),
+)  # fmt: skip
+
+TUNED = {
+    "slow-env": f"{SLOW} --env-kwargs.wait-sec 0.002 --num-envs 4 --groups 4 --num-steps 32 --workers 1",
+    "cartpole": "--env CartPole-v1 --num-envs 8 --workers 0",
+    "halfcheetah": "--env HalfCheetah-v5 --num-envs 8 --num-steps 64 --workers 0",
+}
+GRID = {"workers": (0, 1, 2), "num_envs": (1, 2, 4), "overlap": (0, 1), "learner_threads": (1, 2)}
+
+
+def profile(flags: str, seconds: float, *more: str) -> dict[str, Any]:
+    """What `distrl profile --json` prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = flags.replace("FOLDER", folder).split()
+        command = [
+            sys.executable,
+            "-m",
+            "distrl",
+            "profile",
+            *words,
+            "--seconds",
+            str(seconds),
+            "--json",
+            *more,
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if run.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {run.returncode}:\n{run.stderr[-2000:]}")
+    return json.loads(run.stdout)  # type: ignore[no-any-return]
+
+
+def run_case(case: Case, seconds: float) -> dict[str, Any]:
+    """The bound found beside the one planted, and predicted beside measured."""
+    found = profile(case.flags, seconds, "--try", "1")
+    tried = found["tried"][0] if found["tried"] else None
+    error = tried["error"] if tried else None
+    return {
+        "case": case.name,
+        "command": f"distrl profile {case.flags}",
+        "planted": case.bound,
+        "found": found["bound"],
+        "sentence": found["sentence"],
+        "steps_per_sec": found["steps_per_sec"],
+        "top_prescription": tried["flags"] if tried else None,
+        "predicted_steps_per_sec": tried["predicted_steps_per_sec"] if tried else None,
+        "measured_steps_per_sec": tried["measured_steps_per_sec"] if tried else None,
+        "error": error,
+        "other_share": max(parts.get("other", 0.0) for parts in found["processes"].values()),
+        "span_overhead": found["span_overhead"]["share"],
+        "bound_is_right": found["bound"] == case.bound,
+        "prediction_is_right": error is not None and abs(error) <= WITHIN,
+        "waits": case.waits,
+    }
+
+
+def exhaustive(flags: str, num_envs: int, seconds: float) -> list[dict[str, Any]]:
+    """A session at each point of the grid, the slow way."""
+    rates = []
+    for workers, times, overlap, threads in product(*GRID.values()):
+        envs = num_envs * times
+        point = (
+            f"--workers {workers} --num-envs {envs} --groups {max(2, workers)} "
+            f"--overlap {overlap} --learner-threads {threads}"
+        )
+        found = profile(f"{flags} {point}", seconds)
+        rates.append({"point": point, "steps_per_sec": found["steps_per_sec"]})
+    return sorted(rates, key=lambda one: -one["steps_per_sec"])
+
+
+def run_tuned(name: str, flags: str, seconds: float) -> dict[str, Any]:
+    """The best that --tune found beside the exhaustive grid's."""
+    tuned = profile(flags, seconds, "--tune")["tuned"]
+    words = flags.split()
+    all_rates = exhaustive(flags, int(words[words.index("--num-envs") + 1]), seconds)
+    best = tuned[0]["measured_steps_per_sec"]
+    share = best / all_rates[0]["steps_per_sec"]
+    return {
+        "workload": name, "tuned": tuned, "grid": all_rates, "share_of_best": share, "is_right": share >= 0.9,
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Runs what was asked for, prints a table and writes the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--only", nargs="*", choices=[case.name for case in CASES])
+    parser.add_argument("--tune", action="store_true", help="also --tune beside an exhaustive grid: an hour")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    from distrl import machine
+
+    load = os.getloadavg()[0]
+    if load > 0.7:
+        print(f"warning: load average {load:.1f}: what computes is measured roughly", file=sys.stderr)
+    rows = []
+    for case in CASES:
+        if arguments.only and case.name not in arguments.only:
+            continue
+        row = run_case(case, arguments.seconds)
+        rows.append(row)
+        error = "-" if row["error"] is None else f"{100 * row['error']:+.0f} %"
+        print(
+            f"{case.name:20} {row['found']:30} {'right' if row['bound_is_right'] else 'WRONG':6} "
+            f"{row['top_prescription']}: predicted is {error} off"
+        )
+        print(f"{'':20} {row['sentence']}")
+    tuned = (
+        [run_tuned(name, flags, arguments.seconds) for name, flags in TUNED.items()] if arguments.tune else []
+    )
+    for one in tuned:
+        print(f"tune {one['workload']:15} {100 * one['share_of_best']:.0f} % of the grid's best")
+    result = {
+        "schema": SCHEMA, "cases": rows, "tuned": tuned, "load_average_at_start": load,
+        "median_error": statistics.median([abs(row["error"]) for row in rows if row["error"] is not None] or [0.0]),
+        "machine": machine.machine("cpu"), "versions": machine.versions(), "git_revision": machine.git_revision(),
+    }  # fmt: skip
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    met = all(row["bound_is_right"] and row["prediction_is_right"] for row in rows)
+    return 0 if met and all(one["is_right"] for one in tuned) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
