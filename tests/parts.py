@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent / "envs"))  # toy_envs, as a user's
 
 SEED = 7
 UPDATE: Any = "torch"  # the learner's twin; tests of both change it by `both_twins`
+CARTPOLE = EnvSpec("CartPole-v1", max_episode_steps=15)
 SMALL = {"mlp": PolicySpec("mlp", (8,)), "lstm": PolicySpec("lstm", (8,), lstm_size=6)}
 
 
@@ -188,3 +190,46 @@ def assert_same_arrays(left: dict[str, np.ndarray], right: dict[str, np.ndarray]
     assert left.keys() == right.keys()
     for name in left:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def fragment(
+    network: str = "mlp", spec: EnvSpec = CARTPOLE, collects: Any = "steps", seed: int = SEED
+) -> Any:
+    """(a policy, what it collected)."""
+    policy = small_policy(network, spec)
+    named = {"num_steps": 24, "num_envs": 4, "collects": collects, "seed": seed}
+    return policy, collect(spec, policy, **named)
+
+
+def split(trajectory: Trajectory) -> list[Trajectory]:
+    """Its columns as two groups'."""
+
+    def columns(part: slice) -> Trajectory:
+        names = (
+            "action",
+            "reward",
+            "terminated",
+            "done",
+            "valid",
+            "episode_start",
+            "value",
+            "next_value",
+            "log_prob",
+        )
+        state = trajectory.initial_state
+        return replace(
+            trajectory,
+            observation=trajectory.observation[:, part],
+            initial_state=None if state is None else tuple(leaf[part] for leaf in state),
+            **{name: getattr(trajectory, name)[:, part] for name in names},
+        )
+
+    return [columns(slice(0, 1)), columns(slice(1, None))]
+
+
+def gradient_of(policy: Any, recipe: Recipe, trajectory: Trajectory) -> list[Any]:
+    """The (clipped) gradient of an update's one step, told from Adam's first moment, 0.1 of it."""
+    learner = make_learner(copy.deepcopy(policy), recipe)
+    learner.update([trajectory], 0.0)
+    optimiser = learner.state()["optimiser"]
+    return [torch.from_numpy(optimiser[number]["exp_avg"]) / 0.1 for number in sorted(optimiser, key=int)]
