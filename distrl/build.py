@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from gymnasium import spaces
+
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.errors import BadInput
 from distrl.policies import PolicySpec
+from distrl.policies.compiled import why_not_compiled
 from distrl.runtime.workers import WorkSpec
 
 
@@ -68,9 +71,29 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
         learner_threads=config.learner_threads,
         normalize_reward=config.normalize_reward,
         max_skipped_updates=config.max_skipped_updates,
-        paths={"env_backend": spec.backend},
+        paths={"env_backend": spec.backend, **_twins(config, device, observation_space, action_space)},
         overlap=config.overlap,
     )
+
+
+def _twins(
+    config: TrainConfig, device: str, observation_space: spaces.Space, action_space: spaces.Space
+) -> dict[str, str]:
+    """Which twin updates and which infers; told from the configuration and the spaces alone.
+
+    BadInput where the compiled one is asked for and cannot serve.
+    """
+    policy = why_not_compiled(policy_spec(config), observation_space, action_space)
+    on_gpu = f"the learner's device is {device}" if device != "cpu" else None
+    chosen = {}
+    for part, asked, reason in (
+        ("learner", config.learner, policy or on_gpu),
+        ("inference", config.inference, policy),
+    ):
+        if asked == "compiled" and reason is not None:
+            raise BadInput(f"--{part} compiled: {reason}; give --{part} torch or auto")
+        chosen[part] = "torch" if asked == "torch" or reason is not None else "compiled"
+    return chosen
 
 
 def resolve_device(config: TrainConfig) -> str:

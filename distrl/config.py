@@ -91,10 +91,18 @@ class TrainConfig(BaseModel):
     # who does the work
     workers: CountOrZero = Field(2, description="Ray rollout workers; 0 collects in-process, without Ray")
     overlap: CountOrZero = Field(
-        0, description="fragments collected ahead of the learner, each with a policy so many versions behind"
+        0, description="fragments collected while the learner learns: the policy's lag; V-trace from 2 on"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="the learner's device")
-    learner_threads: Count = Field(1, description="the learner's CPU threads; part of the curve")
+    learner: Literal["auto", "torch", "compiled"] = Field(
+        "auto", description="who updates; auto: compiled for an MLP with Discrete or Box actions on a CPU"
+    )
+    inference: Literal["auto", "torch", "compiled"] = Field(
+        "auto", description="who infers in rollouts; auto: compiled for an MLP with Discrete or Box actions"
+    )
+    learner_threads: Count = Field(
+        1, description="the learner's CPU threads; part of the curve, but for the compiled learner"
+    )
     address: str | None = Field(None, description="address of a Ray cluster; default: a local one")
 
     # what is kept

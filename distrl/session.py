@@ -360,6 +360,7 @@ def _make_runtime(
     if config.workers == 0:
         return LocalRuntime(spec, trees)
     interrupts.polled = True
+    spec.warm()
     from distrl.runtime.ray import RayRuntime
 
     return RayRuntime(

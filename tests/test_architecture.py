@@ -29,6 +29,7 @@ FLOORS = {
     "distrl.rollout": 2,
     "distrl.rollout_fused": 2,
     "distrl.updates": 2,
+    "distrl.inference": 2,
     "distrl.learner": 2,
     "distrl.runtime": 3,
     "distrl.loops": 3,

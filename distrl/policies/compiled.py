@@ -124,12 +124,13 @@ class CompiledMLP:
 
     def act(self, observation: Tree, noise: Array | None, action_mask: Array | None) -> Array:
         """Actions [B, ...]; `noise` as the distribution draws it, None for the most likely action."""
-        features = self.features(observation)
+        return self.act_on(self.features(observation), noise, action_mask)
+
+    def act_on(self, features: NDArray[np.float32], noise: Array | None, action_mask: Array | None) -> Array:
+        """`act` on rows [B, inputs]."""
         count, n = len(features), int(self.network.actor[-1])
         action, vector = np.empty(count, np.int64), np.empty(count * n, np.float32)
-        flat_noise = (
-            np.zeros(count * n, np.float32) if noise is None else np.ascontiguousarray(noise).reshape(-1)
-        )
+        flat_noise = np.zeros(count * n, np.float32) if noise is None else writable(noise, np.float32)
         mask, masked = _flat_mask(action_mask)
         choose_actions(
             self.params, self.network, features, flat_noise, mask, masked, np.empty((count, n), np.float32),
@@ -154,15 +155,25 @@ class CompiledMLP:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """log-prob and V of rows, [B] each."""
         features = self.features(observation)
+        log_prob = self.log_prob_of(features, *self.split_action(action), action_mask)
+        return log_prob, self.value_of(features)
+
+    def log_prob_of(
+        self,
+        features: NDArray[np.float32],
+        index: NDArray[np.int64],
+        vector: NDArray[np.float32],
+        action_mask: Array | None,
+    ) -> NDArray[np.float32]:
+        """log-probs [B] of rows [B, inputs]; the actions as `split_action` gives them."""
         count, n = len(features), int(self.network.actor[-1])
         log_prob = np.empty(count, np.float32)
-        index, vector = self.split_action(action)
         mask, masked = _flat_mask(action_mask)
         log_probs(
             self.params, self.network, features, index, vector, mask, masked, np.empty((count, n), np.float32),
             log_prob, self.scratch,
         )  # fmt: skip
-        return log_prob, self.value_of(features)
+        return log_prob
 
     def split_action(self, action: Array) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The actions of rows as the kernels read them: an index each, or one flat array of vectors."""

@@ -1,0 +1,137 @@
+"""A policy asked for actions, values and log-probs, by one of two twins: arrays in, arrays out.
+
+`TorchInference` serves any policy. `CompiledInference` serves an MLP with Discrete or Box actions, several times
+as fast on the few rows of an env group, and by the kernels that the compiled update evaluates with: the first
+minibatch's ratio is then exactly 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from distrl.policies.compiled import CompiledMLP
+from distrl.trees import Tree, tree_map
+
+Array = NDArray[Any]
+
+
+class Evaluated(NamedTuple):
+    """Of rows [T, N]: each float32 and of that shape."""
+
+    log_prob: NDArray[np.float32]
+    value: NDArray[np.float32]
+
+
+class Inference(Protocol):
+    """What a rollout asks of a policy. `state` is the policy's memory: torch tensors [N, ...], or None."""
+
+    def load(self) -> None:
+        """To be called after the policy's parameters were changed."""
+        ...
+
+    def act(
+        self, observation: Tree, state: Tree, noise: Array, action_mask: Array | None
+    ) -> tuple[Array, Tree]:
+        """Actions [N, ...] that `noise` picks, and the state after them."""
+        ...
+
+    def evaluate(self, rows: dict[str, Tree], action_mask: Array | None, initial_state: Tree) -> Evaluated:
+        """All rows [T, N] of a fragment, whole columns where the policy has a memory."""
+        ...
+
+    def value(self, observation: Tree, state: Tree) -> NDArray[np.float32]:
+        """V [B] of observations [B, ...] met with states [B, ...]."""
+        ...
+
+
+def make_inference(policy: nn.Module, kind: Literal["torch", "compiled"]) -> Inference:
+    """The twin of that name. BadInput where the compiled one does not serve the policy."""
+    return CompiledInference(policy) if kind == "compiled" else TorchInference(policy)
+
+
+class TorchInference:
+    """`Inference` by the policy's own methods, on its own device's tensors."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        self.policy = cast(Any, policy)
+
+    def load(self) -> None:
+        """Nothing is kept beside the policy."""
+
+    def act(
+        self, observation: Tree, state: Tree, noise: Array, action_mask: Array | None
+    ) -> tuple[Array, Tree]:
+        action, state = self.policy.act(
+            tree_map(torch.from_numpy, observation),
+            state,
+            torch.from_numpy(noise),
+            None if action_mask is None else torch.from_numpy(action_mask),
+        )
+        return action.numpy(), state
+
+    def evaluate(self, rows: dict[str, Tree], action_mask: Array | None, initial_state: Tree) -> Evaluated:
+        def tensor(array: Array) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array))
+
+        observation, action = tree_map(tensor, rows["observation"]), tensor(rows["action"])
+        mask = None if action_mask is None else tensor(action_mask)
+        if self.policy.recurrent:
+            state, starts = tree_map(tensor, initial_state), tensor(rows["episode_start"])
+            found = self.policy.evaluate(observation, action, mask, state, starts)
+            return Evaluated(found.log_prob.numpy(), found.value.numpy())
+        found = self.policy.evaluate(
+            tree_map(lambda leaf: leaf.flatten(0, 1), observation),
+            action.flatten(0, 1),
+            None if mask is None else mask.flatten(0, 1),
+            None,
+            None,
+        )
+        shape = rows["reward"].shape
+        return Evaluated(found.log_prob.numpy().reshape(shape), found.value.numpy().reshape(shape))
+
+    def value(self, observation: Tree, state: Tree) -> NDArray[np.float32]:
+        value: NDArray[np.float32] = self.policy.value(tree_map(torch.from_numpy, observation), state).numpy()
+        return value
+
+
+class CompiledInference:
+    """`Inference` by the compiled kernels, row-exact: a group's rows may be batched with any others."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        self.view = CompiledMLP(policy)
+        self._warm()
+
+    def _warm(self) -> None:
+        """Compiles, or reads Numba's cache: a batch of no rows."""
+        n = int(self.view.network.actor[-1])
+        features = np.zeros((0, int(self.view.network.actor[0])), np.float32)
+        self.view.act_on(features, np.zeros((0, n), np.float32), None)
+        index, vector = self.view.split_action(np.zeros((0, n), np.float32))
+        self.view.log_prob_of(features, index, vector, None)
+        self.view.value_of(features)
+
+    def load(self) -> None:
+        self.view.load()
+
+    def act(
+        self, observation: Tree, state: Tree, noise: Array, action_mask: Array | None
+    ) -> tuple[Array, Tree]:
+        return self.view.act(observation, noise, action_mask), None
+
+    def evaluate(self, rows: dict[str, Tree], action_mask: Array | None, initial_state: Tree) -> Evaluated:
+        def flat(leaf: Array) -> Array:
+            return leaf.reshape(-1, *leaf.shape[2:])
+
+        shape = rows["reward"].shape
+        mask = None if action_mask is None else flat(action_mask)
+        observation = tree_map(flat, rows["observation"])
+        log_prob, value = self.view.evaluate(observation, flat(rows["action"]), mask)
+        return Evaluated(log_prob.reshape(shape), value.reshape(shape))
+
+    def value(self, observation: Tree, state: Tree) -> NDArray[np.float32]:
+        return self.view.value(observation)
