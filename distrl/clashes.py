@@ -28,6 +28,7 @@ def clashes(config: TrainConfig) -> list[Clash]:
         *_batch(config),
         *_groups(config),
         *_reuse(config),
+        *_overlap(config),
         *_envs(config),
         *_rollout(config),
         *_others(config),
@@ -125,6 +126,23 @@ def _reuse(config: TrainConfig) -> Iterator[Clash]:
             ("clip_value", "baseline", "credit"),
             f"--clip-value {recipe.clip_value} needs a value function, and none is trained with "
             "--no-baseline and --credit return; use --baseline or leave --clip-value out",
+        )
+
+
+def needs_vtrace(overlap: int, clip: float | None) -> bool:
+    """Whether what an older policy collected is past what the loss itself corrects: the clipped ratio, for lag 1."""
+    return overlap > 1 or (overlap == 1 and clip is None)
+
+
+def _overlap(config: TrainConfig) -> Iterator[Clash]:
+    recipe = config.recipe
+    if needs_vtrace(config.overlap, recipe.clip) and recipe.credit != "vtrace":
+        lag = "1 version" if config.overlap == 1 else f"{config.overlap} versions"
+        without, less = ("", ", --overlap 1 or 0") if recipe.clip else (" without --clip", " or --overlap 0")
+        yield Clash(
+            ("overlap", "clip", "credit"),
+            f"--overlap {config.overlap}{without} learns from a policy that is {lag} old, which "
+            f"--credit {recipe.credit} does not correct; use --credit vtrace{less}",
         )
 
 

@@ -1,6 +1,6 @@
 """The learner: trajectories in, a better policy out. It reads a `Recipe` and knows no algorithm's name.
 
-    fragments in group order -> one [T, N] batch -> rewards scaled -> credit (return to go, or GAE)
+    fragments in group order -> one [T, N] batch -> rewards scaled -> credit (return to go, GAE or V-trace)
         -> epochs x minibatches of one global permutation -> loss -> gradient clip -> Adam
 
 The last line is a twin's work: `distrl.updates.torch`, or `distrl.updates.compiled` for an MLP on a CPU.
@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -23,12 +24,16 @@ from distrl.errors import RunFailed
 from distrl.maths.advantage import discounted_sum, gae
 from distrl.maths.random import stream
 from distrl.maths.statistics import explained_variance
+from distrl.maths.vtrace import vtrace
 from distrl.normalization import ObservationMoments, RewardScale
+from distrl.policies.build import one_thread
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.recipes import Recipe
 from distrl.telemetry.spans import span
 from distrl.trajectory import Trajectory, column_minibatches, flat_minibatches
+from distrl.trees import tree_map
 from distrl.updates.protocol import Rates, Update
+from distrl.updates.torch import to_device
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class Learner:
         self.device = torch.device(device)
         self.max_skipped_updates = max_skipped_updates
         self.optimisation = make_update(self.policy, recipe, update, threads)
+        self.is_compiled = update == "compiled"
         self.observation_moments = ObservationMoments(self.policy.observe) if normalize_observation else None
         self.reward_scale = RewardScale(recipe.num_envs, recipe.gamma) if normalize_reward else None
         self.version = 0
@@ -119,9 +125,13 @@ class Learner:
         versions = [trajectory.version for trajectory in trajectories]
         with span("learn: gather"):
             trajectory = Trajectory.concatenate(trajectories)
+        behaviour_log_prob = trajectory.log_prob
+        if self.recipe.credit == "vtrace":
+            with span("learn: evaluate"):
+                trajectory = self._seen_now(trajectory)
         # no warnings of NumPy's about what is not finite: minibatches with it are skipped and counted
         with span("learn: advantage"), np.errstate(invalid="ignore", over="ignore"):
-            advantage, target = self._credit(trajectory)
+            advantage, target = self._credit(trajectory, behaviour_log_prob)
         with span("learn: transfer"):
             batch = self.optimisation.batch(trajectory, advantage, target)
         with span("learn: update"):
@@ -136,27 +146,62 @@ class Learner:
                 value = trajectory.value[trajectory.valid]
                 metrics["explained_variance"] = explained_variance(trajectory.value, target, trajectory.valid)
                 metrics["value_mean"] = float(value.mean(dtype=np.float64)) if len(value) else float("nan")
+        if self.recipe.credit == "vtrace":
+            metrics["behaviour_kl"] = _approximate_kl(behaviour_log_prob, trajectory)
         metrics["policy_lag"] = float(self.version - min(versions))
         self.version += 1
         return metrics
 
-    def _credit(self, trajectory: Trajectory) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The weight of each log-prob and the critic's target, [T, N]."""
+    def _seen_now(self, trajectory: Trajectory) -> Trajectory:
+        """The same with log-probs and values of the policy as it stands: an older one collected it.
+
+        V of what lies beyond an episode's end or the last row stays the collector's: those states are not in it.
+        """
+        policy, shape = self.policy, trajectory.reward.shape
+
+        def tensor(array: NDArray[Any]) -> torch.Tensor:
+            laid_out = array if policy.recurrent else array.reshape(-1, *array.shape[2:])
+            return to_device(laid_out, self.device)
+
+        columns = policy.recurrent
+        with torch.no_grad(), one_thread() if self.is_compiled else nullcontext():
+            evaluation = policy.evaluate(
+                tree_map(tensor, trajectory.observation),
+                tensor(trajectory.action),
+                tree_map(tensor, trajectory.extra.get("action_mask")),
+                tree_map(lambda leaf: to_device(leaf, self.device), trajectory.initial_state)
+                if columns
+                else None,
+                tensor(trajectory.episode_start) if columns else None,
+            )
+            log_prob, value = (
+                part.reshape(shape).cpu().numpy() for part in (evaluation.log_prob, evaluation.value)
+            )
+        next_value = trajectory.next_value.copy()
+        next_value[:-1] = np.where(trajectory.done[:-1], next_value[:-1], value[1:])
+        return replace(trajectory, log_prob=log_prob, value=value, next_value=next_value)
+
+    def _credit(
+        self, trajectory: Trajectory, behaviour_log_prob: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The weight of each log-prob and the critic's target, [T, N].
+
+        V-trace compares `behaviour_log_prob`, of the policy that collected, with the trajectory's log-probs.
+        """
         recipe, reward = self.recipe, trajectory.reward
         if self.reward_scale is not None:
             reward = self.reward_scale.scale(reward, trajectory.done, trajectory.valid)
         if recipe.credit == "return":
             target = discounted_sum(reward, trajectory.done, recipe.gamma)
             return (target - trajectory.value if recipe.baseline else target), target
-        advantage = gae(
-            reward,
-            trajectory.value,
-            trajectory.next_value,
-            trajectory.terminated,
-            trajectory.done,
-            recipe.gamma,
-            recipe.lam,
-        )
+        columns = (
+            reward, trajectory.value, trajectory.next_value, trajectory.terminated, trajectory.done
+        )  # fmt: skip
+        if recipe.credit == "vtrace":
+            collected = trajectory.log_prob if behaviour_log_prob is None else behaviour_log_prob
+            target, advantage = vtrace(*columns, collected, trajectory.log_prob, recipe.gamma, recipe.lam)
+            return advantage, target
+        advantage = gae(*columns, recipe.gamma, recipe.lam)
         return advantage, advantage + trajectory.value
 
     def _rates(self, progress: float) -> Rates:
@@ -221,3 +266,10 @@ class Learner:
         self.version = int(state["version"])
         self.skipped = int(state["skipped"])
         self.streak = float(state["streak"])
+
+
+def _approximate_kl(behaviour_log_prob: NDArray[np.float32], trajectory: Trajectory) -> float:
+    """KL of the policy that collected from the one that learns: the mean of r - 1 - log r, as the loss's own."""
+    log_ratio = (trajectory.log_prob - behaviour_log_prob)[trajectory.valid].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float((np.exp(log_ratio) - 1.0 - log_ratio).mean()) if len(log_ratio) else float("nan")

@@ -37,8 +37,8 @@ class Recipe:
 
     # how credit is given
     gamma: float = _option(0.99, "discount", ge=0, le=1)
-    credit: Literal["return", "gae"] = _option(
-        "return", "weight of log-prob: the return to go, or GAE(lambda)"
+    credit: Literal["return", "gae", "vtrace"] = _option(
+        "return", "weight of log-prob: the return to go, GAE(lambda), or V-trace for an older policy's data"
     )
     baseline: bool = _option(False, "subtract V(s) from the return to go and train V")
     lam: float = _option(0.95, "GAE's lambda: 0 is the TD error, 1 the return minus V(s)", ge=0, le=1)
@@ -67,7 +67,7 @@ class Recipe:
     @property
     def trains_value(self) -> bool:
         """Whether a value function is learned at all."""
-        return self.baseline or self.credit == "gae"
+        return self.baseline or self.credit != "return"
 
 
 REINFORCE = Recipe()

@@ -1,6 +1,6 @@
 """From flags, TOML and presets to one validated configuration, and where each value came from.
 
-    flag  >  TOML file  >  preset (the rung's Recipe)  >  default
+    flag  >  TOML file  >  implied by another field  >  preset (the rung's Recipe)  >  default
 
 All problems are found before any is raised, as one `BadInput`. A resumed run starts from its own
 `config.json` instead of presets and defaults, and only a few fields may change.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from distrl.clashes import clashes, warnings
+from distrl.clashes import clashes, needs_vtrace, warnings
 from distrl.config import TrainConfig
 from distrl.errors import BadInput
 from distrl.fields import canonical, flat_fields, read_value, show, unknown_name
@@ -26,7 +26,7 @@ from distrl.recipes import LADDER, Recipe
 SCHEMA = 1
 CONFIG_FILE = "config.json"
 
-Source = Literal["flag", "toml", "preset", "default"]
+Source = Literal["flag", "toml", "implied", "preset", "default"]
 
 # What a resumed run may be given anew: how long, how fast, by whom, and what is kept. All else decides the
 # curve or the shapes, and a changed value would make the saved state mean something different.
@@ -63,11 +63,23 @@ def resolve(flags: Mapping[str, Any], toml: Path | None = None, problems: Iterab
         bad |= {name for name, field in flat_fields().items() if field.in_recipe and name not in given}
     fallback = {name: field.default for name, field in flat_fields().items()}
     values = {**fallback, **to_flat_recipe(preset), **given}
+    implied = _implied(values) if not bad & {"overlap", "clip"} else {}
+    for name, value in implied.items():
+        if name not in given and name not in bad:
+            values[name] = given[name] = value
+            sources[name] = "implied"
     for name in flat_fields():
         if name not in given:
             sources[name] = "preset" if values[name] != fallback[name] else "default"
     config = _build(values, found, bad)
     return Resolved(config, sources, tuple(warnings(config)))
+
+
+def _implied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What other fields make of those that nobody gave: an older policy's data is corrected."""
+    if values["credit"] == "gae" and needs_vtrace(values["overlap"], values["clip"]):
+        return {"credit": "vtrace"}
+    return {}
 
 
 def _read_all(

@@ -42,7 +42,7 @@ def make_policy(
 
     BadInput names the space, module or function that does not serve.
     """
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(derive_seed(seed, "parameters"))
         try:
             return _build(spec, observation_space, action_space)
@@ -51,8 +51,8 @@ def make_policy(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """The QR behind an orthogonal matrix gives other bits with other thread counts."""
+def one_thread() -> Iterator[None]:
+    """Torch on one thread inside: the QR behind an orthogonal matrix, say, gives other bits with other counts."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
