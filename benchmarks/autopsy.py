@@ -46,7 +46,7 @@ CASES = (
     ),
     Case(
         "heavy-policy", "inference-bound",
-        f"{SLOW} --hidden-sizes 1024,1024 --num-envs 4 --groups 4 --num-steps 64 --epochs 1 --minibatches 1 --workers 1",
+        f"{SLOW} --policy benchmarks.planted:ponder --num-envs 4 --groups 4 --num-steps 64 --workers 1",
         False,
     ),
     Case("many-epochs", "learner-bound", f"{SLOW} --num-envs 8 --groups 2 --epochs 40 --workers 1", False),

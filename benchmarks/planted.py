@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ EPISODE_LENGTH = 200
 class Slow(gym.Env[Any, Any]):
     """Observes `size` numbers and rewards 1; a step waits `wait_sec`, as one that asks a simulator elsewhere does.
 
-    `slow_folder`: the first process to take its place there, and none that comes while it lives, waits `slow_times` as
-    long: a straggler.
+    `slow_folder`: the first of Ray's workers to take its place there, and none that comes while it lives, waits
+    `slow_times` as long: a straggler.
     """
 
     def __init__(
@@ -53,7 +54,10 @@ class Slow(gym.Env[Any, Any]):
 
     def _slow(self) -> bool:
         if self._is_slow is None:
-            self._is_slow = self.slow_folder is not None and _takes(Path(self.slow_folder) / "straggler")
+            on_ray = Path(sys.argv[0]).name == "default_worker.py"
+            self._is_slow = (
+                on_ray and self.slow_folder is not None and _takes(Path(self.slow_folder) / "straggler")
+            )
         return self._is_slow
 
 
@@ -127,6 +131,31 @@ class Glance(nn.Module):
 def glance(observation_space: Any, action_space: Any) -> Glance:
     """`--policy benchmarks.planted:glance`."""
     return Glance(action_space)
+
+
+class Ponder(Glance):
+    """Thinks at every step, for nothing: `rounds` of a wide layer before an action, none of them in the update."""
+
+    def __init__(self, action_space: Any, width: int, rounds: int) -> None:
+        super().__init__(action_space)
+        self.rounds = rounds
+        self.register_buffer("thought", torch.eye(width) * 0.5, persistent=False)
+
+    @staticmethod
+    def _seen(observation: Any) -> Any:
+        return observation[..., :4]
+
+    def act(self, observation: Any, state: Any, noise: Any, action_mask: Any) -> Any:
+        hidden = torch.zeros(len(observation), len(self.thought))
+        for _ in range(self.rounds):
+            hidden = torch.tanh(hidden @ self.thought)
+        output = self.actor(self._seen(observation)) + hidden[:, :1]
+        return self.distribution.sample(output, noise, action_mask), None
+
+
+def ponder(observation_space: Any, action_space: Any, width: int = 512, rounds: int = 8) -> Ponder:
+    """`--policy benchmarks.planted:ponder`."""
+    return Ponder(action_space, width, rounds)
 
 
 for _name, _env in (("Planted/Slow-v0", Slow), ("Planted/Picture-v0", Picture)):

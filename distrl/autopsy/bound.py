@@ -7,12 +7,12 @@ faster, what that would save counts as oversubscription.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distrl.autopsy import categories as cat
 from distrl.autopsy.categories import category, is_wait
 from distrl.autopsy.measure import Measured
-from distrl.autopsy.model import Costs
+from distrl.autopsy.model import Costs, predict
 from distrl.autopsy.path import critical_path, shares
 from distrl.autopsy.timeline import DRIVER, LEARNER
 
@@ -111,7 +111,8 @@ def _sentence(kind: str, session: Measured, costs: Costs, worker: str | None, pa
         number, slow = max(costs.slow.items(), key=lambda item: item[1])
         return (
             f"worker {number} bounds: its groups take {slow:.1f} times as long as the others', "
-            f"which wait {100 * _wait_for(session, f'worker {number}'):.0f} % of their time for it"
+            f"which wait {100 * _wait_for(session, f'worker {number}'):.0f} % of their time for it; "
+            f"as fast as they are, it would be {predict(config, replace(costs, slow={})).rate:,.0f} steps/s"
         )
     if kind == THREADS:
         best = min(costs.update.speed, key=lambda count: costs.update.speed[count])

@@ -117,7 +117,7 @@ def _same(threads: int) -> Learning:
 
 
 def _fitted(session: Measured, rollout: Rollout, learning: Learning) -> Costs:
-    return fit(session, rollout, learning.minibatch.fixed, learning.speed)
+    return fit(session, rollout, learning.minibatch, learning.speed)
 
 
 def other_ways(session: Measured) -> Iterator[tuple[str, Any]]:

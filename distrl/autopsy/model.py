@@ -132,10 +132,10 @@ def _learning(config: TrainConfig, costs: Costs, rows: float) -> float:
     return work * update.speed.get(config.learner_threads, 1.0) + rows * update.gather_per_row + update.fixed
 
 
-def fit(session: Measured, probed: Rollout, minibatch_fixed: float, speed: dict[int, float]) -> Costs:
+def fit(session: Measured, probed: Rollout, minibatch: Line, speed: dict[int, float]) -> Costs:
     """The costs at the session's level: the probes say how a cost splits, the session how large it is.
 
-    `minibatch_fixed` is what a minibatch of next to no rows takes, in seconds.
+    `minibatch` is what a step of the optimiser took in probes, over its rows; `speed` as `Update.speed`.
     """
     config, recipe = session.config, session.config.recipe
     cores = available_cores()
@@ -157,7 +157,7 @@ def fit(session: Measured, probed: Rollout, minibatch_fixed: float, speed: dict[
     rollout = Rollout(level, evaluate, per_fragment, probed.idle_share)
     return Costs(
         rollout=rollout,
-        update=_fit_update(session, rows, minibatch_fixed, speed),
+        update=_fit_update(session, rows, minibatch, speed),
         transport=_fit_transport(session, per_group.get(SERIALISATION, 0.0) / crowd),
         driver=_driver_seconds(session),
         slow=slow,
@@ -217,18 +217,17 @@ def _by_kind(seconds: dict[str, float], groups: int) -> dict[str, float]:
     return kinds
 
 
-def _fit_update(session: Measured, rows: float, minibatch_fixed: float, speed: dict[int, float]) -> Update:
+def _fit_update(session: Measured, rows: float, minibatch: Line, speed: dict[int, float]) -> Update:
     process = DRIVER if session.config.workers == 0 else LEARNER
     seconds = session.seconds(process)
     recipe = session.config.recipe
     update = seconds.get("learn: update", 0.0)
-    fixed = min(minibatch_fixed, update / (recipe.epochs * recipe.minibatches))
-    left = update - recipe.epochs * recipe.minibatches * fixed
+    line = _scaled(minibatch, rows / recipe.minibatches, update / (recipe.epochs * recipe.minibatches))
     per_batch = sum(
         seconds.get(name, 0.0) for name in ("learn: gather", "learn: advantage", "learn: transfer")
     )
     rest = sum(sec for name, sec in seconds.items() if name.startswith("learn")) - update - per_batch
-    return Update(fixed, left / recipe.epochs / rows, per_batch / rows, rest, speed)
+    return Update(line.fixed, line.per_row, per_batch / rows, rest, speed)
 
 
 def _fit_transport(session: Measured, send_per_group: float) -> Transport:

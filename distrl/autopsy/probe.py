@@ -106,7 +106,7 @@ def rollout_costs(
     spec: WorkSpec, num_envs: int, sec_per_step: float, budget_sec: float
 ) -> tuple[Rollout, Trajectory]:
     """What a fragment costs for groups of about `num_envs`; `sec_per_step` is what one step took before."""
-    more = min(2 * num_envs, max(MOST_ENVS, num_envs + 1))
+    more = min(4 * num_envs, max(MOST_ENVS, num_envs + 1))  # as far as a prescription goes
     steps = max(
         SHORTEST_STEPS, min(spec.recipe.num_steps, int(budget_sec / 3 / REPEATS / max(sec_per_step, 1e-7)))
     )

@@ -1,5 +1,6 @@
 """Every second has exactly one name."""
 
+import pickle
 import threading
 import time
 
@@ -9,6 +10,7 @@ from distrl.telemetry import spans as spans_module
 from distrl.telemetry.spans import (
     Spans,
     SpanTotals,
+    TakenWhenSent,
     phase,
     phase_shares,
     span_table_rows,
@@ -237,3 +239,56 @@ def test_a_span_belongs_to_a_phase_by_its_first_word() -> None:
     assert [phase(name) for name in names] == [
         "rollout", "rollout", "learner", "learner", "waiting", "other", "other",
     ]  # fmt: skip
+
+
+def test_recorded_events_follow_one_another_and_sum_to_the_named_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    spans = Spans("other", record_events=True)
+    clock.pass_ns(3)
+    with spans.span("learn"):
+        clock.pass_ns(5)
+        with spans.span("learn: gae"):
+            clock.pass_ns(7)
+    spans.mark("wait: workers")
+    clock.pass_ns(11)
+    taken = spans.take_totals()
+    assert [event for event in taken.events if event[1] < event[2]] == [
+        ("other", 1_000, 1_003),
+        ("learn", 1_003, 1_008),
+        ("learn: gae", 1_008, 1_015),
+        ("wait: workers", 1_015, 1_026),
+    ]
+    clock.pass_ns(13)
+    assert spans.take_totals().events == [("wait: workers", 1_026, 1_039)], "a take starts anew"
+    assert sum(end - begin for _, begin, end in taken.events) == taken.wall_ns
+
+
+def test_a_normal_run_records_no_events() -> None:
+    spans = Spans()
+    with spans.span("learn"):
+        pass
+    assert spans.take_totals().events == []
+
+
+def test_totals_taken_when_sent_hold_what_was_serialised_before_them() -> None:
+    recorder = spans_module.start("wait: learner")
+
+    class Slow:
+        def __reduce__(self) -> tuple[object, ...]:
+            time.sleep(0.02)
+            return int, ()
+
+    try:
+        spans_module.mark("rollout: send")
+        _, arrived = pickle.loads(pickle.dumps([Slow(), TakenWhenSent("wait: learner")]))
+        assert isinstance(arrived, SpanTotals)
+        assert arrived.ns["rollout: send"] >= 20_000_000
+        assert set(recorder.take()) == {"wait: learner"}, "from then on it waits"
+    finally:
+        spans_module.start()
+
+
+def test_the_cost_of_a_span_is_that_of_microseconds_at_most() -> None:
+    assert 10 < spans_module.cost_of_one_ns() < 100_000
