@@ -9,6 +9,7 @@ from distrl.envs import EnvGroup, EnvSpec
 from distrl.errors import BadInput
 from distrl.policies import PolicySpec
 from distrl.policies.compiled import why_not_compiled
+from distrl.rollout_fused import why_not_fused
 from distrl.runtime.workers import WorkSpec
 
 
@@ -71,15 +72,33 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
         learner_threads=config.learner_threads,
         normalize_reward=config.normalize_reward,
         max_skipped_updates=config.max_skipped_updates,
-        paths={"env_backend": spec.backend, **_twins(config, device, observation_space, action_space)},
+        paths=_paths(config, spec, device, observation_space, action_space),
         overlap=config.overlap,
     )
+
+
+def _paths(
+    config: TrainConfig,
+    spec: EnvSpec,
+    device: str,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+) -> dict[str, str]:
+    """Which twin does what; told from the configuration and the spaces alone. BadInput as of `_twins`."""
+    twins = _twins(config, device, observation_space, action_space)
+    reason = why_not_fused(spec)
+    if reason is None and twins["inference"] != "compiled":
+        reason = f"inference is by {twins['inference']}"
+    if config.rollout == "fused" and reason is not None:
+        raise BadInput(f"--rollout fused: {reason}; give --rollout stepwise or auto")
+    rollout = "stepwise" if config.rollout == "stepwise" or reason is not None else "fused"
+    return {"env_backend": spec.backend, "rollout": rollout, **twins}
 
 
 def _twins(
     config: TrainConfig, device: str, observation_space: spaces.Space, action_space: spaces.Space
 ) -> dict[str, str]:
-    """Which twin updates and which infers; told from the configuration and the spaces alone.
+    """Which twin updates and which infers.
 
     BadInput where the compiled one is asked for and cannot serve.
     """

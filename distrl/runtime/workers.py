@@ -20,6 +20,7 @@ from distrl.learner import Learner, Snapshot, digest
 from distrl.policies import PolicySpec, load_parameters, make_policy
 from distrl.recipes import Recipe
 from distrl.rollout import Collector, EpisodeRecord, Stopped
+from distrl.rollout_fused import FusedCollector
 from distrl.telemetry import spans
 from distrl.telemetry.spans import SpanTotals, TakenWhenSent, span
 from distrl.trajectory import Trajectory
@@ -68,7 +69,18 @@ class WorkSpec:
         policy = self.make_learner("cpu").policy if self.path("learner") == "compiled" else None
         if self.path("inference") == "compiled":
             spaces = self.observation_space, self.action_space
-            make_inference(policy or make_policy(self.policy, *spaces, self.seed), "compiled")
+            policy = policy or make_policy(self.policy, *spaces, self.seed)
+            inference = make_inference(policy, "compiled")
+            if self.fused:
+                group = EnvGroup(self.env, 0, num_envs=1, first_env=0, seed=self.seed)
+                collector = FusedCollector(group, policy, self.seed, "steps", 1, inference=inference)
+                collector.start()
+                collector.collect(0, 0)
+
+    @property
+    def fused(self) -> bool:
+        """Whether policy and env are one compiled loop."""
+        return self.paths.get("rollout") == "fused"
 
     def path(self, part: str) -> Literal["torch", "compiled"]:
         """Which of the twins does a part of the work: `learner` or `inference`."""
@@ -176,7 +188,7 @@ class RolloutWorker:
         spec = self.spec
         env_group = EnvGroup(spec.env, group, spec.group_sizes[group], spec.first_env(group), spec.seed)
         recipe = spec.recipe
-        collector = Collector(
+        collector = (FusedCollector if spec.fused else Collector)(
             env_group,
             self.policy,
             spec.seed,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,77 @@ def summary(folder: Path, **options: Any) -> dict[str, Any]:
 )
 def test_both_backends_learn_the_same_parameters(env, algo, tmp_path):
     more = {} if algo == "ppo" else {"epochs": 1, "minibatches": 1}
-    one = summary(tmp_path / "g", env=env, algo=algo, env_backend="gymnasium", rollout="stepwise", **more)
+    one = summary(tmp_path / "g", env=env, algo=algo, env_backend="gymnasium", **more)
     other = summary(tmp_path / "n", env=env, algo=algo, env_backend="native", rollout="stepwise", **more)
     assert one["parameters_sha256"] == other["parameters_sha256"]
     assert one["evaluation"] == other["evaluation"]
     assert (one["paths"]["env_backend"], other["paths"]["env_backend"]) == ("gymnasium", "native")
     assert other["reproducibility"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("env", "algo"),
+    [
+        ("CartPole-v1", "ppo"),
+        ("CartPole-v1", "reinforce"),
+        ("MountainCarContinuous-v0", "reinforce-baseline"),
+        ("Acrobot-v1", "actor-critic"),
+        ("Pendulum-v1", "a2c"),
+    ],
+)
+def test_every_rung_runs_fused_with_the_stepwise_runs_parameters(env, algo, tmp_path):
+    more: dict[str, Any] = {} if algo == "ppo" else {"epochs": 1, "minibatches": 1}
+    more |= {"env": env, "algo": algo, "max_episode_steps": 40, "normalize_observation": True}
+    fused = summary(tmp_path / "f", **more)
+    stepwise = summary(tmp_path / "s", **more, rollout="stepwise")
+    assert (fused["paths"]["rollout"], stepwise["paths"]["rollout"]) == ("fused", "stepwise")
+    assert fused["parameters_sha256"] == stepwise["parameters_sha256"]
+    assert fused["reproducibility"] == "exact"
+    for name in ("episodes", "env_steps", "evaluation", "iterations"):
+        assert fused[name] == stepwise[name], name
+    assert "rollout: fused" in fused["spans"]["driver"]["spans"]
+
+
+def test_a_fused_run_that_was_killed_ends_as_if_nothing_had_happened(tmp_path):
+    """Killed with -9 by itself at an iteration's end, then resumed."""
+    options = {**SMALL, "env": "CartPole-v1", "checkpoint_every": 3, "total_steps": 2000}
+    whole = summary(tmp_path / "whole", **options)
+    code = (
+        "import os, signal, distrl, distrl.run as run\n"
+        "keep = run.Run.keep\n"
+        "def killed(self, *arguments):\n"
+        "    keep(self, *arguments)\n"
+        "    if self.iteration == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "run.Run.keep = killed\n"
+        f"distrl.train(**{ {**options, 'run_dir': str(tmp_path / 'killed')}!r})\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert killed.returncode == -9, killed.stderr.decode()[-2000:]
+    command = [sys.executable, "-m", "distrl", "train", "--resume", str(tmp_path / "killed")]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    resumed = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert resumed["parameters_sha256"] == whole["parameters_sha256"]
+    assert (resumed["episodes"], resumed["resumes"]) == (whole["episodes"], 1)
+    assert resumed["paths"]["rollout"] == "fused"
+
+
+def test_workers_play_fused_with_the_parameters_of_one_process(tmp_path):
+    alone = summary(tmp_path / "alone", env="CartPole-v1")
+    together = summary(tmp_path / "together", env="CartPole-v1", workers=2)
+    assert together["paths"] == alone["paths"]
+    assert together["parameters_sha256"] == alone["parameters_sha256"]
+
+
+def test_fused_asked_for_where_it_cannot_be_is_refused(tmp_path):
+    for options, said in (
+        ({"env_backend": "gymnasium"}, "--rollout fused with --env-backend gymnasium"),
+        ({"nonfinite": "drop"}, "--rollout fused with --nonfinite drop"),
+        ({"network": "lstm"}, "--rollout fused with --network lstm"),
+        ({"env": "HalfCheetah-v5"}, "--rollout fused: the env's backend is gymnasium"),
+        ({"inference": "torch"}, "--rollout fused: inference is by torch"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            summary(tmp_path / "n", **{"env": "CartPole-v1", "rollout": "fused", **options})
 
 
 def test_native_asked_for_with_what_it_does_not_know_is_refused(tmp_path):

@@ -1,0 +1,204 @@
+"""The loop of a fused rollout: policy, sampling, env step, resets and accounting of a block of steps in nopython.
+
+It is compiled for each native env, around whose functions it is built. K steps of a block, N envs, D... an
+observation's shape and F its size, n the policy's outputs.
+
+    for each step:   actor on row t [N] -> action and its log-prob from the noise -> in the env's format
+        for each env:    step -> reward, flags -> where over: note the episode, keep what was seen last,
+                         begin the next one from its own seed -> row t+1
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from distrl.envs.native.protocol import NativeEnv
+from distrl.maths.mlp_heads import GAUSSIAN, categorical_log_probs, gaussian_log_prob
+from distrl.maths.mlp_policy import choose_actions
+from distrl.maths.random_kernels import derive_seed, seed_generator
+
+Array = NDArray[Any]
+
+OBSERVATION, REWARD = 1, 2  # what was NaN or Inf
+
+
+class Envs(NamedTuple):
+    """A group's envs; changed in place. limit: steps of an episode, 0 for none. before: `purpose_words` of the run."""
+
+    state: Array  # [N, S]
+    rng: Array  # [N, 4]
+    elapsed: Array  # [N]
+    limit: int
+    before: Array
+    first_env: int
+    episode: Array  # [N] number of the running one
+    return_: Array  # [N] float64, of the running one so far
+    length: Array  # [N]
+
+
+class Actor(NamedTuple):
+    """The policy, and what its actions become. start: the first action of a Discrete space; low, high [n] of a Box.
+    mean, std [F]: of normalised observations, empty where they are not; clip: what they are clipped to."""
+
+    params: Array
+    network: Any
+    mean: Array
+    std: Array
+    clip: float
+    start: int
+    low: Array
+    high: Array
+
+
+class Room(NamedTuple):
+    """What a step needs for a moment. env_action is `integer` [N] or a view of `vector` in the space's shape [N, ...]."""
+
+    features: Array  # [N, F]
+    integer: Array  # int64 [N]
+    vector: Array  # [N, n]
+    env_action: Array
+    no_mask: Array
+    scratch: Array
+
+
+class Block(NamedTuple):
+    """The rows, written. Row 0 of observation and start is given; row K is where the next block begins."""
+
+    observation: Array  # [K + 1, N, D...]
+    flat: Array  # the same, [K + 1, N, F]
+    start: Array  # bool [K + 1, N]
+    integer: Array  # int64 [K, N]: actions of a Discrete space
+    vector: Array  # float32 [K, N * n]: actions of a Box
+    output: Array  # [K, N, n] of the actor
+    log_prob: Array  # [K, N]
+    reward: Array
+    terminated: Array
+    done: Array
+    valid: Array
+    episode_return: Array  # float64 [K, N], where a valid row is done
+    episode_length: Array  # int64 [K, N], likewise
+    last: Array  # [K * N, F] what was seen last in truncated episodes, in the order of rows
+
+
+@functools.cache
+def fused_kernel(env: NativeEnv) -> Callable[..., tuple[int, int, int, int]]:
+    """`block(envs, actor, noise [K, N * n], alive [N], whole, room, rows)`: plays K steps.
+
+    alive: the envs whose rows count; with `whole` an env's end is the end of its row of them, and the block ends
+    where none is left. Gives (steps played, rows of `last` written, what is not finite or 0, in which env).
+    """
+    reset, step, observe = env.compiled
+    options, stamp = env.kernel_options(act, derive_seed, seed_generator)
+    compiled = numba.njit(**options)
+
+    @compiled
+    def begin(envs, n, observation):  # type: ignore[no-untyped-def]
+        envs.episode[n] += 1
+        envs.return_[n] = 0.0
+        envs.length[n] = 0
+        envs.elapsed[n] = 0
+        seed_generator(envs.rng[n], derive_seed(envs.before, envs.first_env + n, envs.episode[n]))
+        reset(envs.state[n], envs.rng[n])
+        observe(envs.state[n], observation)
+
+    @compiled
+    def block(envs, actor, noise, alive, whole, room, rows):  # type: ignore[no-untyped-def]
+        _ = stamp
+        num_last = 0
+        for t in range(len(noise)):
+            if whole and not alive.any():
+                return t, num_last, 0, 0
+            act(
+                actor,
+                rows.flat[t],
+                noise[t],
+                room,
+                rows.integer[t],
+                rows.vector[t],
+                rows.output[t],
+                rows.log_prob[t],
+            )
+            for n in range(len(alive)):
+                reward, terminated = step(envs.state[n], room.env_action[n], envs.rng[n])
+                envs.elapsed[n] += 1
+                envs.return_[n] += reward
+                envs.length[n] += 1
+                observe(envs.state[n], rows.observation[t + 1, n])
+                seen = rows.flat[t + 1, n]
+                if not _is_finite(seen):
+                    return t, num_last, OBSERVATION, n
+                if not np.isfinite(reward):
+                    return t, num_last, REWARD, n
+                done = terminated or (envs.limit > 0 and envs.elapsed[n] >= envs.limit)
+                rows.reward[t, n] = reward
+                rows.terminated[t, n] = terminated
+                rows.done[t, n] = done
+                rows.valid[t, n] = alive[n]
+                rows.start[t + 1, n] = done
+                if done:
+                    if alive[n]:
+                        rows.episode_return[t, n] = envs.return_[n]
+                        rows.episode_length[t, n] = envs.length[n]
+                        if not terminated:
+                            rows.last[num_last] = seen
+                            num_last += 1
+                    if whole:
+                        alive[n] = False
+                    begin(envs, n, rows.observation[t + 1, n])
+                    if not _is_finite(seen):
+                        return t, num_last, OBSERVATION, n
+        return len(noise), num_last, 0, 0
+
+    return block  # type: ignore[no-any-return]
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_finite(row):  # type: ignore[no-untyped-def]
+    for x in row:  # noqa: SIM110
+        if not np.isfinite(x):
+            return False
+    return True
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def act(actor, observed, noise, room, index, vector, output, log_prob):  # type: ignore[no-untyped-def]
+    """Actions of rows observed [N, F], their log-probs, and in `room` the actions in the env's format."""
+    features, n, clip = observed, output.shape[1], np.float32(actor.clip)
+    if len(actor.mean):
+        features = room.features
+        for row in range(len(observed)):
+            for i in range(len(actor.mean)):
+                x = (observed[row, i] - actor.mean[i]) / actor.std[i]
+                x = -clip if x < -clip else x
+                features[row, i] = clip if x > clip else x
+    choose_actions(
+        actor.params,
+        actor.network,
+        features,
+        noise,
+        room.no_mask,
+        False,
+        output,
+        index,
+        vector,
+        room.scratch,
+    )
+    flat, log_std = output.reshape(-1), actor.params[actor.network.log_std_start :]
+    for row in range(len(observed)):
+        at = row * n
+        if actor.network.kind == GAUSSIAN:
+            log_prob[row] = gaussian_log_prob(flat, at, n, vector, at, log_std)
+            for i in range(n):
+                x = vector[at + i]
+                x = actor.low[i] if x < actor.low[i] else x
+                room.vector[row, i] = actor.high[i] if x > actor.high[i] else x
+        else:
+            categorical_log_probs(flat, at, n, room.no_mask, at, False, room.scratch)
+            log_prob[row] = room.scratch[index[row]]
+            room.integer[row] = index[row] + actor.start

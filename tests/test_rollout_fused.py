@@ -1,0 +1,138 @@
+"""The fused rollout is the stepwise one to the bit: rows, episodes, and the state that it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distrl.checkpoint import load_tree, save_tree
+from distrl.envs import EnvGroup, EnvSpec
+from distrl.errors import RunFailed
+from distrl.inference import make_inference
+from distrl.policies import PolicySpec, make_policy
+from distrl.policies.distributions import Categorical
+from distrl.rollout import Collector, Fragment
+from distrl.rollout_fused import FusedCollector, why_not_fused
+from distrl.trees import tree_leaves
+from tests.parts import stir
+
+IDS = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
+SEED, NUM_ENVS = 7, 5
+
+
+def make(
+    kind: type[Collector],
+    spec: EnvSpec,
+    collects: Any = "steps",
+    num_steps: int = 150,
+    normalize: bool = False,
+    num_envs: int = NUM_ENVS,
+) -> Any:
+    group = EnvGroup(spec, 1, num_envs, NUM_ENVS, SEED)
+    policy: Any = stir(
+        make_policy(
+            PolicySpec("mlp", (16, 16), normalize_observation=normalize),
+            group.observation_space,
+            group.action_space,
+            SEED,
+        )
+    )
+    if normalize:
+        count = policy.observe.num_features
+        policy.observe.set_moments(np.linspace(-0.3, 0.2, count), np.linspace(0.001, 0.5, count))
+    inference = make_inference(policy, "compiled")
+    collector = kind(group, policy, SEED, collects, num_steps, inference=inference)
+    collector.start()
+    return collector
+
+
+def native(env_id: str, limit: int | None = 60) -> EnvSpec:
+    return EnvSpec(env_id, backend="native", max_episode_steps=limit)
+
+
+def assert_same(fused: Fragment, stepwise: Fragment) -> None:
+    for column in dataclasses.fields(stepwise.trajectory):
+        one, other = (getattr(fragment.trajectory, column.name) for fragment in (fused, stepwise))
+        if column.name == "version":
+            assert one == other
+            continue
+        for left, right in zip(tree_leaves(one), tree_leaves(other), strict=True):
+            assert (left.dtype, left.shape) == (right.dtype, right.shape), column.name
+            np.testing.assert_array_equal(left, right, err_msg=column.name)
+    assert fused.episodes == stepwise.episodes
+    assert fused.dropped == stepwise.dropped
+
+
+def assert_same_tree(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_tree(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same_tree(left, right)
+    else:
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("collects", ["steps", "episodes"])
+@pytest.mark.parametrize("env_id", [*IDS, "native_envs:WALK"])
+def test_a_fused_fragment_is_the_stepwise_one(env_id, collects, normalize):
+    limit = 200 if collects == "episodes" else 60  # over and under a block of noise
+    fused, stepwise = (
+        make(kind, native(env_id, limit), collects, normalize=normalize)
+        for kind in (FusedCollector, Collector)
+    )
+    for iteration in range(3):
+        one, other = fused.collect(iteration, 4), stepwise.collect(iteration, 4)
+        assert_same(one, other)
+        assert_same_tree(fused.snapshot(), stepwise.snapshot())
+    assert one.episodes
+
+
+def test_either_rollout_goes_on_from_where_the_other_stood(tmp_path):
+    one, expected = make(FusedCollector, native("CartPole-v1")), make(FusedCollector, native("CartPole-v1"))
+    one.collect(0, 0)
+    expected.collect(0, 0)
+    save_tree(tmp_path, "state", one.snapshot())
+    last = expected.collect(1, 1)
+    for kind in (FusedCollector, Collector):
+        other = make(kind, native("CartPole-v1"))
+        other.restore(load_tree(tmp_path, "state"))
+        assert_same(other.collect(1, 1), last)
+
+
+def test_an_env_does_the_same_alone_and_among_more(monkeypatch):
+    """Row-exact: what an env does depends on its own seeds, not on who is stepped beside it."""
+    monkeypatch.setattr(
+        Categorical, "noise", lambda self, generator, shape: np.zeros((*shape, 2), np.float32)
+    )
+    many, few = (
+        make(FusedCollector, native("CartPole-v1"), num_envs=count).collect(0, 0).trajectory
+        for count in (70, 3)
+    )
+    for name in ("observation", "action", "reward", "log_prob", "value", "next_value"):
+        np.testing.assert_array_equal(getattr(many, name)[:, :3], getattr(few, name))
+
+
+@pytest.mark.parametrize("kind", [Collector, FusedCollector])
+def test_a_nan_and_an_exception_name_the_env_and_the_episode(kind):
+    collector = make(kind, native("native_envs:SPOILS", 25))
+    with pytest.raises(
+        RunFailed, match=r"env 5 \(native_envs:SPOILS\): observation is NaN or Inf at step 11 of the"
+    ):
+        collector.collect(0, 0)
+    collector = make(kind, native("native_envs:RAISES", 25))
+    with pytest.raises(RunFailed, match=r"env group 1 \(native_envs:RAISES\): ValueError: the walk broke"):
+        collector.collect(0, 0)
+
+
+def test_what_cannot_be_fused_is_named():
+    assert why_not_fused(native("CartPole-v1")) is None
+    assert why_not_fused(EnvSpec("CartPole-v1")) == "the env's backend is gymnasium"
+    assert "drop" in str(why_not_fused(EnvSpec("CartPole-v1", backend="native", nonfinite="drop")))
