@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from distrl.autopsy.bound import Bound, find_bound
+from distrl.autopsy.categories import ENV, FUSED, INFERENCE, ROWS
 from distrl.autopsy.measure import Effort, Measured, measure
 from distrl.autopsy.model import Costs, available_cores, fit
 from distrl.autopsy.path import Segment, critical_path
@@ -34,6 +36,7 @@ from distrl.telemetry import spans
 from distrl.trajectory import Trajectory
 
 Tell = Callable[[str], None]
+_TOUCHES = {"vectorization": (ENV,), "env_backend": (ENV, ROWS), "inference": (INFERENCE,)}
 _ROLLOUT_WAYS = ("env_backend", "vectorization", "rollout", "inference", "rollout_device")
 
 
@@ -57,6 +60,7 @@ class Diagnosis:
     prescriptions: list[Prescription]
     together: Prescription | None
     overhead: Overhead
+    notes: tuple[str, ...] = ()  # what a person should know before trusting the numbers
 
 
 def diagnose(
@@ -66,6 +70,7 @@ def diagnose(
 
     Raises BadInput and RunFailed as `distrl train` does.
     """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     tell(f"a session of about {effort.seconds:g} s, after {effort.warmup_iterations} iterations to warm up")
     session = measure(resolved.config, resolved, effort, run_dir)
     tell("probes: what the costs are made of")
@@ -79,7 +84,18 @@ def diagnose(
         prescriptions=found,
         together=together(session.config, costs, session.rate, found),
         overhead=overhead(session),
+        notes=tuple(_notes(load, session, costs)),
     )
+
+
+def _notes(load: float, session: Measured, costs: Costs) -> Iterator[str]:
+    if load > 0.5 * costs.cores:
+        yield (
+            f"the machine was busy before the session began (load average {load:.1f} on {costs.cores} cores): what "
+            "computes is measured and predicted roughly; repeat this when it is quiet"
+        )
+    if session.spread > 1.0 and session.iterations > 2:
+        yield f"iterations differ by {100 * session.spread:.0f} % of their mean: give --seconds more"
 
 
 def probe_costs(session: Measured, budget_sec: float) -> tuple[Costs, dict[tuple[str, Any], Costs]]:
@@ -152,9 +168,7 @@ def _with_way(
     if name in _ROLLOUT_WAYS:
         size = max(1, round(config.recipe.num_envs / config.num_groups))
         rollout, _ = rollout_costs(spec, size, _seconds_per_step(session), budget_sec)
-        before = sum(line(size) for line in own_rollout.step.values())
-        level = sum(line(size) for line in costs.rollout.step.values()) / before if before > 0 else 1.0
-        step = {kind: Line(line.fixed * level, line.per_row * level) for kind, line in rollout.step.items()}
+        step, level = _at_level(costs.rollout.step, own_rollout.step, rollout.step, size, _TOUCHES.get(name))
         # what goes on in processes of the env's own is not seen from here: it may need a core
         idle = 0.0 if value == "async" else rollout.idle_share
         evaluate = Line(rollout.evaluate.fixed * level, rollout.evaluate.per_row * level)
@@ -168,6 +182,29 @@ def _with_way(
     update = costs.update
     update = replace(update, per_minibatch=update.per_minibatch * factor, per_row=update.per_row * factor)
     return replace(costs, update=update)
+
+
+def _at_level(
+    session: dict[str, Line],
+    own: dict[str, Line],
+    other: dict[str, Line],
+    size: float,
+    touched: tuple[str, ...] | None,
+) -> tuple[dict[str, Line], float]:
+    """A step's costs the other way, as dear as the session is beside its own probe, and how dear that is.
+
+    Kinds that the way does not touch stay the session's, so that two probes' noise does not become a gain.
+    """
+    before = sum(line(size) for line in own.values())
+    level = sum(line(size) for line in session.values()) / before if before > 0 else 1.0
+    fused = any(kinds[FUSED](size) > 0 for kinds in (own, other))
+    step = {}
+    for kind, line in other.items():
+        if touched is not None and not fused and kind not in touched:
+            step[kind] = session[kind]
+        else:
+            step[kind] = Line(line.fixed * level, line.per_row * level)
+    return step, level
 
 
 def _seconds_per_step(session: Measured) -> float:

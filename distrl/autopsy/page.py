@@ -73,6 +73,7 @@ def render_page(found: Diagnosis, result: Mapping[str, Any]) -> str:
         algo=config.algo,
         facts=_facts(found),
         bound=found.bound,
+        notes=found.notes,
         rate=f"{session.rate:,.0f}",
         tiles=_tiles(found),
         parts=_parts(found),

@@ -34,6 +34,7 @@ def as_json(found: Diagnosis, tried: Sequence[Tried] = (), tuned: Sequence[Tried
         "bound": found.bound.kind,
         "sentence": found.bound.sentence,
         "parts": found.bound.parts,
+        "notes": list(found.notes),
         "processes": {name: process_shares(found, name) for name in process_names(found)},
         "critical_path": [
             {"process": process, "category": kind, "share": share}

@@ -37,6 +37,8 @@ def print_diagnosis(found: Diagnosis, *, stream: TextIO | None = None) -> None:
     )  # fmt: skip
     sentence = found.bound.sentence[0].upper() + found.bound.sentence[1:] + "."
     console.print(Panel(Text.assemble(head, "\n", sentence), title="the bound", title_align="left"))
+    for note in found.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
     console.print(_bars(found))
     console.print(_times(found))
     console.print(_path(found))
