@@ -106,7 +106,7 @@ def _fingerprint(function: Any) -> str | None:
     """Of the function and the files that it and what it calls stand in; None where it depends on more: it was typed
     in, or is a closure."""
     files: dict[str, bytes] = {}
-    if not _read_sources(function, files):
+    if not _read_sources(function, files, set()):
         return None
     total = hashlib.sha256(f"{function.__module__}.{function.__qualname__}".encode())
     for name in sorted(files):
@@ -114,10 +114,22 @@ def _fingerprint(function: Any) -> str | None:
     return total.hexdigest()
 
 
-def _read_sources(function: Any, files: dict[str, bytes]) -> bool:
+def _read_sources(function: Any, files: dict[str, bytes], seen: set[Any]) -> bool:
     """Whether all of them could be read into `files`, by name."""
-    if function.__closure__:
+    if function.__code__ in seen:
+        return True
+    seen.add(function.__code__)
+    if function.__closure__ or not _read(function, files):
         return False
+    called = _named(function)
+    intrinsics = [one._defn for one in called if inspect.isfunction(getattr(one, "_defn", None))]
+    compiled = [one.py_func for one in called if inspect.isfunction(getattr(one, "py_func", None))]
+    return all(_read(one, files) for one in intrinsics) and all(
+        _read_sources(one, files, seen) for one in compiled
+    )
+
+
+def _read(function: Any, files: dict[str, bytes]) -> bool:
     name = function.__code__.co_filename
     if name not in files:
         try:
@@ -125,6 +137,13 @@ def _read_sources(function: Any, files: dict[str, bytes]) -> bool:
                 files[name] = file.read()
         except OSError:
             return False
-    called = [function.__globals__.get(name) for name in function.__code__.co_names]
-    plain = [getattr(one, "py_func", None) for one in called]
-    return all(_read_sources(one, files) for one in plain if one and one.__code__.co_filename not in files)
+    return True
+
+
+def _named(function: Any) -> list[Any]:
+    """The global objects that its code names, also as `module.name`."""
+    names = function.__code__.co_names
+    found = [function.__globals__.get(name) for name in names]
+    for module in [one for one in found if inspect.ismodule(one)]:
+        found += [vars(module).get(name) for name in names]
+    return found
