@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,8 +31,7 @@ from distrl.trees import Tree, tree_leaves, tree_map
 NOISE_BLOCK = 128  # rows of noise drawn at a time where an episode's length is not known beforehand
 
 
-@dataclass(frozen=True)
-class EpisodeRecord:
+class EpisodeRecord(NamedTuple):
     """One whole game that ended in a fragment: raw return, length in env steps, numeric info of its last step."""
 
     step: int

@@ -113,12 +113,8 @@ class FusedCollector(Collector):
         first = self.group.first_env
         steps, envs = np.nonzero(rows.done & rows.valid)
         returns, lengths = rows.episode_return[steps, envs], rows.episode_length[steps, envs]
-        return [
-            EpisodeRecord(step, first + env, return_, length, {})
-            for step, env, return_, length in zip(
-                steps.tolist(), envs.tolist(), returns.tolist(), lengths.tolist(), strict=True
-            )
-        ]
+        columns = (steps.tolist(), (first + envs).tolist(), returns.tolist(), lengths.tolist())
+        return [EpisodeRecord(*row, {}) for row in zip(*columns, strict=True)]
 
     def _trajectory(self, rows: Block, last: Array, whole: bool, version: int) -> Trajectory:
         view = self.view
@@ -177,6 +173,9 @@ def _room(group: EnvGroup, view: CompiledMLP) -> Room:
         np.zeros((count, int(view.network.actor[0])), np.float32),
         index,
         vector,
+        np.zeros((count, n), np.float32),
+        np.zeros(count, np.float32),
+        np.zeros(count, np.float32),
         vector.reshape(count, *(group.action_space.shape or ())) if is_box else index,
         empty_mask(),
         view.scratch,
@@ -198,7 +197,6 @@ def _empty_block(group: EnvGroup, view: CompiledMLP, num_steps: int) -> Block:
         start=np.empty((num_steps + 1, count), np.bool_),
         integer=rows(np.int64) if not is_box else np.empty((num_steps, 0), np.int64),
         vector=np.empty((num_steps, count * n if is_box else 0), np.float32),
-        output=rows(np.float32, n),
         log_prob=rows(np.float32),
         reward=rows(np.float32),
         terminated=rows(np.bool_),

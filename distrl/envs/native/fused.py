@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distrl.envs.native.protocol import NativeEnv
-from distrl.maths.mlp_heads import GAUSSIAN, categorical_log_probs, gaussian_log_prob
+from distrl.maths.mlp_heads import GAUSSIAN, exp32, gaussian_log_prob, log32
 from distrl.maths.mlp_policy import choose_actions
 from distrl.maths.random_kernels import derive_seed, seed_generator
 
@@ -62,6 +62,9 @@ class Room(NamedTuple):
     features: Array  # [N, F]
     integer: Array  # int64 [N]
     vector: Array  # [N, n]
+    output: Array  # [N, n] of the actor
+    highest: Array  # [N]
+    total: Array  # [N]
     env_action: Array
     no_mask: Array
     scratch: Array
@@ -75,7 +78,6 @@ class Block(NamedTuple):
     start: Array  # bool [K + 1, N]
     integer: Array  # int64 [K, N]: actions of a Discrete space
     vector: Array  # float32 [K, N * n]: actions of a Box
-    output: Array  # [K, N, n] of the actor
     log_prob: Array  # [K, N]
     reward: Array
     terminated: Array
@@ -121,7 +123,6 @@ def fused_kernel(env: NativeEnv) -> Callable[..., tuple[int, int, int, int]]:
                 room,
                 rows.integer[t],
                 rows.vector[t],
-                rows.output[t],
                 rows.log_prob[t],
             )
             for n in range(len(alive)):
@@ -167,9 +168,9 @@ def _is_finite(row):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def act(actor, observed, noise, room, index, vector, output, log_prob):  # type: ignore[no-untyped-def]
+def act(actor, observed, noise, room, index, vector, log_prob):  # type: ignore[no-untyped-def]
     """Actions of rows observed [N, F], their log-probs, and in `room` the actions in the env's format."""
-    features, n, clip = observed, output.shape[1], np.float32(actor.clip)
+    features, clip = observed, np.float32(actor.clip)
     if len(actor.mean):
         features = room.features
         for row in range(len(observed)):
@@ -184,21 +185,47 @@ def act(actor, observed, noise, room, index, vector, output, log_prob):  # type:
         noise,
         room.no_mask,
         False,
-        output,
+        room.output,
         index,
         vector,
         room.scratch,
     )
-    flat, log_std = output.reshape(-1), actor.params[actor.network.log_std_start :]
-    for row in range(len(observed)):
-        at = row * n
-        if actor.network.kind == GAUSSIAN:
-            log_prob[row] = gaussian_log_prob(flat, at, n, vector, at, log_std)
+    if actor.network.kind == GAUSSIAN:
+        n, flat = room.output.shape[1], room.output.reshape(-1)
+        log_std = actor.params[actor.network.log_std_start :]
+        for row in range(len(observed)):
+            log_prob[row] = gaussian_log_prob(flat, row * n, n, vector, row * n, log_std)
             for i in range(n):
-                x = vector[at + i]
+                x = vector[row * n + i]
                 x = actor.low[i] if x < actor.low[i] else x
                 room.vector[row, i] = actor.high[i] if x > actor.high[i] else x
-        else:
-            categorical_log_probs(flat, at, n, room.no_mask, at, False, room.scratch)
-            log_prob[row] = room.scratch[index[row]]
+    else:
+        chosen_log_probs(room.output, index, room.highest, room.total, log_prob)
+        for row in range(len(observed)):
             room.integer[row] = index[row] + actor.start
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def chosen_log_probs(output, index, highest, total, log_prob):  # type: ignore[no-untyped-def]
+    """`categorical_log_probs` of the actions index [N] alone, to the bit, all rows at once: loops that become vectors.
+    output [N, n] is used up; highest and total [N] are room."""
+    n, flat = output.shape[1], output.reshape(-1)
+    for row in range(len(index)):
+        best = flat[row * n]
+        for j in range(1, n):
+            logit = flat[row * n + j]
+            if logit > best or logit != logit:
+                best = logit
+        highest[row] = best
+        log_prob[row] = flat[row * n + index[row]]
+        for j in range(n):
+            flat[row * n + j] -= best
+    for i in range(len(flat)):
+        flat[i] = exp32(flat[i])
+    for row in range(len(index)):
+        whole = np.float32(0)
+        for j in range(n):
+            whole += flat[row * n + j]
+        total[row] = whole
+    for row in range(len(index)):
+        log_prob[row] -= highest[row] + log32(total[row])
