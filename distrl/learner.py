@@ -125,13 +125,13 @@ class Learner:
         versions = [trajectory.version for trajectory in trajectories]
         with span("learn: gather"):
             trajectory = Trajectory.concatenate(trajectories)
-        behaviour_log_prob = trajectory.log_prob
+        log_prob = trajectory.log_prob  # of the policy as it stands
         if self.recipe.credit == "vtrace":
             with span("learn: evaluate"):
-                trajectory = self._seen_now(trajectory)
+                trajectory, log_prob = self._seen_now(trajectory)
         # no warnings of NumPy's about what is not finite: minibatches with it are skipped and counted
         with span("learn: advantage"), np.errstate(invalid="ignore", over="ignore"):
-            advantage, target = self._credit(trajectory, behaviour_log_prob)
+            advantage, target = self._credit(trajectory, log_prob)
         with span("learn: transfer"):
             batch = self.optimisation.batch(trajectory, advantage, target)
         with span("learn: update"):
@@ -147,13 +147,13 @@ class Learner:
                 metrics["explained_variance"] = explained_variance(trajectory.value, target, trajectory.valid)
                 metrics["value_mean"] = float(value.mean(dtype=np.float64)) if len(value) else float("nan")
         if self.recipe.credit == "vtrace":
-            metrics["behaviour_kl"] = _approximate_kl(behaviour_log_prob, trajectory)
+            metrics["behaviour_kl"] = _approximate_kl(trajectory, log_prob)
         metrics["policy_lag"] = float(self.version - min(versions))
         self.version += 1
         return metrics
 
-    def _seen_now(self, trajectory: Trajectory) -> Trajectory:
-        """The same with log-probs and values of the policy as it stands: an older one collected it.
+    def _seen_now(self, trajectory: Trajectory) -> tuple[Trajectory, NDArray[np.float32]]:
+        """What an older policy collected with the values of the policy as it stands, and its log-probs [T, N].
 
         V of what lies beyond an episode's end or the last row stays the collector's: those states are not in it.
         """
@@ -179,14 +179,15 @@ class Learner:
             )
         next_value = trajectory.next_value.copy()
         next_value[:-1] = np.where(trajectory.done[:-1], next_value[:-1], value[1:])
-        return replace(trajectory, log_prob=log_prob, value=value, next_value=next_value)
+        return replace(trajectory, value=value, next_value=next_value), log_prob
 
     def _credit(
-        self, trajectory: Trajectory, behaviour_log_prob: NDArray[np.float32] | None = None
+        self, trajectory: Trajectory, log_prob: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The weight of each log-prob and the critic's target, [T, N].
 
-        V-trace compares `behaviour_log_prob`, of the policy that collected, with the trajectory's log-probs.
+        V-trace compares `log_prob`, of the policy as it stands, with the trajectory's. The clipped loss has the
+        ratio to the policy that collected in itself, and its clip then also bounds how far the two may part.
         """
         recipe, reward = self.recipe, trajectory.reward
         if self.reward_scale is not None:
@@ -198,8 +199,14 @@ class Learner:
             reward, trajectory.value, trajectory.next_value, trajectory.terminated, trajectory.done
         )  # fmt: skip
         if recipe.credit == "vtrace":
-            collected = trajectory.log_prob if behaviour_log_prob is None else behaviour_log_prob
-            target, advantage = vtrace(*columns, collected, trajectory.log_prob, recipe.gamma, recipe.lam)
+            target, advantage = vtrace(
+                *columns,
+                trajectory.log_prob,
+                trajectory.log_prob if log_prob is None else log_prob,
+                recipe.gamma,
+                recipe.lam,
+                weighted=recipe.clip is None,
+            )
             return advantage, target
         advantage = gae(*columns, recipe.gamma, recipe.lam)
         return advantage, advantage + trajectory.value
@@ -268,8 +275,8 @@ class Learner:
         self.streak = float(state["streak"])
 
 
-def _approximate_kl(behaviour_log_prob: NDArray[np.float32], trajectory: Trajectory) -> float:
+def _approximate_kl(trajectory: Trajectory, log_prob: NDArray[np.float32]) -> float:
     """KL of the policy that collected from the one that learns: the mean of r - 1 - log r, as the loss's own."""
-    log_ratio = (trajectory.log_prob - behaviour_log_prob)[trajectory.valid].astype(np.float64)
+    log_ratio = (log_prob - trajectory.log_prob)[trajectory.valid].astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         return float((np.exp(log_ratio) - 1.0 - log_ratio).mean()) if len(log_ratio) else float("nan")

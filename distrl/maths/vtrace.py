@@ -27,6 +27,7 @@ def vtrace(
     lam: float = 1.0,
     rho_bar: float = 1.0,
     c_bar: float = 1.0,
+    weighted: bool = True,
 ) -> tuple[FloatArray, FloatArray]:
     r"""V-trace targets and policy-gradient advantages (Espeholt et al. 2018, arXiv 1802.01561, eq. 1 and sec. 4.2).
 
@@ -51,6 +52,7 @@ def vtrace(
         lam: lambda, in [0, 1].
         rho_bar: clip of the ratio in a step's own error, above 0; decides whose value function v is.
         c_bar: clip of the ratio in the trace, above 0 and at most rho_bar; decides how fast v gets there.
+        weighted: whether A_t has its factor rho_t; without it, for a loss that multiplies by the ratio itself.
 
     Returns:
         The value targets v and the advantages A, each [T, N], of reward's type.
@@ -76,13 +78,26 @@ def vtrace(
     surplus = np.zeros(reward.shape[1], reward.dtype)  # v_{t+1} - V(s_{t+1})
     _compiled(reward.dtype.name)(
         reward, value, next_value, ratio, terminated, done,
-        real(gamma), real(lam), real(rho_bar), real(c_bar), target, advantage, surplus,
+        real(gamma), real(lam), real(rho_bar), real(c_bar), weighted, target, advantage, surplus,
     )  # fmt: skip
     return target, advantage
 
 
 def _vtrace(  # type: ignore[no-untyped-def]
-    reward, value, next_value, ratio, terminated, done, gamma, lam, rho_bar, c_bar, target, advantage, surplus
+    reward,
+    value,
+    next_value,
+    ratio,
+    terminated,
+    done,
+    gamma,
+    lam,
+    rho_bar,
+    c_bar,
+    weighted,
+    target,
+    advantage,
+    surplus,
 ):
     """Rows from the last to the first; no float literal, which would widen float32 to float64."""
     for i in range(1, len(reward) + 1):
@@ -93,7 +108,8 @@ def _vtrace(  # type: ignore[no-untyped-def]
             with_future = reward[t, n] + gamma * next_value[t, n] - value[t, n]
             error = reward[t, n] - value[t, n] if terminated[t, n] else with_future
             with_later = error + gamma * lam * surplus[n]
-            advantage[t, n] = rho * (error if done[t, n] else with_later)
+            own_advantage = error if done[t, n] else with_later
+            advantage[t, n] = rho * own_advantage if weighted else own_advantage
             own = rho * error
             with_trace = own + trace * surplus[n]
             surplus[n] = own if done[t, n] else with_trace
@@ -106,6 +122,8 @@ def _compiled(dtype: str) -> Callable[..., None]:
     real = getattr(numba.types, dtype)
     column = numba.types.Array(real, 2, "C", readonly=True)
     flag = numba.types.Array(numba.types.boolean, 2, "C", readonly=True)
-    signature = numba.void(*[column] * 4, *[flag] * 2, *[real] * 4, real[:, ::1], real[:, ::1], real[::1])
+    signature = numba.void(
+        *[column] * 4, *[flag] * 2, *[real] * 4, numba.types.boolean, real[:, ::1], real[:, ::1], real[::1]
+    )
     compiled: Callable[..., None] = numba.njit(signature, cache=True, nogil=True)(_vtrace)
     return compiled

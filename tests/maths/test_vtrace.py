@@ -71,6 +71,17 @@ def test_vtrace_equals_its_sum_written_out(columns, gamma, lam, clips):
 
 
 @EXAMPLES
+@given(COLUMNS, CLIPS)
+def test_without_its_weight_the_advantage_lacks_its_own_clipped_ratio_alone(columns, clips):
+    arguments = {**columns, "gamma": 0.9, "lam": 0.8, "rho_bar": clips[0], "c_bar": clips[1]}
+    target, weighted = vtrace(**arguments)
+    same_target, advantage = vtrace(**arguments, weighted=False)
+    rho = np.minimum(clips[0], np.exp(columns["log_prob"] - columns["behaviour_log_prob"]))
+    assert np.array_equal(same_target, target)
+    np.testing.assert_allclose(rho * advantage, weighted, rtol=1e-12, atol=0)
+
+
+@EXAMPLES
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40))
 def test_float32_is_kept_and_agrees_with_float64_to_its_precision(seed, num_steps, num_columns):
     columns = make_off_policy(seed, num_steps, num_columns, "float32")
