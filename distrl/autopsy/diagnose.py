@@ -21,6 +21,7 @@ from distrl.autopsy.probe import (
     Learning,
     Line,
     Rollout,
+    Step,
     cut,
     learning_costs,
     minibatch_seconds,
@@ -109,7 +110,7 @@ def probe_costs(session: Measured, budget_sec: float) -> tuple[Costs, dict[tuple
         for name, value in other_ways(session):
             with contextlib.suppress(BadInput, RunFailed, RuntimeError, OSError):  # not to be had here
                 ways[name, value] = _with_way(
-                    name, value, session, costs, spec, (rollout, learning, trajectory), budget_sec
+                    name, value, session, costs, spec, (rollout, trajectory), budget_sec
                 )
     return costs, ways
 
@@ -155,7 +156,7 @@ def _with_way(
     session: Measured,
     costs: Costs,
     own_spec: WorkSpec,
-    probed: tuple[Rollout, Learning, Trajectory],
+    probed: tuple[Rollout, Trajectory],
     budget_sec: float,
 ) -> Costs:
     """The costs with one field changed, scaled by what a probe with it takes over the same probe without."""
@@ -164,7 +165,7 @@ def _with_way(
     spec = work_spec(config, resolve_device(config))
     if spec == own_spec:
         raise BadInput(f"{name} {value} is what the session took")
-    own_rollout, own_learning, trajectory = probed
+    own_rollout, trajectory = probed
     if name in _ROLLOUT_WAYS:
         size = max(1, round(config.recipe.num_envs / config.num_groups))
         rollout, _ = rollout_costs(spec, size, _seconds_per_step(session), budget_sec)
@@ -177,8 +178,10 @@ def _with_way(
     num_envs = trajectory.num_envs
     steps = max(1, min(trajectory.num_steps, round(rows / num_envs)))
     copies = max(1, round(rows / (num_envs * steps)))
-    with_it = minibatch_seconds(spec, [cut(trajectory, steps)] * copies, config.learner_threads, budget_sec)
-    factor = with_it / own_learning.minibatch(num_envs * steps * copies)
+    rows_of = [cut(trajectory, steps)] * copies
+    both = [Step(one, rows_of, config.learner_threads) for one in (own_spec, spec)]
+    without, with_it = minibatch_seconds(both, budget_sec)
+    factor = with_it / without
     update = costs.update
     update = replace(update, per_minibatch=update.per_minibatch * factor, per_row=update.per_row * factor)
     return replace(costs, update=update)

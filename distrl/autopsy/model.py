@@ -113,6 +113,7 @@ def _collection(config: TrainConfig, costs: Costs, steps: float) -> tuple[float,
     if config.workers == 0:
         return cpu, by_worker
     sent = costs.transport.per_byte * costs.bytes_per_row * steps * config.recipe.num_envs / hosts
+    cpu += hosts * sent
     slowness = [costs.slow.get(worker, 1.0) for worker in range(hosts)]
     if costs.slow and max(slowness) < max(costs.slow.values()):
         slowness[0] = max(costs.slow.values())  # the slow one stays with us, whichever it is

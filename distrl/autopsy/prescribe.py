@@ -138,7 +138,7 @@ def together(
 def candidates(config: TrainConfig, costs: Costs) -> Iterator[tuple[dict[str, Any], str]]:
     """Changes worth a prediction, each with what it does."""
     recipe = config.recipe
-    for workers in worker_counts(config, costs):
+    for workers in worker_counts(config, costs, recipe.num_envs):
         why = "every group at once" if workers else "no Ray: nothing travels"
         yield {"workers": workers}, why
         if workers > config.num_groups and workers <= recipe.num_envs:
@@ -163,12 +163,10 @@ def candidates(config: TrainConfig, costs: Costs) -> Iterator[tuple[dict[str, An
             yield {"minibatches": recipe.minibatches // parts}, "fewer, larger steps of the optimiser"
 
 
-def worker_counts(config: TrainConfig, costs: Costs) -> list[int]:
-    """Counts of workers to look at: up to the cores, or twice the envs' groups where envs wait for something."""
+def worker_counts(config: TrainConfig, costs: Costs, num_envs: int) -> list[int]:
+    """Counts of workers to look at: up to the cores, or 16 and more where envs wait for something; one env each."""
     most = costs.cores if costs.rollout.idle_share < 0.3 else max(16, 2 * costs.cores)
     counts = {0, 1, 2, 3, 4, 6, 8, 12, 16, config.num_groups, costs.cores}
     return sorted(
-        n
-        for n in counts
-        if n <= max(most, config.workers) and n != config.workers and n <= config.recipe.num_envs
+        n for n in counts if n <= max(most, config.workers) and n != config.workers and n <= num_envs
     )

@@ -155,22 +155,42 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def minibatch_seconds(spec: WorkSpec, fragments: list[Trajectory], threads: int, budget_sec: float) -> float:
-    """One step of the optimiser on all rows of `fragments`, with so many threads: the least of some repeats."""
-    envs = sum(fragment.num_envs for fragment in fragments)
-    recipe = replace(spec.recipe, num_envs=envs, epochs=1, minibatches=1)
-    spec = replace(spec, recipe=recipe, record_events=False, normalize_reward=False, learner_threads=threads)
-    learner = LearnerWorker(spec, spec.make_learner("cpu").state())
-    least = float("inf")
-    until = time.perf_counter() + budget_sec
+@dataclass(frozen=True)
+class Step:
+    """One step of the optimiser to time: on all rows of `fragments`, as `spec` learns, with so many threads."""
+
+    spec: WorkSpec
+    fragments: list[Trajectory]
+    threads: int
+
+    def make_learner(self) -> LearnerWorker:
+        """A learner whose update is one such step."""
+        envs = sum(fragment.num_envs for fragment in self.fragments)
+        recipe = replace(self.spec.recipe, num_envs=envs, epochs=1, minibatches=1)
+        spec = replace(
+            self.spec,
+            recipe=recipe,
+            record_events=False,
+            normalize_reward=False,
+            learner_threads=self.threads,
+        )
+        return LearnerWorker(spec, spec.make_learner("cpu").state())
+
+
+def minibatch_seconds(steps: list[Step], budget_sec: float) -> list[float]:
+    """What each takes: the least of some repeats, taken in turns, so that what disturbs one disturbs all."""
+    learners = [step.make_learner() for step in steps]
+    least = [float("inf")] * len(steps)
+    until = time.perf_counter() + budget_sec * len(steps)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
         for repeat in range(MOST_REPEATS):
-            recorder = spans.start()
-            learner.update(0.0, *fragments)
-            if repeat > 0:  # the first makes what is made once
-                least = min(least, recorder.take()["learn: update"])
+            for index, (step, learner) in enumerate(zip(steps, learners, strict=True)):
+                torch.set_num_threads(step.threads)
+                recorder = spans.start()
+                learner.update(0.0, *step.fragments)
+                if repeat > 0:  # the first makes what is made once
+                    least[index] = min(least[index], recorder.take()["learn: update"])
             if time.perf_counter() > until and repeat > 0:
                 break
     finally:
@@ -195,12 +215,10 @@ def learning_costs(
     copies = max(1, round(rows / (num_envs * steps)))
     real = [cut(trajectory, steps)] * copies
     own = spec.learner_threads
-    at_own = minibatch_seconds(spec, real, own, budget_sec)
     few = [cut(trajectory, max(1, steps // 8))]
-    small = minibatch_seconds(spec, few, own, budget_sec)
+    others = [count for count in threads if count != own]
+    to_time = [Step(spec, real, own), Step(spec, few, own), *(Step(spec, real, count) for count in others)]
+    at_own, small, *at_others = minibatch_seconds(to_time, budget_sec)
     line = Line.through((few[0].num_envs * few[0].num_steps, small), (num_envs * steps * copies, at_own))
-    speed = {own: 1.0}
-    for count in threads:
-        if count != own:
-            speed[count] = minibatch_seconds(spec, real, count, budget_sec) / at_own
+    speed = {own: 1.0} | {count: sec / at_own for count, sec in zip(others, at_others, strict=True)}
     return Learning(line, speed)

