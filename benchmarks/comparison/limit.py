@@ -101,7 +101,7 @@ def sgemm(threads: int, seconds: float = 2.0, size: int = 1024) -> dict[str, Any
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
         cwd=Path(__file__).parent,
     )
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
