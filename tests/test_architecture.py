@@ -20,6 +20,7 @@ SIDE_IS_READ_FROM = 2
 FLOORS = {
     "distrl.errors": 0,
     "distrl.trees": 0,
+    "distrl.nopython": 0,
     "distrl.maths": 0,
     "distrl.trajectory": 1,
     "distrl.policies": 1,

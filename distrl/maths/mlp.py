@@ -18,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from distrl.maths.mlp_tiles import LANES, dot, make_tile, relu_16, tanh_16
+from distrl.nopython import kernel
 
 Float32 = NDArray[np.float32]
 Sizes = NDArray[np.int64]
@@ -98,17 +98,17 @@ def views(params: Float32, sizes: Sizes) -> Iterator[tuple[Float32, list[tuple[i
         start = end
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def padded(size):  # type: ignore[no-untyped-def]
     return (size + LANES - 1) // LANES * LANES
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def is_narrow(number, outputs):  # type: ignore[no-untyped-def]
     return number > 0 and outputs <= NARROW
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def layer_size(number, inputs, outputs):  # type: ignore[no-untyped-def]
     """float32 elements of layer `number` in `params`: its bias, padded to vectors, then its weight."""
     if is_narrow(number, outputs):
@@ -127,7 +127,7 @@ _tile_4x4, _tile_4x3, _tile_8x2, _tile_8x1 = (
 _tile_1x4, _tile_1x3, _tile_1x2, _tile_1x1 = (make_tile(1, vectors) for vectors in (4, 3, 2, 1))
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def multiply(a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row, rows, width, k):  # type: ignore[no-untyped-def]
     """C[r, n] = init[r, n] + sum over i < k of A[r, i] B[i, n], n < width, one of 16, 32, 48 and 64.
 
@@ -165,7 +165,7 @@ def multiply(a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row,
             r += 1
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def linear(params, start, number, inputs, outputs, x, x0, x_row, y, y0, y_row, rows):  # type: ignore[no-untyped-def]
     """y = x W^T + b of layer `number`, whose parameters begin at `start`; a wide layer's pads are written too.
 
@@ -189,7 +189,7 @@ def linear(params, start, number, inputs, outputs, x, x0, x_row, y, y0, y_row, r
         )  # fmt: skip
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def activate(activation, y, y0, length):  # type: ignore[no-untyped-def]
     """tanh or relu in place, of `length` elements, a multiple of 16."""
     if activation == RELU:
@@ -200,7 +200,7 @@ def activate(activation, y, y0, length):  # type: ignore[no-untyped-def]
             tanh_16(y, y0 + i)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def forward(params, sizes, activation, x, out, scratch):  # type: ignore[no-untyped-def]
     """The network's outputs for rows x [B, inputs], written into out [B, outputs].
 

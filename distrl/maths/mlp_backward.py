@@ -10,7 +10,6 @@ is a layer's width, padded to vectors.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from distrl.maths.mlp import (
@@ -25,6 +24,8 @@ from distrl.maths.mlp import (
     multiply,
     padded,
 )
+from distrl.maths.mlp_tiles import LANES, relu_slope_16, tanh_slope_16
+from distrl.nopython import kernel
 
 CONSTANTS = np.concatenate([np.zeros(PANEL, np.float32), np.ones(1, np.float32)])  # what `backward` reads
 
@@ -44,7 +45,7 @@ def turned_size(sizes: Sizes) -> int:
     return sum(int(outputs) * padded(int(inputs)) for inputs, outputs in zip(sizes[1:], sizes[2:]))
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def forward_kept(params, start, sizes, activation, x, rows, kept):  # type: ignore[no-untyped-def]
     """Outputs of rows x [rows, inputs]; gives their place in `kept`, where every layer's output stays."""
     source, target = np.int64(0), np.int64(0)
@@ -77,7 +78,7 @@ def forward_kept(params, start, sizes, activation, x, rows, kept):  # type: igno
     return source
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def turn(params, start, sizes, turned, turned_start):  # type: ignore[no-untyped-def]
     """Each later layer's weight as [out, in], in panels of PANEL columns; what pads it is left as it was, zero."""
     start += layer_size(0, sizes[0], sizes[1])
@@ -98,19 +99,18 @@ def turn(params, start, sizes, turned, turned_start):  # type: ignore[no-untyped
         turned_start += outputs * padded(inputs)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@kernel()
 def slope(activation, y, y0, delta, delta0, length):  # type: ignore[no-untyped-def]
-    """delta *= the activation's derivative, told from its output y."""
-    one, zero = np.float32(1), np.float32(0)
+    """delta *= the activation's derivative, told from its output y; `length` elements, a multiple of 16."""
     if activation == RELU:
-        for i in range(length):
-            delta[delta0 + i] = zero if y[y0 + i] <= zero else delta[delta0 + i]
+        for i in range(0, length, LANES):
+            relu_slope_16(y, y0 + i, delta, delta0 + i)
     else:
-        for i in range(length):
-            delta[delta0 + i] *= one - y[y0 + i] * y[y0 + i]
+        for i in range(0, length, LANES):
+            tanh_slope_16(y, y0 + i, delta, delta0 + i)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def backward(params, start, turned, turned_start, sizes, activation, x, kept, rows, delta, gradient, gradient_start, add, constants):  # type: ignore[no-untyped-def]  # fmt: skip
     """dL/d(params) of one block of rows, into gradient[gradient_start:], laid out as params[start:].
 
@@ -175,7 +175,7 @@ def backward(params, start, turned, turned_start, sizes, activation, x, kept, ro
                 turned_start -= inputs * padded(sizes[number - 1])
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _parameters(number, inputs, outputs, x, x0, x_row, delta, delta0, rows, gradient, start, add, constants):  # type: ignore[no-untyped-def]
     """One layer's dL/db and dL/dW from its input x and dL/d(output)."""
     delta_row = padded(outputs)
@@ -210,7 +210,7 @@ def _parameters(number, inputs, outputs, x, x0, x_row, delta, delta0, rows, grad
         )  # fmt: skip
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _product(a, a0, a_row, b, b0, b_row, c, c0, c_row, m, width, rows, add, constants):  # type: ignore[no-untyped-def]
     """C[i, n] (+)= sum over rows of A[row, i] B[row, n], i < m, n < width."""
     if add:

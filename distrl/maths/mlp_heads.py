@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
+
+from distrl.nopython import kernel
 
 CATEGORICAL, GAUSSIAN = 0, 1
 
@@ -30,14 +31,13 @@ _L6, _L7, _L8 = _F(2.0000714765e-1), _F(-2.4999993993e-1), _F(3.3333331174e-1)
 _SQRT_HALF = _F(0.70710678118654752)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def exp32(x):  # type: ignore[no-untyped-def]
     """e^x of a float32 (Cephes' expf): 0 below -87.3, infinite above 88.7, NaN for NaN."""
-    if x != x or x > _EXP_HIGHEST:
-        return x if x != x else _INFINITY
-    if x < _EXP_LOWEST:
-        return _ZERO
-    n = _F(math.floor(x * _LOG2_E + _HALF))
+    # without a branch, so that loops over it become vectors
+    given = x
+    x = min(max(given, _EXP_LOWEST), _EXP_HIGHEST)
+    n = np.floor(x * _LOG2_E + _HALF)
     r = x - n * _LN2_HIGH - n * _LN2_LOW
     p = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
     p = p * r * r + r + _ONE
@@ -46,10 +46,13 @@ def exp32(x):  # type: ignore[no-untyped-def]
     rest = np.int32(n) - half
     first = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
     second = np.int32((rest + np.int32(127)) << np.int32(23)).view(np.float32)
-    return p * first * second
+    result = p * first * second
+    result = _INFINITY if given > _EXP_HIGHEST else result
+    result = _ZERO if given < _EXP_LOWEST else result
+    return result if given == given else given
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def log32(x):  # type: ignore[no-untyped-def]
     """Natural logarithm of a normal positive float32 (Cephes' logf); what is not finite is given back."""
     if not x < _INFINITY:
@@ -68,7 +71,7 @@ def log32(x):  # type: ignore[no-untyped-def]
     return m + y + n * _LN2_HIGH
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def categorical_log_probs(output, at, n, mask, mask_at, masked, log_probs):  # type: ignore[no-untyped-def]
     """log_probs[:n] of the logits output[at : at + n]; returns the entropy.
 
@@ -94,7 +97,31 @@ def categorical_log_probs(output, at, n, mask, mask_at, masked, log_probs):  # t
     return entropy
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel(error_model="numpy")
+def categorical_terms(output, at, n, mask, mask_at, masked, log_probs, probabilities):  # type: ignore[no-untyped-def]
+    """`categorical_log_probs`, the same bits, and the probabilities[:n], of which it wants fewer exponentials."""
+    highest = -_INFINITY
+    for j in range(n):
+        logit = output[at + j]
+        if masked and not mask[mask_at + j]:
+            logit = _LOWEST_LOGIT
+        log_probs[j] = logit
+        if logit > highest or logit != logit:
+            highest = logit
+    total = _ZERO
+    for j in range(n):
+        probabilities[j] = exp32(log_probs[j] - highest)
+        total += probabilities[j]
+    shift = highest + log32(total)
+    entropy = _ZERO
+    for j in range(n):
+        log_probs[j] -= shift
+        probabilities[j] /= total
+        entropy -= probabilities[j] * log_probs[j]
+    return entropy
+
+
+@kernel()
 def categorical_choose(output, at, n, noise, noise_at, mask, mask_at, masked):  # type: ignore[no-untyped-def]
     """The action of highest logit + Gumbel noise among the allowed ones, the first of equals. `mask` as above."""
     best, action = -_INFINITY, 0
@@ -105,7 +132,7 @@ def categorical_choose(output, at, n, noise, noise_at, mask, mask_at, masked):  
     return action
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def gaussian_log_prob(output, at, n, action, action_at, log_std):  # type: ignore[no-untyped-def]
     """log-density of action[action_at : action_at + n] under means output[at : at + n], summed over dimensions."""
     total = _ZERO
@@ -115,7 +142,24 @@ def gaussian_log_prob(output, at, n, action, action_at, log_std):  # type: ignor
     return total
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
+def gaussian_log_prob_by(output, at, n, action, action_at, log_std, inverse):  # type: ignore[no-untyped-def]
+    """`gaussian_log_prob`, the same bits, given what `inverse_deviation` makes of log_std."""
+    total = _ZERO
+    for j in range(n):
+        standard = (action[action_at + j] - output[at + j]) * inverse[j]
+        total += -_HALF * standard * standard - log_std[j] - _HALF_LOG_2PI
+    return total
+
+
+@kernel()
+def inverse_deviation(log_std, n, inverse):  # type: ignore[no-untyped-def]
+    """inverse[:n] = e^-log_std."""
+    for j in range(n):
+        inverse[j] = exp32(-log_std[j])
+
+
+@kernel()
 def gaussian_entropy(log_std, n):  # type: ignore[no-untyped-def]
     """Entropy, the same for every row."""
     total = _ZERO
@@ -124,7 +168,7 @@ def gaussian_entropy(log_std, n):  # type: ignore[no-untyped-def]
     return total
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def gaussian_choose(output, at, n, noise, noise_at, log_std, action, action_at):  # type: ignore[no-untyped-def]
     """mean + e^log_std * standard normal noise, written to action[action_at : action_at + n]."""
     for j in range(n):

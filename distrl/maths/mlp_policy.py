@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from distrl.maths.mlp import Sizes, forward, packed_size, padded, scratch_size
@@ -21,6 +20,7 @@ from distrl.maths.mlp_heads import (
     gaussian_choose,
     gaussian_log_prob,
 )
+from distrl.nopython import kernel
 
 
 class Network(NamedTuple):
@@ -51,7 +51,7 @@ def policy_scratch_size(network: Network) -> int:
     return max(scratch_size(network.actor), scratch_size(network.critic))
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def choose_actions(params, network, features, noise, mask, masked, output, action, vector, scratch):  # type: ignore[no-untyped-def]
     """The actions that `noise` picks, for rows [B, inputs].
 
@@ -74,14 +74,14 @@ def choose_actions(params, network, features, noise, mask, masked, output, actio
             action[row] = categorical_choose(flat, at, n, noise, at, mask, at, masked)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def values(params, network, features, value, scratch):  # type: ignore[no-untyped-def]
     """V of rows [B, inputs], into value [B]."""
     critic = params[network.critic_start : network.log_std_start]
     forward(critic, network.critic, network.activation, features, value.reshape(-1, 1), scratch)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def log_probs(params, network, features, action, vector, mask, masked, output, log_prob, scratch):  # type: ignore[no-untyped-def]
     """log pi(action | row) into log_prob [B]; other arguments as of `choose_actions`."""
     n = network.actor[-1]

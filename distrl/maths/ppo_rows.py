@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from distrl.maths.mlp import padded
 from distrl.maths.mlp_heads import (
     GAUSSIAN,
-    categorical_log_probs,
+    categorical_terms,
     exp32,
     gaussian_entropy,
-    gaussian_log_prob,
+    gaussian_log_prob_by,
+    inverse_deviation,
 )
+from distrl.nopython import kernel
 
 SUMS = 6
 POLICY_LOSS, CLIP_FRACTION, APPROX_KL, RATIO, ENTROPY, VALUE_LOSS = range(SUMS)
@@ -57,7 +58,7 @@ class Losses(NamedTuple):
     trains_value: bool
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@kernel(error_model="numpy")
 def advantage_moments(advantage, rows):  # type: ignore[no-untyped-def]
     """Mean and deviation (the population's) of the minibatch's advantages, in float64."""
     total = 0.0
@@ -70,26 +71,32 @@ def advantage_moments(advantage, rows):  # type: ignore[no-untyped-def]
     return mean, np.sqrt(squares / len(rows))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@kernel(error_model="numpy")
 def policy_rows(batch, losses, kind, rows, count, mean, deviation, output, at, n, log_std, delta, log_std_slope, scratch, sums):  # type: ignore[no-untyped-def]  # fmt: skip
     """Adds the rows' policy and entropy terms to `sums`; writes dL/d(output) into `delta`, pads zero.
 
     `rows` are indices into the batch, `count` the rows of the whole minibatch; the outputs begin at output[at].
-    Of GAUSSIAN, dL/d(log_std) is added to `log_std_slope` [n].
+    Of GAUSSIAN, dL/d(log_std) is added to `log_std_slope` [n]. `scratch` holds 2 n elements.
     """
     width = padded(n)
     share = _ONE / np.float32(count)
     bonus = np.float32(losses.entropy_coef) * share
     clip = np.float32(losses.clip)
     low, high = np.float32(1.0 - losses.clip), np.float32(1.0 + losses.clip)
+    log_probs, probabilities = scratch[:n], scratch[n : 2 * n]
+    inverse, entropy = scratch[:n], _ZERO
+    if kind == GAUSSIAN:
+        inverse_deviation(log_std, n, inverse)
+        entropy = gaussian_entropy(log_std, n)
     for r in range(len(rows)):
         row, here = rows[r], at + r * width
         if kind == GAUSSIAN:
-            entropy = gaussian_entropy(log_std, n)
-            log_prob = gaussian_log_prob(output, here, n, batch.action_vector, row * n, log_std)
+            log_prob = gaussian_log_prob_by(output, here, n, batch.action_vector, row * n, log_std, inverse)
         else:
-            entropy = categorical_log_probs(output, here, n, batch.mask, row * n, batch.masked, scratch)
-            log_prob = scratch[batch.action[row]]
+            entropy = categorical_terms(
+                output, here, n, batch.mask, row * n, batch.masked, log_probs, probabilities
+            )
+            log_prob = log_probs[batch.action[row]]
         advantage = batch.advantage[row]
         if losses.normalize_advantage:
             advantage = np.float32((np.float64(advantage) - mean) / (deviation + 1e-8))
@@ -112,23 +119,22 @@ def policy_rows(batch, losses, kind, rows, count, mean, deviation, output, at, n
         out = r * width
         if kind == GAUSSIAN:
             for j in range(n):
-                inverse = exp32(-log_std[j])
-                standard = (batch.action_vector[row * n + j] - output[here + j]) * inverse
-                delta[out + j] = slope * standard * inverse
+                standard = (batch.action_vector[row * n + j] - output[here + j]) * inverse[j]
+                delta[out + j] = slope * standard * inverse[j]
                 log_std_slope[j] += slope * (standard * standard - _ONE) - bonus
         else:
             chosen = batch.action[row]
             for j in range(n):
-                probability = exp32(scratch[j])
                 own = _ONE if j == chosen else _ZERO
-                term = slope * (own - probability) + bonus * probability * (scratch[j] + entropy)
+                term = slope * (own - probabilities[j])
+                term += bonus * probabilities[j] * (log_probs[j] + entropy)
                 forbidden = batch.masked and not batch.mask[row * n + j]
                 delta[out + j] = _ZERO if forbidden else term
         for j in range(n, width):
             delta[out + j] = _ZERO
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@kernel(error_model="numpy")
 def value_rows(batch, losses, rows, count, output, at, delta, sums):  # type: ignore[no-untyped-def]
     """Adds the rows' value loss to `sums`; writes dL/d(output) into `delta`, pads zero."""
     width = padded(1)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,9 +27,10 @@ from distrl.maths.mlp_backward import (
 )
 from distrl.maths.mlp_heads import GAUSSIAN
 from distrl.maths.mlp_policy import Network, num_parameters
-from distrl.maths.mlp_tiles import dot
+from distrl.maths.mlp_tiles import LANES, add_16, dot
 from distrl.maths.ppo_rows import SUMS, advantage_moments, policy_rows, value_rows
 from distrl.maths.threads import wait_for_all
+from distrl.nopython import kernel
 
 SLOTS = 8  # parts of a minibatch at most: more threads than that find no work
 SLOT_ROWS = 64  # rows that make a part worth its own sum of gradients
@@ -68,7 +68,7 @@ class Work(NamedTuple):
     delta: NDArray[np.float32]
     turned: NDArray[np.float32]
     constants: NDArray[np.float32]
-    log_probs: NDArray[np.float32]
+    scratch: NDArray[np.float32]
 
 
 def make_parameters(params: NDArray[np.float32]) -> Parameters:
@@ -93,16 +93,16 @@ def make_work(network: Network, num_threads: int) -> Work:
         delta=rows(max(delta_size(actor), delta_size(critic))),
         turned=rows(turned_size(actor) + turned_size(critic)),
         constants=np.tile(CONSTANTS, (num_threads, 1)),
-        log_probs=rows(int(actor[-1])),
+        scratch=rows(2 * int(actor[-1])),
     )
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _num_slots(num_rows):  # type: ignore[no-untyped-def]
     return min(max(num_rows // SLOT_ROWS, 1), SLOTS)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _accumulate(rank, rows, count, mean, deviation, first, sums, batch, losses, network, parameters, work, turned_critic):  # type: ignore[no-untyped-def]  # fmt: skip
     """One part of a minibatch: its gradient from gradient[first:], its sums of metrics."""
     inputs, n = network.actor[0], network.actor[-1]
@@ -123,7 +123,7 @@ def _accumulate(rank, rows, count, mean, deviation, first, sums, batch, losses, 
         output = forward_kept(params, 0, network.actor, network.activation, features, len(block), kept)
         policy_rows(
             batch, losses, network.kind, block, count, mean, deviation, kept, output, n, log_std,
-            delta, log_std_slope, work.log_probs[rank], sums,
+            delta, log_std_slope, work.scratch[rank], sums,
         )  # fmt: skip
         backward(
             params, 0, turned, 0, network.actor, network.activation, features, kept, len(block),
@@ -139,20 +139,20 @@ def _accumulate(rank, rows, count, mean, deviation, first, sums, batch, losses, 
             )  # fmt: skip
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _join(gradient, size, num_slots, begin, end):  # type: ignore[no-untyped-def]
     """Sums the parts' gradients in pairs, pairs of pairs, ..., into the first; returns its sum of squares there."""
     stride = 1
     while stride < num_slots:
         for slot in range(0, num_slots - stride, 2 * stride):
             into, other = slot * size, (slot + stride) * size
-            for i in range(begin, end):
-                gradient[into + i] += gradient[other + i]
+            for i in range(begin, end, LANES):
+                add_16(gradient, into + i, other + i)
         stride *= 2
     return np.float64(dot(gradient, begin, gradient, begin, end - begin))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@kernel(error_model="numpy")
 def _step(parameters, gradient, scale, adam, begin, end):  # type: ignore[no-untyped-def]
     """Adam on parameters[begin:end], the gradient scaled first; moments and arithmetic in float32, as torch's."""
     step = parameters.step[0] + 1.0
@@ -176,7 +176,7 @@ def _step(parameters, gradient, scale, adam, begin, end):  # type: ignore[no-unt
         params[i] -= rate * moment1[i] / (np.sqrt(moment2[i]) / root + epsilon)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@kernel(error_model="numpy")
 def run_epoch(rank, num_threads, index, ends, batch, losses, network, parameters, adam, work, results):  # type: ignore[no-untyped-def]
     """Every minibatch of one epoch, one after another; called by each thread with its own `rank`.
 

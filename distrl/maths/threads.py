@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import numba
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
+
+from distrl.nopython import kernel
 
 _SPINS = 4000  # turns before the thread offers its core to another: there may be fewer cores than threads
 
@@ -38,7 +39,7 @@ def _read(typingctx, array, index):  # type: ignore[no-untyped-def]
     return types.int64(array, types.intp), codegen
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def wait_for_all(arrived, goal, num_threads):  # type: ignore[no-untyped-def]
     """Returns once all `num_threads` threads are here; gives the goal of their next meeting.
 

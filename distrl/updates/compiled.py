@@ -85,7 +85,7 @@ class CompiledUpdate:
         """One row for each minibatch: every sum's mean, then whether it was skipped."""
         results = np.zeros((len(parts), SUMS + 1))
         limit = self.recipe.max_grad_norm
-        arguments = (
+        arguments: tuple[Any, ...] = (
             self.threads,
             np.concatenate([*parts, np.zeros(0, np.int64)]),
             np.cumsum([len(part) for part in parts], dtype=np.int64),
