@@ -23,7 +23,7 @@ import threading
 from speed import RECIPE, Window, arguments, minibatch_size, only, report
 
 LINE = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3})\].*Total num frames: (\d+)")
-START_SEC = 120.0
+START_SEC = 240.0
 
 
 def frames(line: str) -> tuple[float, int] | None:
