@@ -212,6 +212,14 @@ CLASHES = [
         {"vectorization": "vector_entry_point", "autoreset": "next_step", "wrapper": "a:b"},
         ["--wrapper a:b wraps single envs"],
     ),
+    (
+        {"overlap": 2, "credit": "gae"},
+        ["--overlap 2 learns from a policy that is 2 versions old", "--credit vtrace"],
+    ),
+    (
+        {"overlap": 1, "algo": "reinforce"},
+        ["--overlap 1 without --clip", "1 version old", "--credit return does not correct", "--overlap 0"],
+    ),
     ({"policy_kwargs": {"width": 3}}, ["--policy-kwargs (width) needs --policy"]),
     ({"workers": 0, "address": "auto"}, ["--address auto", "--workers 0"]),
     ({"eval_every": 5, "eval_episodes": 0}, ["--eval-every 5", "--eval-episodes"]),
@@ -237,6 +245,24 @@ def test_a_config_made_by_hand_is_held_to_the_same_rules(flags: dict[str, object
         TrainConfig(**own, recipe=recipe)  # type: ignore[arg-type]
     for part in shown:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "credit", "source"),
+    [
+        ({"overlap": 0}, "gae", "preset"),
+        ({"overlap": 1}, "gae", "preset"),  # the clipped ratio is to the policy that collected
+        ({"overlap": 2}, "vtrace", "implied"),
+        ({"overlap": 1, "algo": "a2c"}, "vtrace", "implied"),
+        ({"overlap": 1, "credit": "vtrace"}, "vtrace", "flag"),
+        ({"overlap": 1, "collects": "episodes"}, "gae", "preset"),
+    ],
+)
+def test_what_an_older_policy_collects_is_corrected_unasked(
+    flags: dict[str, object], credit: str, source: str
+) -> None:
+    resolved = resolve(flags)
+    assert (resolved.config.recipe.credit, resolved.sources["credit"]) == (credit, source)
 
 
 def test_a_recipe_made_by_hand_is_held_to_its_bounds() -> None:

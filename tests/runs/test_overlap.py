@@ -39,10 +39,13 @@ def test_fragment_i_uses_version_i_minus_k_and_the_metrics_say_so(reference: Any
 
 
 def test_a_lag_changes_what_is_learned_from_the_second_fragment_on(reference: Any) -> None:
-    learned = [[record["value_mean"] for record in metrics(reference(overlapped(lag)))] for lag in (0, 1, 2)]
-    assert learned[0][0] == learned[1][0] == learned[2][0]
-    assert learned[0][1] != learned[1][1] and learned[1][1] == learned[2][1]
-    assert learned[1][2] != learned[2][2]
+    none, one, two = (
+        [record["value_mean"] for record in metrics(reference(overlapped(lag, credit="vtrace")))]
+        for lag in (0, 1, 2)
+    )
+    assert none[0] == one[0] == two[0]
+    assert none[1] != one[1] and one[1] == two[1], "version 0 collects the second, with lag 1 and 2"
+    assert one[2] != two[2]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,34 @@ def test_the_number_of_workers_and_the_end_may_change_amid_a_run(reference: Any,
     distrl.api.resume(run_dir, workers=2, total_steps=9 * 96)
     distrl.api.resume(run_dir, workers=0, total_steps=ITERATIONS * 96)
     assert_same_run(run_dir, reference(fields), ITERATIONS)
+
+
+@pytest.mark.parametrize("algo", ["a2c", pytest.param("reinforce-baseline", marks=pytest.mark.slow)])
+def test_other_rungs_overlap_with_v_trace(reference: Any, tmp_path: Path, algo: str) -> None:
+    """Whole episodes too: an iteration is as long as they are, and so is the run."""
+    episodes = {"credit": "vtrace"} if algo == "reinforce-baseline" else {}
+    fields = {"env": "CartPole-v1", "algo": algo, "num_envs": 6, "groups": 3, "num_steps": 16, "overlap": 1}
+    fields |= {"total_steps": 1200, "eval_episodes": 0, "tensorboard": False, **episodes}
+    train(tmp_path / "run", fields, workers=2)
+    run_dir = reference(fields)
+    count = len(metrics(run_dir))
+    assert count > 3 and schedule(run_dir) == [(i, max(i - 1, 0)) for i in range(count)]
+    assert_same_run(tmp_path / "run", run_dir, count)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("lag", "algo"), [(1, "ppo"), (2, "ppo"), (4, "ppo")])
+def test_cartpole_is_solved_with_a_lag(tmp_path: Path, lag: int, algo: str) -> None:
+    fields = {
+        "env": "CartPole-v1",
+        "algo": algo,
+        "overlap": lag,
+        "total_steps": 150_000,
+        "tensorboard": False,
+    }
+    train(tmp_path / "run", fields, workers=0)
+    assert summary(tmp_path / "run")["evaluation"]["return_mean"] >= 475
 
 
 def test_the_lag_cannot_change_on_resume(reference: Any, distrl_here: Any) -> None:
