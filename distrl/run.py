@@ -149,8 +149,8 @@ class Run:
             except Interrupted:
                 self.torn = True
                 raise
-        record |= self._times(collected, updated)
         with span("log"):
+            record |= self._times(collected, updated)
             self.record = record
             self.sinks.write(record)
         if state.iteration % self.config.checkpoint_every == 0:

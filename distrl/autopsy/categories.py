@@ -35,6 +35,7 @@ _CATEGORIES = {
     "log": KEEPING,
     "checkpoint": KEEPING,
     "evaluate": KEEPING,
+    "watch": KEEPING,
 }
 _BY_FIRST_WORD = {"rollout": ROWS, "learn": UPDATE, "wait": WAITING}
 
@@ -50,7 +51,7 @@ MEANING: dict[str, str] = {
     BROADCAST: "the new policy made ready, and loaded by the workers",
     GAE: "advantages and targets",
     UPDATE: "forward, loss, backward, optimiser",
-    KEEPING: "metrics, checkpoints, evaluations",
+    KEEPING: "metrics, checkpoints, evaluations, and what this profile keeps",
     WAITING: "nothing to do until somebody else is done",
     OTHER: "outside every span",
 }

@@ -22,7 +22,7 @@ from distrl.resolve import Resolved
 from distrl.run import Run
 from distrl.runtime.workers import CollectReport, UpdateReport
 from distrl.session import run_training
-from distrl.telemetry.spans import Event, SpanTotals
+from distrl.telemetry.spans import Event, SpanTotals, span
 
 ENDLESS_STEPS = 10**15  # --total-steps of a session: schedules stand still, the watch ends it
 MAX_EVENTS = 400_000  # of all processes; enough for a minute of 8 workers at 5 us a span
@@ -80,11 +80,11 @@ class Watch:
             self.events[name] += totals.events
             self.num_events += len(totals.events)
             self.cpu_ns[name] += totals.cpu_ns
-            for span, count in totals.counts.items():
-                self.counts[name][span] += count
+            for entered, count in totals.counts.items():
+                self.counts[name][entered] += count
         for report in collected:
-            for span, ns in report.spans.ns.items():
-                self.groups[report.group][span] += ns
+            for entered, ns in report.spans.ns.items():
+                self.groups[report.group][entered] += ns
 
 
 class MeasuredRun(Run):
@@ -111,7 +111,8 @@ class MeasuredRun(Run):
     def keep(self, collected: list[CollectReport], updated: UpdateReport) -> None:
         """As a run's, and seen."""
         super().keep(collected, updated)
-        self.watch.see(collected, self._taken)
+        with span("watch"):
+            self.watch.see(collected, self._taken)
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,8 @@ def fit(session: Measured, probed: Rollout, minibatch: Line, speed: dict[int, fl
     """
     config, recipe = session.config, session.config.recipe
     cores = available_cores()
-    rows_planned = recipe.num_envs * recipe.num_steps
     steps = recipe.num_steps if recipe.collects == "steps" else session.env_steps / recipe.num_envs
-    rows = steps * recipe.num_envs if recipe.collects == "steps" else max(rows_planned, session.env_steps)
+    rows = steps * recipe.num_envs
     per_group, slow = _group_seconds(session)
     hosts = max(1, min(config.workers, config.num_groups))
     crowd = max(1.0, (1.0 - probed.idle_share) * hosts / cores) if config.workers else 1.0

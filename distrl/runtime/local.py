@@ -86,11 +86,12 @@ class LocalRuntime:
         fragment = min(self.in_flight)
         collected = self.in_flight[fragment]()
         # a policy infers with one thread everywhere; the learner's threads are its own and part of the curve
-        torch.set_num_threads(self.spec.learner_threads)
-        try:
-            report, snapshot = self.learner.update(progress, *collected.trajectories)
-        finally:
-            torch.set_num_threads(1)
+        with span("learn: threads"):
+            torch.set_num_threads(self.spec.learner_threads)
+            try:
+                report, snapshot = self.learner.update(progress, *collected.trajectories)
+            finally:
+                torch.set_num_threads(1)
         del self.in_flight[fragment]
         self.group_states = collected.states
         self.snapshots[report.version] = snapshot

@@ -164,19 +164,20 @@ class RolloutWorker:
             spans.mark(
                 "rollout: send"
             )  # the results on their way into the object store, until the report goes
-        report = CollectReport(
-            group=group,
-            version=snapshot.version,
-            env_steps=fragment.trajectory.num_valid,
-            episodes=fragment.episodes,
-            dropped=fragment.dropped,
-            num_bytes=fragment.trajectory.num_bytes,
-            reproducibility=env_group.reproducibility,
-            warnings=list(env_group.warnings),
-            pid=os.getpid(),
-            rss_bytes=rss_bytes(),
-            spans=cast(SpanTotals, TakenWhenSent("wait: learner")) if self.own_process else SpanTotals(),
-        )
+        with span("rollout: report"):
+            report = CollectReport(
+                group=group,
+                version=snapshot.version,
+                env_steps=fragment.trajectory.num_valid,
+                episodes=fragment.episodes,
+                dropped=fragment.dropped,
+                num_bytes=fragment.trajectory.num_bytes,
+                reproducibility=env_group.reproducibility,
+                warnings=list(env_group.warnings),
+                pid=os.getpid(),
+                rss_bytes=rss_bytes(),
+                spans=cast(SpanTotals, TakenWhenSent("wait: learner")) if self.own_process else SpanTotals(),
+            )
         return fragment.trajectory, after, report
 
     def _collector(self, group: int, iteration: int, state: dict[str, Any] | None) -> Collector:
@@ -255,13 +256,13 @@ class LearnerWorker:
 
     def update(self, progress: float, *trajectories: Trajectory) -> tuple[UpdateReport, Snapshot]:
         """Learn from one iteration's trajectories, in group order; the report and the next snapshot."""
-        metrics = self.learner.update(list(trajectories), progress)
-        with span("learn: publish"):
-            snapshot = self.learner.snapshot()
+        with span("learn: report"):  # what is left beside its parts
+            metrics = self.learner.update(list(trajectories), progress)
+            with span("learn: publish"):
+                snapshot = self.learner.snapshot()
+            memory = rss_bytes()
         taken = spans.current().take_totals() if self.own_process else SpanTotals()
-        return UpdateReport(
-            metrics, snapshot.version, snapshot.digest, os.getpid(), rss_bytes(), taken
-        ), snapshot
+        return UpdateReport(metrics, snapshot.version, snapshot.digest, os.getpid(), memory, taken), snapshot
 
     def state(self) -> dict[str, Any]:
         """State tree for the checkpoint."""
