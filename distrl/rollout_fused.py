@@ -49,6 +49,15 @@ class FusedCollector(Collector):
         self.view = self.inference.view
         self.block = fused_kernel(group.native.env)
         self.room = _room(group, self.view)
+        self._compile()
+
+    def _compile(self) -> None:
+        """Here, and not in a step that the watchdog times: compiles, or reads Numba's cache, by playing no step."""
+        group = self.group
+        noise = np.zeros((0, group.num_envs * int(self.view.network.actor[-1])), np.float32)
+        alive = np.ones(group.num_envs, np.bool_)
+        block = _empty_block(group, self.view, 0)
+        self.block(_envs(group), self._actor(), noise, alive, False, self.room, block)
 
     def _collect(self, iteration: int, version: int) -> Fragment:
         with span("rollout: fused"):

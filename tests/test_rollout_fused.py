@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -136,3 +138,23 @@ def test_what_cannot_be_fused_is_named():
     assert why_not_fused(native("CartPole-v1")) is None
     assert why_not_fused(EnvSpec("CartPole-v1")) == "the env's backend is gymnasium"
     assert "drop" in str(why_not_fused(EnvSpec("CartPole-v1", backend="native", nonfinite="drop")))
+
+
+def test_what_was_compiled_is_kept_for_the_next_process():
+    code = (
+        "from distrl.envs import EnvGroup, EnvSpec\n"
+        "from distrl.envs.native.fused import act\n"
+        "from distrl.inference import make_inference\n"
+        "from distrl.policies import PolicySpec, make_policy\n"
+        "from distrl.rollout_fused import FusedCollector\n"
+        "group = EnvGroup(EnvSpec('CartPole-v1', backend='native'), 0, 2, 0, 1)\n"
+        "policy = make_policy(PolicySpec('mlp', (8,)), group.observation_space, group.action_space, 1)\n"
+        "collector = FusedCollector(group, policy, 1, 'steps', 4, inference=make_inference(policy, 'compiled'))\n"
+        "kernels = group.native.kernels\n"
+        "for one in (collector.block, act, kernels.begin, kernels.begin_unseeded, kernels.step):\n"
+        "    print(sum(one.stats.cache_misses.values()))\n"
+    )
+    for _ in range(2):
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.split() == ["0"] * 5

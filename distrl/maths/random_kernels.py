@@ -83,7 +83,8 @@ def _generated(value, constant):  # type: ignore[no-untyped-def]
 def derive_seed(before, first, second):  # type: ignore[no-untyped-def]
     """`distrl.maths.random.derive_seed(seed, purpose, first, second)`, `before` from `purpose_words`; a uint64."""
     words = np.empty(8, np.uint64)
-    words[:4] = before
+    for i in range(4):
+        words[i] = before[i]
     words[4], words[5] = np.uint64(first) >> _32, np.uint64(first) & _MASK
     words[6], words[7] = np.uint64(second) >> _32, np.uint64(second) & _MASK
     pool = np.empty(POOL_WORDS, np.uint64)

@@ -73,9 +73,8 @@ class WorkSpec:
             inference = make_inference(policy, "compiled")
             if self.fused:
                 group = EnvGroup(self.env, 0, num_envs=1, first_env=0, seed=self.seed)
-                collector = FusedCollector(group, policy, self.seed, "steps", 1, inference=inference)
-                collector.start()
-                collector.collect(0, 0)
+                FusedCollector(group, policy, self.seed, "steps", 1, inference=inference)
+                group.close()
 
     @property
     def fused(self) -> bool:

@@ -100,21 +100,13 @@ def fused_kernel(env: NativeEnv) -> Callable[..., tuple[int, int, int, int]]:
     compiled = numba.njit(**options)
 
     @compiled
-    def begin(envs, n, observation):  # type: ignore[no-untyped-def]
-        envs.episode[n] += 1
-        envs.return_[n] = 0.0
-        envs.length[n] = 0
-        envs.elapsed[n] = 0
-        seed_generator(envs.rng[n], derive_seed(envs.before, envs.first_env + n, envs.episode[n]))
-        reset(envs.state[n], envs.rng[n])
-        observe(envs.state[n], observation)
-
-    @compiled
     def block(envs, actor, noise, alive, whole, room, rows):  # type: ignore[no-untyped-def]
         _ = stamp
-        num_last = 0
+        num_last, left = 0, 0
+        for n in range(len(alive)):
+            left += alive[n]
         for t in range(len(noise)):
-            if whole and not alive.any():
+            if whole and left == 0:
                 return t, num_last, 0, 0
             act(
                 actor,
@@ -147,11 +139,19 @@ def fused_kernel(env: NativeEnv) -> Callable[..., tuple[int, int, int, int]]:
                         rows.episode_return[t, n] = envs.return_[n]
                         rows.episode_length[t, n] = envs.length[n]
                         if not terminated:
-                            rows.last[num_last] = seen
+                            for i in range(len(seen)):
+                                rows.last[num_last, i] = seen[i]
                             num_last += 1
-                    if whole:
+                    if whole and alive[n]:
                         alive[n] = False
-                    begin(envs, n, rows.observation[t + 1, n])
+                        left -= 1
+                    envs.episode[n] += 1
+                    envs.return_[n] = 0.0
+                    envs.length[n] = 0
+                    envs.elapsed[n] = 0
+                    seed_generator(envs.rng[n], derive_seed(envs.before, envs.first_env + n, envs.episode[n]))
+                    reset(envs.state[n], envs.rng[n])
+                    observe(envs.state[n], rows.observation[t + 1, n])
                     if not _is_finite(seen):
                         return t, num_last, OBSERVATION, n
         return len(noise), num_last, 0, 0

@@ -59,6 +59,20 @@ class NativeVectorEnv(VectorEnv[Array, Array, Array]):
         self.pending = np.zeros(num_envs, np.bool_)  # next_step: the next step is a reset
         self._none = np.zeros(num_envs, np.bool_)
         self._seeded = False
+        self._compile()
+
+    def _compile(self) -> None:
+        """Here, and not in a step that somebody waits for: compiles, or reads Numba's cache, by moving no env."""
+        seeds, action = (
+            np.zeros(self.num_envs, np.uint64),
+            action_of(np.zeros_like(self.action_space.sample())),
+        )
+        self.begin(self._none, seeds)
+        self.kernels.begin_unseeded(self.state, self.rng, self.elapsed, self._none, self.observation)
+        self.kernels.step(
+            self.state, self.rng, self.elapsed, self.limit, action, ~self._none, self.observation,
+            np.empty(self.num_envs), self._none.copy(), self._none.copy(),
+        )  # fmt: skip
 
     def reset(  # type: ignore[override]
         self,
