@@ -31,6 +31,7 @@ _CATEGORIES = {
     "learn: advantage": GAE,
     "learn: gather": TRANSFER,
     "learn: transfer": TRANSFER,
+    "submit": TRANSFER,
     "transfer": TRANSFER,
     "log": KEEPING,
     "checkpoint": KEEPING,

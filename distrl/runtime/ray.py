@@ -135,8 +135,9 @@ class RayRuntime:
     def submit(self, fragment: int, version: int) -> None:
         self.workers.notice_started()
         self.in_flight[fragment] = version, []
-        for group in range(len(self.group_states)):
-            self.in_flight[fragment][1].append(self._send(fragment, group))
+        with span("submit"):
+            for group in range(len(self.group_states)):
+                self.in_flight[fragment][1].append(self._send(fragment, group))
 
     def _send(self, fragment: int, group: int) -> _Task:
         slot = self.workers.slot_of(group)
