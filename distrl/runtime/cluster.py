@@ -22,7 +22,8 @@ from distrl.errors import BadInput, RunFailed
 def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
     """Join the cluster at `address`, or start one on this machine. Returns whether it was started here.
 
-    BadInput where the cluster cannot be reached, or cannot ever hold the run: needed against available.
+    BadInput where the cluster cannot be reached, or cannot ever hold the run: needed against available; RunFailed
+    where Ray's processes do not come up here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -38,9 +39,12 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
         )
     if address is None:
         cpus = max(num_cpus, os.cpu_count() or 1)
-        with _own_signal_handlers():
-            # "local": without it, Ray joins any cluster that `ray start` left on this machine
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        try:
+            with _own_signal_handlers():
+                # "local": without it, Ray joins any cluster that `ray start` left on this machine
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises no narrower one where its processes do not come up in time
+            raise RunFailed(f"Ray did not start on this machine: {first_line(error)}") from error
     else:
         _require_listener(address)
         try:
