@@ -203,6 +203,10 @@ def draw(record: dict[str, Any], out: Path) -> None:
         panels = figure.subplots(2, 3).ravel()
         for axes, (name, plan) in zip(panels, plans.items()):
             points = with_limit(record["curves"].get(name, []), gflops)
+            axes.set_title(plan.title)
+            if not points:  # a logarithmic axis wants something on it
+                axes.text(0.5, 0.5, "not measured", ha="center", color=SOFT, transform=axes.transAxes)
+                continue
             xs = [one["x"] for one in points]
             rates = [one["steps_per_sec"] for one in points]
             axes.plot(xs, [one["limit_steps_per_sec"] for one in points], "--", color=AMBER, label="limit")
@@ -215,16 +219,19 @@ def draw(record: dict[str, Any], out: Path) -> None:
                 alpha=0.18,
                 lw=0,
             )
-            axes.set_title(plan.title)
             axes.set_xlabel(f"{plan.label}\n{plan.fixed}", fontsize=8.5)
             axes.set_yscale("log")
             if name != "workers":
                 axes.set_xscale("log", base=2)
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+            axes.set_xticks(xs, [f"{x // 1024}k" if x >= 1024 else str(x) for x in xs])
+            axes.xaxis.minorticks_off()
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
         panels[0].set_ylabel("env steps / s")
         panels[3].set_ylabel("env steps / s")
-        panels[0].legend(loc="lower right")
+        for axes in panels[:5]:
+            if axes.lines:
+                axes.legend(loc="best")
+                break
         _draw_shares(panels[5], record, plans, gflops, SOFT)
 
 

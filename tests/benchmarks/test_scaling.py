@@ -68,12 +68,12 @@ def test_points_are_measured_kept_and_drawn(tmp_path: Path) -> None:
         sys.executable, str(BENCHMARKS / "scaling.py"), "--only", "episode", "--points", "1", "--seconds", "0.1",
         "--repeats", "1", "--threads", "1", "--out", str(out),
     ]  # fmt: skip
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290)
     assert first.returncode == 0, first.stderr
     record: dict[str, Any] = json.loads(out.read_text())
     (point,) = record["curves"]["episode"]
     assert point["x"] == 2 and point["steps_per_sec"]["median"] > 0 and len(point["repeats"]) == 1
     assert point["settings"]["paths"]["rollout"] == "fused"
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290)
     assert again.returncode == 0 and "steps/s" not in again.stdout  # nothing is measured twice

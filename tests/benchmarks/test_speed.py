@@ -17,7 +17,7 @@ SPEED = ROOT / "benchmarks" / "speed.py"
 
 def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(script), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=290)
 
 
 def measure(*arguments: str) -> dict[str, Any]:
