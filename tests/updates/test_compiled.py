@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import distrl
 from distrl.errors import BadInput
 from distrl.policies import PolicySpec, make_policy
 from distrl.recipes import A2C, PPO, REINFORCE, Recipe
@@ -233,3 +235,22 @@ def test_what_the_kernels_do_not_serve_is_refused():
     bits = make_policy(PolicySpec("mlp"), spaces.Box(-1, 1, (3,)), spaces.MultiBinary(2), 0)
     with pytest.raises(BadInput, match="MLPPolicy with Bernoulli"):
         CompiledUpdate(bits, PPO)
+
+
+@pytest.mark.slow
+def test_learning_curves_of_both_twins_are_alike(tmp_path):
+    """Rounding alone tells them apart: the same seeds come to the same returns while little has been amplified."""
+    found: dict[str, list[float]] = {"torch": [], "compiled": []}
+    for seed in (1, 2, 3):
+        for kind, returns in found.items():
+            folder = tmp_path / f"{kind}-{seed}"
+            fields = {"learner": kind, "inference": kind, "eval_episodes": 0, "tensorboard": False}
+            distrl.train(
+                env="CartPole-v1", workers=0, total_steps=25_000, seed=seed, run_dir=str(folder), **fields
+            )
+            summary = json.loads((folder / "summary.json").read_text())
+            assert (summary["paths"]["learner"], summary["paths"]["inference"]) == (kind, kind)
+            last = (folder / "metrics.jsonl").read_text().splitlines()[-1]
+            returns.append(json.loads(last)["episode_return_mean"])
+    assert min(found["compiled"]) > 100
+    np.testing.assert_allclose(np.mean(found["compiled"]), np.mean(found["torch"]), rtol=0.1)
