@@ -7,6 +7,7 @@ between are left out, and one checkpoint is timed at the end.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -54,6 +55,9 @@ class Watch:
     cpu_ns: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     counts: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
     groups: dict[int, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
+    fragment_ns: dict[int, list[int]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # group -> iterations
     num_events: int = 0
 
     @property
@@ -85,6 +89,8 @@ class Watch:
         for report in collected:
             for entered, ns in report.spans.ns.items():
                 self.groups[report.group][entered] += ns
+            collecting = [ns for entered, ns in report.spans.ns.items() if entered.startswith("rollout")]
+            self.fragment_ns[report.group].append(sum(collecting))
 
 
 class MeasuredRun(Run):
@@ -127,6 +133,7 @@ class Measured:
     env_steps: float
     num_bytes: float
     groups: dict[int, dict[str, float]]  # with workers: group -> span -> seconds
+    jitter_sec: float  # deviation of a group's fragment between iterations; the groups' mean
     counts: dict[str, dict[str, float]]  # process -> span -> entries
     cpu_sec: float  # processor seconds of all processes, every thread
     checkpoint_sec: float
@@ -189,6 +196,7 @@ def summarise(config: TrainConfig, watch: Watch, checkpoint_sec: float = 0.0) ->
         groups={
             group: {span: ns / 1e9 / n for span, ns in spans.items()} for group, spans in watch.groups.items()
         },
+        jitter_sec=_mean([statistics.pstdev(ns) / 1e9 for ns in watch.fragment_ns.values()]),
         counts={
             name: {span: count / n for span, count in spans.items()} for name, spans in watch.counts.items()
         },
@@ -196,3 +204,7 @@ def summarise(config: TrainConfig, watch: Watch, checkpoint_sec: float = 0.0) ->
         checkpoint_sec=checkpoint_sec,
         spread=(max(lengths) - min(lengths)) / (sum(lengths) / n),
     )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

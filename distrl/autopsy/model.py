@@ -3,7 +3,8 @@
     group(n)    = T (env(n) + act(n) + rows(n)) + evaluate(T n) + per fragment        n envs, T steps
                   each c(n) = a + b n; a : b from two probes, the level from the session
     worker w    = slow_w * sum of its groups (group g is on worker g mod W) + serialisation of their bytes
-    collect     = max( max_w worker w,  processor seconds of all workers / cores )
+    collect     = max( max_w worker w + slowest(W) sqrt(its groups) jitter,  processor seconds of all / cores )
+                  slowest(W): how far the largest of W normal numbers lies above their mean, in deviations
     learn       = E (M u0 + B u1) s(threads) + B g + fixed        E epochs, M minibatches, B = T N rows
     transfer    = h + q * groups of the fullest worker             Ray's calls, answers and fetches
     iteration   = collect + learn + transfer + driver              synchronous, the driver's log included
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 from distrl.autopsy.categories import ENV, FUSED, INFERENCE, ROWS, SERIALISATION, category
 from distrl.autopsy.measure import Measured
@@ -66,6 +68,7 @@ class Costs:
     rows_per_step: float  # valid env steps over rows
     steps: float  # T: rows of a fragment along time
     cores: int
+    jitter: float = 0.0  # deviation of a fragment's time between iterations
     assumed: tuple[str, ...] = ()
 
 
@@ -91,15 +94,23 @@ def predict(config: TrainConfig, costs: Costs) -> Prediction:
     collect_cpu, by_worker = _collection(config, costs, steps)
     learn = _learning(config, costs, rows)
     parts = {"learn": learn, "driver": costs.driver}
-    parts["collect"] = max(max(by_worker), collect_cpu / costs.cores) if workers else sum(by_worker)
+    parts["collect"] = sum(by_worker)
     if workers:
-        fullest = -(-config.num_groups // min(workers, config.num_groups))
+        hosts = min(workers, config.num_groups)
+        fullest = -(-config.num_groups // hosts)
+        late = slowest_of(hosts) * fullest**0.5 * costs.jitter
+        parts["collect"] = max(max(by_worker) + late, collect_cpu / costs.cores)
         parts["transfer"] = costs.transport.fixed + costs.transport.per_group * fullest
     total = sum(parts.values())
     if config.overlap:
         together = max(parts["collect"], learn + costs.driver, (collect_cpu + learn) / costs.cores)
         total = together + parts.get("transfer", 0.0) / 2
     return Prediction(total, rows * costs.rows_per_step / total, parts)
+
+
+def slowest_of(count: int) -> float:
+    """The expected largest of `count` standard normal numbers: 0, 0.56, 0.85, 1.03, ... (Blom's approximation)."""
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) if count > 1 else 0.0
 
 
 def _collection(config: TrainConfig, costs: Costs, steps: float) -> tuple[float, list[float]]:
@@ -165,6 +176,7 @@ def fit(session: Measured, probed: Rollout, minibatch: Line, speed: dict[int, fl
         rows_per_step=session.env_steps / rows,
         steps=steps,
         cores=cores,
+        jitter=session.jitter_sec,
         assumed=() if config.workers else ("transfer",),
     )
 

@@ -1,9 +1,11 @@
 """The bound is named right from recorded span tables: the six plants, without a clock."""
 
+from dataclasses import replace
+
 import pytest
 
 from distrl.autopsy.bound import find_bound
-from distrl.autopsy.model import predict
+from distrl.autopsy.model import predict, slowest_of
 from distrl.autopsy.prescribe import prescriptions, together
 from tests.autopsy.synthetic import LEARN, WORK, Iterations, config, costs_of, session
 
@@ -116,3 +118,15 @@ def test_what_is_not_measured_is_said_to_be_assumed() -> None:
     found = prescriptions(measured.config, costs_of(measured, idle=0.9), measured.rate)
     assert {one.assumed for one in found if one.changes.get("workers")} == {("transfer",)}
     assert {one.assumed for one in found if not one.changes.get("workers")} <= {()}
+
+
+def test_the_slowest_of_many_workers_is_later_the_more_the_fragments_differ() -> None:
+    assert slowest_of(1) == 0.0
+    assert [slowest_of(n) for n in (2, 4, 16)] == pytest.approx([0.564, 1.029, 1.766], abs=0.05)
+    one = session([WORK | {"rollout: env step": 300.0}], LEARN, groups=8, num_envs=32)
+    steady = costs_of(one, idle=1.0)
+    shaky = replace(steady, jitter=0.1)
+    eight = one.config.model_copy(update={"workers": 8})
+    later = predict(eight, shaky).parts["collect"] - predict(eight, steady).parts["collect"]
+    assert later == pytest.approx(slowest_of(8) * 0.1)
+    assert predict(one.config, shaky).rate == predict(one.config, steady).rate, "one worker waits for nobody"
