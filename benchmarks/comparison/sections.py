@@ -113,9 +113,13 @@ ZOO = (
     "--num-envs", "8", "--num-steps", "32", "--epochs", "20", "--minibatches", "1", "--learning-rate", "1e-3",
     "--gamma", "0.98", "--lam", "0.8", "--entropy-coef", "0",
 )  # fmt: skip
-# CleanRL's own settings with a larger step, and the same with more envs and fewer steps
+# CleanRL's own settings with a larger step
 FAST = ("--num-envs", "8", "--num-steps", "128", "--learning-rate", "1e-3")
-WIDE = ("--num-envs", "32", "--num-steps", "32", "--learning-rate", "2e-3", "--gamma", "0.98", "--lam", "0.9")
+# more envs, short fragments, a large step: few steps in Python for each env step
+WIDE = (
+    "--num-envs", "32", "--num-steps", "32", "--epochs", "8", "--minibatches", "4", "--learning-rate", "3e-3",
+    "--gamma", "0.98", "--lam", "0.8", "--entropy-coef", "0",
+)  # fmt: skip
 RECIPES = {"zoo": ZOO, "fast": FAST, "wide": WIDE}
 RACERS = tuple(
     Contestant(f"{name}, {recipe}", of, (*RACE, *settings, *more), runner)
