@@ -64,7 +64,7 @@ CASES = (
     Case(
         "large-observations", "transfer-bound",
         "--env benchmarks.planted:Planted/Picture-v0 --policy benchmarks.planted:glance --num-envs 4 --groups 4 "
-        "--num-steps 64 --epochs 1 --minibatches 1 --workers 2",
+        "--num-steps 64 --epochs 1 --minibatches 1 --workers 1",
         False,
     ),
 )  # fmt: skip
