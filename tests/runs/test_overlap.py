@@ -145,7 +145,7 @@ def test_cartpole_is_solved_with_a_lag(tmp_path: Path, lag: int, algo: str) -> N
         "env": "CartPole-v1",
         "algo": algo,
         "overlap": lag,
-        "total_steps": 150_000,
+        "total_steps": 250_000,
         "tensorboard": False,
     }
     train(tmp_path / "run", fields, workers=0)
