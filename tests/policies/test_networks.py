@@ -14,7 +14,7 @@ from torch import nn
 from distrl.errors import BadInput
 from distrl.maths.random import stream
 from distrl.policies import Policy, PolicySpec, load_parameters, make_policy, parameters_and_buffers
-from distrl.policies.build import _one_thread
+from distrl.policies.build import one_thread
 from distrl.trees import tree_leaves, tree_map
 from tests import reference
 from tests.parts import arrays_of, assert_same_arrays, stir
@@ -193,7 +193,7 @@ def test_the_thread_count_is_put_back_also_where_building_fails():
     with pytest.raises(BadInput, match="36x36"):
         make_policy(PolicySpec("cnn"), spaces.Box(0, 255, (8, 8, 3), np.uint8), ACTIONS["discrete"], 0)
     assert torch.get_num_threads() == before
-    with _one_thread():
+    with one_thread():
         assert torch.get_num_threads() == 1
 
 
