@@ -43,9 +43,9 @@ import runpy, sys
 sys.argv = ["gpu_check.py", "--quick"]
 from distrl import learner
 real, count = learner.Learner._credit, [0.0]
-def drifting(self, trajectory):
+def drifting(self, *arguments):
     count[0] += 1e-3
-    advantage, target = real(self, trajectory)
+    advantage, target = real(self, *arguments)
     return advantage, target + count[0]
 learner.Learner._credit = drifting
 runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
