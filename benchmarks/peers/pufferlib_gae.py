@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 GAMMA, LAMBDA = 0.99, 0.95
 SHAPES_TN = [(128, 64), (2048, 8), (128, 16384)]
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    os.chdir(Path(__file__).parent / ".envs")  # PufferLib links its resources into the current folder
     from importlib.metadata import version
 
     import torch

@@ -10,6 +10,7 @@ dashboard is off, as everyone's display is. Its CartPole ends an episode after 2
 
 import os
 import tempfile
+from pathlib import Path
 
 from speed import RECIPE, Window, arguments, minibatch_size, only, report
 
@@ -38,6 +39,7 @@ def main() -> None:
             f"a minibatch must be whole trajectories, got {minibatch} rows of {options.num_steps} steps"
         )
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    os.chdir(Path(__file__).parent / ".envs")  # PufferLib links its resources into the current folder
     import numpy as np
     import torch
     from torch import nn
