@@ -170,8 +170,9 @@ def _train(
         if resolved.changes:
             write_config(directory / "config.json", resolved)
     title = f"{config.env} · {config.algo} · seed {config.seed} · {_who(config)}"
-    console = ConsoleSink(title, config.total_steps, stream=open(os.devnull, "w") if quiet else None)  # noqa: SIM115
     with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w")) if quiet else None
+        console = ConsoleSink(title, config.total_steps, stream=nowhere)
         with span("start"):
             stack.callback(console.close)
             with warnings.catch_warnings(record=True) as early:

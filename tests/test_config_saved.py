@@ -97,7 +97,8 @@ CHANGED = {
     "gamma": 0.9, "lam": 0.9, "clip": 0.1, "epochs": 2, "minibatches": 2, "clip_value": 0.2,
     "target_kl": 0.1, "value_coef": 1, "entropy_coef": 0.1, "adam_eps": 1e-8, "max_grad_norm": 1,
     "normalize_advantage": False, "credit": "return", "baseline": False, "collects": "episodes",
-    "clip_schedule": "linear", "overlap": 1,
+    "clip_schedule": "linear", "overlap": 1, "env_backend": "gymnasium", "rollout": "stepwise",
+    "inference": "torch", "learner": "torch",
 }  # fmt: skip
 
 

@@ -112,8 +112,10 @@ from distrl.run_directory import lock_run_directory
 
 with lock_run_directory(Path(sys.argv[1])):
     child = os.fork() if sys.argv[2] == "fork" else 0
-    if sys.argv[2] != "fork" or child:
-        print(child, flush=True)
+    if sys.argv[2] != "fork":
+        print(0, flush=True)
+    elif child == 0:  # it says itself that it runs: what a fork does to the lock is done by then
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
