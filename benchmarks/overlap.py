@@ -76,6 +76,7 @@ def measured(records: list[dict[str, Any]]) -> dict[str, float]:
         return statistics.median(sum(record[name] for name in names) for record in window)
 
     return {
+        "iteration_sec": seconds / len(window),
         "steps_per_sec": (window[-1]["env_steps"] - warm_up[-1]["env_steps"]) / seconds,
         "collect_sec": each("rollout"),
         "learn_sec": each("learn"),
@@ -105,9 +106,11 @@ def compare(runtime: str, iterations: int, repeats: int) -> dict[str, Any]:
             }
         )
         balance = synchronous["collect_sec"] / synchronous["learn_sec"]
+        longer = max(overlapped["collect_sec"], overlapped["learn_sec"])
         print(
             f"{runtime:10s}  synchronous {synchronous['steps_per_sec']:6.0f}  overlapped "
             f"{overlapped['steps_per_sec']:6.0f} steps/s  ratio {ratio:.2f}  collect / learn {balance:.2f}  "
+            f"overlapped iteration / the longer of the two {overlapped['iteration_sec'] / longer:.2f}  "
             f"load {load:.1f}",
             flush=True,
         )
