@@ -114,14 +114,22 @@ def _rows_and_one_beyond(like: FloatArray) -> FloatArray:
 # after the last one. A row is a function of its own, called from one place, because LLVM proves that the row
 # written and the row after it do not overlap only where it sees one row at a time (3 times faster on wide
 # arrays); the index is unsigned because a signed one is tested for wrap-around. No float literal appears: it
-# would widen float32 to float64.
+# would widen float32 to float64. Where rows are too short to fill vectors, `gae` takes all TD errors first, which
+# lie side by side over rows, and then the recursion alone (3 times faster at 8 columns, and the same bits).
+
+_NARROW = 32  # columns
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def gae_step(reward, value, next_value, terminated, done, gamma, gamma_lam, later):  # type: ignore[no-untyped-def]
-    """One step of `gae` on scalars, `later` being the advantage of the row after it. Also the CUDA kernel's."""
+def td_error(reward, value, next_value, terminated, gamma):  # type: ignore[no-untyped-def]
+    """delta_t of `gae` on scalars. Also the CUDA kernel's."""
     with_future = reward + gamma * next_value - value
-    delta = reward - value if terminated else with_future
+    return reward - value if terminated else with_future
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def add_later(delta, done, gamma_lam, later):  # type: ignore[no-untyped-def]
+    """A_t of `gae` on scalars, `later` being the advantage of the row after it. Also the CUDA kernel's."""
     with_later = delta + gamma_lam * later
     return delta if done else with_later
 
@@ -129,13 +137,29 @@ def gae_step(reward, value, next_value, terminated, done, gamma, gamma_lam, late
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _gae_row(t, reward, value, next_value, terminated, done, gamma, gamma_lam, advantage):  # type: ignore[no-untyped-def]
     for n in range(reward.shape[1]):
-        advantage[t, n] = gae_step(
-            reward[t, n], value[t, n], next_value[t, n], terminated[t, n], done[t, n],
-            gamma, gamma_lam, advantage[t + 1, n],
-        )  # fmt: skip
+        delta = td_error(reward[t, n], value[t, n], next_value[t, n], terminated[t, n], gamma)
+        advantage[t, n] = add_later(delta, done[t, n], gamma_lam, advantage[t + 1, n])
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _gae_narrow(reward, value, next_value, terminated, done, gamma, gamma_lam, num_columns, advantage):  # type: ignore[no-untyped-def]
+    """All arrays flat."""
+    for i in range(reward.size):
+        advantage[i] = td_error(reward[i], value[i], next_value[i], terminated[i], gamma)
+    for i in range(1, reward.size + 1):
+        here = np.uint64(reward.size - i)
+        advantage[here] = add_later(
+            advantage[here], done[here], gamma_lam, advantage[here + np.uint64(num_columns)]
+        )
 
 
 def _gae(reward, value, next_value, terminated, done, gamma, gamma_lam, advantage):  # type: ignore[no-untyped-def]
+    if reward.shape[1] < _NARROW:
+        _gae_narrow(
+            reward.reshape(-1), value.reshape(-1), next_value.reshape(-1), terminated.reshape(-1), done.reshape(-1),
+            gamma, gamma_lam, reward.shape[1], advantage.reshape(-1),
+        )  # fmt: skip
+        return
     for i in range(1, len(reward) + 1):
         t = np.uint64(len(reward) - i)
         _gae_row(t, reward, value, next_value, terminated, done, gamma, gamma_lam, advantage)

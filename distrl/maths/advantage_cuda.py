@@ -1,7 +1,7 @@
 """`gae` on a CUDA device, for trajectories that are there already. Import it only where CUDA is wanted.
 
 One thread walks one column from the last row to the first; neighbouring threads read neighbouring
-addresses. The arithmetic is the CPU's `gae_step`, but the compiler may fuse a product and a sum, so results
+addresses. The arithmetic is the CPU's, but the compiler may fuse a product and a sum, so results
 agree to rounding, not to the bit. Shape suffixes: T time, N environments or responses.
 """
 
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from distrl.maths.advantage import gae_step, unit_interval
+from distrl.maths.advantage import add_later, td_error, unit_interval
 
 THREADS_PER_BLOCK = 128
 
 
-_step = cuda.jit(device=True)(gae_step.py_func)
+_td_error = cuda.jit(device=True)(td_error.py_func)
+_add_later = cuda.jit(device=True)(add_later.py_func)
 
 
 @cuda.jit  # type: ignore[untyped-decorator]
@@ -27,10 +28,8 @@ def _gae_columns(reward, value, next_value, terminated, done, gamma, gamma_lam, 
         later = gamma - gamma  # zero, of the arrays' type
         for i in range(1, reward.shape[0] + 1):
             t = reward.shape[0] - i
-            later = _step(
-                reward[t, n], value[t, n], next_value[t, n], terminated[t, n], done[t, n],
-                gamma, gamma_lam, later,
-            )  # fmt: skip
+            delta = _td_error(reward[t, n], value[t, n], next_value[t, n], terminated[t, n], gamma)
+            later = _add_later(delta, done[t, n], gamma_lam, later)
             advantage[t, n] = later
 
 
