@@ -94,7 +94,7 @@ def test_a_driver_killed_alone_leaves_no_process_behind(launcher: Any, tmp_path:
     assert len(processes_of(launcher.marker)) > 8  # driver, Ray's, workers, learner, envs
     command.signal(signal.SIGKILL)
     command.process.wait()
-    launcher.assert_nothing_left(10.0)
+    launcher.assert_nothing_left()
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
