@@ -40,15 +40,16 @@ CLEANRL_CONTINUOUS = dict(
 # rl-baselines3-zoo, hyperparams/ppo.yml; Pendulum without its state-dependent exploration
 ZOO_LUNAR = dict(
     num_envs=16, groups=1, num_steps=1024, epochs=4, minibatches=256, learning_rate=3e-4, learning_rate_schedule="constant",
-    gamma=0.999, lam=0.98, entropy_coef=0.01,
+    gamma=0.999, lam=0.98, entropy_coef=0.01, clip_value="none",
 )  # fmt: skip
 ZOO_PENDULUM = dict(
     num_envs=4, groups=1, num_steps=1024, epochs=10, minibatches=64, learning_rate=1e-3, learning_rate_schedule="constant",
-    gamma=0.9, lam=0.95,
+    gamma=0.9, lam=0.95, clip_value="none",
 )  # fmt: skip
 MEMORY = dict(
     wrapper="benchmarks.memory_task:hide_velocities", num_envs=8, groups=1, num_steps=128, epochs=10, minibatches=8,
     learning_rate=1e-3, gamma=0.98, lam=0.9, hidden_sizes="64", normalize_observation=True,
+    clip_value="none",
 )  # fmt: skip
 
 

@@ -119,13 +119,13 @@ def _reuse(config: TrainConfig) -> Iterator[Clash]:
         yield Clash(
             ("clip_value", "clip"),
             f"--clip-value {recipe.clip_value} needs --clip: without it a batch is used once and the value "
-            "has not moved yet; use --clip 0.2 or leave --clip-value out",
+            "has not moved yet; use --clip 0.2 or --clip-value none",
         )
     if recipe.clip_value is not None and not recipe.trains_value:
         yield Clash(
             ("clip_value", "baseline", "credit"),
             f"--clip-value {recipe.clip_value} needs a value function, and none is trained with "
-            "--no-baseline and --credit return; use --baseline or leave --clip-value out",
+            "--no-baseline and --credit return; use --baseline or --clip-value none",
         )
 
 

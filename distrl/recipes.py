@@ -50,7 +50,9 @@ class Recipe:
     )
     epochs: int = _option(1, "passes over a batch", ge=1)
     minibatches: int = _option(1, "minibatches per epoch", ge=1)
-    clip_value: float | None = _option(None, "clip of the value's move from its old prediction", gt=0)
+    clip_value: float | None = _option(
+        None, "clip of the value's move from its old prediction, in units of the return", gt=0
+    )
     target_kl: float | None = _option(None, "stop the epochs once the approximate KL passes this", gt=0)
     value_coef: float = _option(0.5, "weight of the value loss", ge=0)
     entropy_coef: float = _option(0.0, "weight of the entropy bonus", ge=0)
@@ -74,7 +76,8 @@ REINFORCE = Recipe()
 REINFORCE_BASELINE = replace(REINFORCE, baseline=True)
 ACTOR_CRITIC = replace(REINFORCE_BASELINE, credit="gae", collects="steps")
 A2C = replace(ACTOR_CRITIC, num_envs=8)
-PPO = replace(A2C, clip=0.2, epochs=4, minibatches=4)
+# 10 as in RLlib: without it the value's gradient takes all of `max_grad_norm` where returns are large (CartPole's are 100)
+PPO = replace(A2C, clip=0.2, clip_value=10.0, epochs=4, minibatches=4)
 
 LADDER: dict[str, Recipe] = {
     "reinforce": REINFORCE,

@@ -137,7 +137,7 @@ RUNGS = {
     "reinforce-baseline": {"baseline": (False, True)},
     "actor-critic": {"credit": ("return", "gae"), "collects": ("episodes", "steps")},
     "a2c": {"num_envs": (1, 8)},
-    "ppo": {"clip": (None, 0.2), "epochs": (1, 4), "minibatches": (1, 4)},
+    "ppo": {"clip": (None, 0.2), "clip_value": (None, 10.0), "epochs": (1, 4), "minibatches": (1, 4)},
 }
 
 

@@ -85,6 +85,7 @@ def test_text_becomes_the_type_of_its_field() -> None:
             "total_steps": "1e6",
             "hidden_sizes": "32, 16",
             "clip": "none",
+            "clip_value": "none",
             "epochs": "1",
             "wandb": "true",
             "gamma": "1",
@@ -205,7 +206,7 @@ CLASHES = [
     ),
     ({"network": "lstm", "num_envs": 6}, ["whole columns", "6 / 4 = 1 remainder 2", "2 or 3 or 6"]),
     ({"groups": 9}, ["--groups 9", "--num-envs 8", "1 would be empty"]),
-    ({"clip": "none"}, ["--epochs 4", "needs --clip", "--epochs 1"]),
+    ({"clip": "none", "clip_value": "none"}, ["--epochs 4", "needs --clip", "--epochs 1"]),
     ({"algo": "a2c", "clip_value": 0.2}, ["--clip-value 0.2 needs --clip"]),
     ({"vectorization": "vector_entry_point"}, ["--autoreset disabled", "--autoreset next_step"]),
     (

@@ -300,5 +300,5 @@ def test_a_toml_file_of_somebody_else_cannot_name_code(tmp_path: Path) -> None:
 def test_the_ladder_names_each_rung_its_idea_and_its_difference() -> None:
     lines = distrl("ladder").stdout.splitlines()
     assert [line.split("|")[0].strip() for line in lines[1:]] == list(LADDER)
-    assert lines[5].endswith("clip none -> 0.2, epochs 1 -> 4, minibatches 1 -> 4")
+    assert lines[5].endswith("clip none -> 0.2, epochs 1 -> 4, minibatches 1 -> 4, clip_value none -> 10.0")
     assert lines[4].endswith("| num_envs 1 -> 8")
