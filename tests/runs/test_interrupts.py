@@ -18,7 +18,13 @@ SLOW_ENV = case(
 )
 # 4,800 minibatches of the torch learner: an update of two seconds or more, a rollout of a tenth
 SLOW_UPDATE = case(
-    "mlp", iterations=40, env="toys:Toy-v0", learner="torch", epochs=300, minibatches=16, checkpoint_every=1000
+    "mlp",
+    iterations=40,
+    env="toys:Toy-v0",
+    learner="torch",
+    epochs=300,
+    minibatches=16,
+    checkpoint_every=1000,
 )
 
 
