@@ -7,44 +7,20 @@ and computes GAE where its importance ratios are 1. It knows one kind of episode
 that came with the next step, and leaves the last step of each row out; a loop that does just that checks it.
 """
 
-import argparse
-import json
 import os
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-GAMMA, LAMBDA = 0.99, 0.95
-SHAPES_TN = [(128, 64), (2048, 8), (128, 16384)]
-
-
-def median_us(call: Callable[[], object], seconds: float) -> tuple[float, int]:
-    """Returns (median microseconds, repetitions) of `call`, repeated for `seconds`, at least 3 times."""
-    call()
-    times_sec: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times_sec) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times_sec.append(time.perf_counter() - start)
-    return statistics.median(times_sec) * 1e6, len(times_sec)
+from gae_times import GAMMA, LAMBDA, SHAPES_TN, median_us, options_of, report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=3.0, help="per shape")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    options = options_of(__doc__)
     os.chdir(Path(__file__).parent / ".envs")  # PufferLib links its resources into the current folder
-    from importlib.metadata import version
-
     import torch
     from pufferlib import _C  # noqa: F401  (registers the operator)
 
     torch.set_num_threads(options.threads)
-    rows = []
+    rows: list[dict[str, object]] = []
     for num_steps, num_envs in SHAPES_TN:
         generator = torch.Generator().manual_seed(0)
         shape = (num_envs, num_steps)
@@ -64,13 +40,7 @@ def main() -> None:
         torch.testing.assert_close(advantage, expected, rtol=1e-4, atol=1e-4)
         us, repeats = median_us(call, options.seconds)
         rows.append({"T": num_steps, "N": num_envs, "best": "C", "best_us": round(us, 1), "repeats": repeats})
-    line = {
-        "peer": "pufferlib",
-        "version": version("pufferlib"),
-        "gae": rows,
-        "settings": {"threads": options.threads, "layout": "[N, T] float32", "torch": version("torch")},
-    }
-    print(json.dumps(line), flush=True)
+    report("pufferlib", rows, options.threads, "[N, T] float32")
 
 
 if __name__ == "__main__":

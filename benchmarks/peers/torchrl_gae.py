@@ -9,42 +9,18 @@ About one step in 200 ends an episode, half of these by termination. `vec` is
 checked against each other; `best_us` is the fastest.
 """
 
-import argparse
-import json
-import os
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 
-GAMMA, LAMBDA = 0.99, 0.95
-SHAPES_TN = [(128, 64), (2048, 8), (128, 16384)]
-
-
-def median_us(call: Callable[[], object], seconds: float) -> tuple[float, int]:
-    """Returns (median microseconds, repetitions) of `call`, repeated for `seconds`, at least 3 times."""
-    call()
-    times_sec: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times_sec) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times_sec.append(time.perf_counter() - start)
-    return statistics.median(times_sec) * 1e6, len(times_sec)
+from gae_times import GAMMA, LAMBDA, SHAPES_TN, median_us, options_of, report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=3.0, help="per function and shape")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    options = options_of(__doc__)
     import torch
     from torchrl.objectives.value import functional
 
     torch.set_num_threads(options.threads)
-    rows = []
+    rows: list[dict[str, object]] = []
     for num_steps, num_envs in SHAPES_TN:
         generator = torch.Generator().manual_seed(0)
         shape = (num_envs, num_steps, 1)
@@ -71,13 +47,7 @@ def main() -> None:
             row |= {f"{name}_us": round(medians_us[name], 1), f"{name}_repeats": repeats}
         best = min(medians_us, key=lambda name: medians_us[name])
         rows.append(row | {"best": best, "best_us": round(medians_us[best], 1)})
-    line = {
-        "peer": "torchrl",
-        "version": version("torchrl"),
-        "gae": rows,
-        "settings": {"threads": options.threads, "layout": "[N, T, 1] float32", "torch": version("torch")},
-    }
-    print(json.dumps(line), flush=True)
+    report("torchrl", rows, options.threads, "[N, T, 1] float32")
 
 
 if __name__ == "__main__":
