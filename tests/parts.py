@@ -24,6 +24,7 @@ from distrl.policies.mlp import MLPPolicy
 from distrl.recipes import PPO, Recipe
 from distrl.rollout import Collector
 from distrl.trajectory import Trajectory
+from distrl.trees import tree_map
 
 sys.path.insert(0, str(Path(__file__).parent / "envs"))  # toy_envs, as a user's module would be
 
@@ -201,30 +202,33 @@ def fragment(
     return policy, collect(spec, policy, **named)
 
 
+COLUMNS = (
+    "observation",
+    "action",
+    "reward",
+    "terminated",
+    "done",
+    "valid",
+    "episode_start",
+    "value",
+    "next_value",
+    "log_prob",
+)
+
+
+def columns(trajectory: Trajectory, part: Any) -> Trajectory:
+    """Its envs `part`: a slice, or their numbers."""
+    state = trajectory.initial_state
+    return replace(
+        trajectory,
+        initial_state=None if state is None else tuple(leaf[part] for leaf in state),
+        **{name: tree_map(lambda leaf: leaf[:, part], getattr(trajectory, name)) for name in COLUMNS},
+    )
+
+
 def split(trajectory: Trajectory) -> list[Trajectory]:
     """Its columns as two groups'."""
-
-    def columns(part: slice) -> Trajectory:
-        names = (
-            "action",
-            "reward",
-            "terminated",
-            "done",
-            "valid",
-            "episode_start",
-            "value",
-            "next_value",
-            "log_prob",
-        )
-        state = trajectory.initial_state
-        return replace(
-            trajectory,
-            observation=trajectory.observation[:, part],
-            initial_state=None if state is None else tuple(leaf[part] for leaf in state),
-            **{name: getattr(trajectory, name)[:, part] for name in names},
-        )
-
-    return [columns(slice(0, 1)), columns(slice(1, None))]
+    return [columns(trajectory, slice(0, 1)), columns(trajectory, slice(1, None))]
 
 
 def gradient_of(policy: Any, recipe: Recipe, trajectory: Trajectory) -> list[Any]:

@@ -19,7 +19,16 @@ from distrl.recipes import PPO
 from distrl.trajectory import Trajectory
 from distrl.trees import tree_map
 from tests import reference
-from tests.parts import SEED, arrays_of, collect, make_collector, make_learner, small_policy, steady_policy
+from tests.parts import (
+    SEED,
+    arrays_of,
+    collect,
+    columns,
+    make_collector,
+    make_learner,
+    small_policy,
+    steady_policy,
+)
 from tests.test_trajectory import make as counted
 
 EXAMPLES = settings(max_examples=30, deadline=None)
@@ -90,25 +99,6 @@ def test_a_group_split_changes_no_bit_of_the_moments():
 
 def counted_like(trajectory: Trajectory) -> Trajectory:
     return replace(trajectory, extra={})
-
-
-def columns(trajectory: Trajectory, part: np.ndarray) -> Trajectory:
-    names = (
-        "observation",
-        "action",
-        "reward",
-        "terminated",
-        "done",
-        "valid",
-        "episode_start",
-        "value",
-        "next_value",
-        "log_prob",
-    )
-    return replace(
-        trajectory,
-        **{name: tree_map(lambda leaf: leaf[:, part], getattr(trajectory, name)) for name in names},
-    )
 
 
 def test_one_hot_entries_and_images_are_left_alone():

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import bisect
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from distrl.autopsy.categories import MEANING, WAITING, category, is_wait
 from distrl.autopsy.diagnose import Diagnosis
@@ -18,6 +15,7 @@ from distrl.autopsy.path import Segment, shares
 from distrl.autopsy.result import process_names, process_shares
 from distrl.autopsy.timeline import Timeline
 from distrl.telemetry.charts import nice_ticks, tick_text
+from distrl.telemetry.page import templates
 from distrl.telemetry.spans import Event
 
 BINS = 360
@@ -45,22 +43,9 @@ class Lane:
     alt: str
 
 
-def write_page(path: Path, found: Diagnosis, result: Mapping[str, Any]) -> None:
-    """Writes the page in one step."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(render_page(found, result), encoding="utf-8")
-    aside.replace(path)
-
-
 def render_page(found: Diagnosis, result: Mapping[str, Any]) -> str:
     """The page as text; `result` is what profile.json holds."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters["slug"] = slug
     session, config = found.session, found.session.config
     begin, end = typical_iteration(session.timeline)

@@ -8,7 +8,7 @@ from typing import Any
 
 from distrl.autopsy.diagnose import diagnose
 from distrl.autopsy.measure import Effort
-from distrl.autopsy.page import write_page
+from distrl.autopsy.page import render_page
 from distrl.autopsy.result import as_json
 from distrl.autopsy.search import try_best, tune
 from distrl.autopsy.terminal import print_diagnosis, print_files, print_tried
@@ -16,6 +16,7 @@ from distrl.autopsy.trace import write_trace
 from distrl.errors import BadInput
 from distrl.resolve import Resolved
 from distrl.run_directory import write_json_atomic
+from distrl.telemetry.page import write_page
 
 
 def profile(
@@ -49,6 +50,6 @@ def profile(
         print_tried("Tuned: what was measured of the grid, env steps/s", points, found.session.rate)
     result = as_json(found, tried, points)
     write_json_atomic(folder / "profile.json", result)
-    write_page(folder / "profile.html", found, result)
+    write_page(folder / "profile.html", render_page(found, result))
     print_files(folder / "profile.html", folder / "profile.json", trace or folder / "trace.json")
     return result

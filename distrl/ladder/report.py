@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from distrl import machine
@@ -22,6 +20,7 @@ from distrl.ladder.runs import SCHEMA, Settings
 from distrl.run_directory import write_json_atomic
 from distrl.telemetry.charts import nice_ticks, tick_text
 from distrl.telemetry.console import duration
+from distrl.telemetry.page import templates, write_page
 from distrl.telemetry.sinks.jsonl import as_json
 
 REPORT_FILE = "report.html"
@@ -84,9 +83,7 @@ def write_ladder_report(out: Path, settings: Settings, run_dirs: Sequence[Path])
     write_json_atomic(out / NUMBERS_FILE, as_json(numbers))
     html = render(settings, rungs, threshold, facts)
     path = out / REPORT_FILE
-    aside = out / f".{REPORT_FILE}.{os.getpid()}.tmp"
-    aside.write_text(html, encoding="utf-8")
-    aside.replace(path)
+    write_page(path, html)
     return path
 
 
@@ -94,13 +91,7 @@ def render(
     settings: Settings, rungs: Sequence[RungResult], threshold: float | None, facts: dict[str, Any]
 ) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     scale = Scale.of(rungs, settings.total_steps, threshold)
     num_seeds = max(len(rung.runs) for rung in rungs)
     return environment.get_template("ladder.html.j2").render(

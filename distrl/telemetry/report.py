@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from distrl.telemetry.charts import Chart, line_chart
 from distrl.telemetry.console import duration
+from distrl.telemetry.page import templates, write_page
 from distrl.telemetry.sinks.jsonl import read_jsonl
 from distrl.telemetry.spans import Phase, phase, span_table_rows
 
@@ -78,9 +76,7 @@ def write_report(run_dir: Path) -> Path:
         summary=_read_json(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {},
     )
     path = run_dir / REPORT_FILE
-    aside = run_dir / f".{REPORT_FILE}.{os.getpid()}.tmp"
-    aside.write_text(html, encoding="utf-8")
-    aside.replace(path)
+    write_page(path, html)
     return path
 
 
@@ -92,13 +88,7 @@ def render_report(
     summary: Mapping[str, Any],
 ) -> str:
     """The page as text, from what the run directory's files hold."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     config = flatten_config(config_file)
     exit_kind, exit_cause = _exit(summary)
     span_section = _spans(summary.get("spans") or {})
