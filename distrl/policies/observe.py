@@ -127,8 +127,12 @@ class Observe(nn.Module):
 
     def images(self, observation: Tree) -> list[Tensor]:
         """The image leaves, each float32 [B, C, H, W] in 0..1."""
+        return [pixels / 255.0 for pixels in self.pixels(observation)]
+
+    def pixels(self, observation: Tree) -> list[Tensor]:
+        """The image leaves, each float32 [B, C, H, W] in 0..255 and channels last in memory, as convolutions like it."""
         return [
-            _as_channels_first(leaf, space.shape or ()).float() / 255.0
+            _as_channels_first(leaf, space.shape or ()).to(torch.float32, memory_format=torch.channels_last)
             for space, leaf, image in zip(
                 self._spaces, _leaves(self.space, observation), self._is_image, strict=True
             )

@@ -58,6 +58,17 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def channels_last(observation: Tensor) -> Tensor:
+    """Images [B, C, H, W] of bytes laid out as convolutions like them, once for all minibatches; others as they are."""
+    if observation.dtype == torch.uint8 and observation.dim() == 4:
+        return observation.contiguous(memory_format=torch.channels_last)
+    return observation
+
+
+def _is_channels_last(leaf: Tensor) -> bool:
+    return leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last)
+
+
 @dataclass(frozen=True)
 class _Batch:
     """A trajectory's columns as tensors on the device, flat [B] or, for a policy with memory, [T, N]."""
@@ -78,6 +89,8 @@ class _Batch:
         dim = 0 if self.episode_start is None else 1
 
         def pick(leaf: Tensor) -> Tensor:
+            if dim == 0 and _is_channels_last(leaf):  # index_select alone would give channels first
+                return leaf.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
             return leaf.index_select(dim, index)
 
         columns = {
@@ -105,7 +118,7 @@ class TorchUpdate:
             return to_device(laid_out, self.device)
 
         return _Batch(
-            observation=tree_map(tensor, trajectory.observation),
+            observation=tree_map(lambda leaf: channels_last(tensor(leaf)), trajectory.observation),
             action=tensor(trajectory.action),
             action_mask=tree_map(tensor, trajectory.extra.get("action_mask")),
             log_prob=tensor(trajectory.log_prob),
