@@ -19,7 +19,7 @@ SEED = 3
 
 VECTOR = spaces.Box(-np.inf, np.inf, (4,), np.float32)
 TREE = spaces.Dict({"where": spaces.Box(-1, 1, (3,), np.float32), "phase": spaces.Discrete(5)})
-IMAGE = spaces.Box(0, 255, (84, 84, 4), np.uint8)
+IMAGE = spaces.Box(0, 255, (4, 84, 84), np.uint8)  # as Atari preprocessing gives it
 
 
 @dataclass(frozen=True)

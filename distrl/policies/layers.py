@@ -74,11 +74,13 @@ class NatureCNN(nn.Module):
         self.linear = nn.Sequential(orthogonal(nn.Linear(flat, self.width)), nn.ReLU())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        first, _, *others = self.convolutions[:-1]
-        x = convolve(pixels, first.weight / 255.0, first.bias, first.stride).relu_()
-        for convolution in others[::2]:
-            x = convolve(x, convolution.weight, convolution.bias, convolution.stride).relu_()
-        return _flat_linear(x, self.linear[0]).relu_()
+        one, two, three = (layer for layer in self.convolutions if isinstance(layer, nn.Conv2d))
+        x = convolve(pixels, one.weight / 255.0, one.bias, 4).relu_()
+        x = convolve(x, two.weight, two.bias, 2).relu_()
+        x = convolve(x, three.weight, three.bias, 1).relu_()
+        large = self.linear[0]
+        assert isinstance(large, nn.Linear)
+        return _flat_linear(x, large).relu_()
 
 
 def _flat_linear(x: Tensor, layer: nn.Linear) -> Tensor:
