@@ -41,6 +41,7 @@ def policy_spec(config: TrainConfig) -> PolicySpec:
         activation=config.activation,
         lstm_size=config.lstm_size,
         normalize_observation=config.normalize_observation,
+        precision=config.precision,
         policy=config.policy,
         policy_kwargs=dict(config.policy_kwargs),
     )

@@ -82,6 +82,9 @@ class TrainConfig(BaseModel):
     hidden_sizes: tuple[Count, ...] = Field((64, 64), description="widths of the MLP's hidden layers: 64,64")
     activation: Literal["tanh", "relu"] = Field("tanh", description="the MLP's activation")
     lstm_size: Count = Field(128, description="width of the LSTM")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the hidden layers; parameters, heads and losses are always fp32"
+    )
     policy: str | None = Field(None, description="module:function that makes a policy of one's own")
     policy_kwargs: dict[str, Any] = Field({}, description="that function's arguments")
     init_from: str | None = Field(

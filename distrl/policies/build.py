@@ -19,6 +19,7 @@ from distrl.policies.cnn import CNNPolicy
 from distrl.policies.lstm import LSTMPolicy
 from distrl.policies.mlp import MLPPolicy
 from distrl.policies.observe import has_image
+from distrl.policies.precision import set_precision
 from distrl.trees import tree_leaves
 
 
@@ -31,6 +32,7 @@ class PolicySpec:
     activation: str = "tanh"
     lstm_size: int = 128
     normalize_observation: bool = False
+    precision: str = "fp32"
     policy: str | None = None
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -45,7 +47,9 @@ def make_policy(
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(derive_seed(seed, "parameters"))
         try:
-            return _build(spec, observation_space, action_space)
+            policy = _build(spec, observation_space, action_space)
+            set_precision(policy, spec.precision)
+            return policy
         except ValueError as error:
             raise BadInput(str(error)) from error
 

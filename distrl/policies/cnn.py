@@ -10,11 +10,14 @@ from distrl.policies.distributions import make_distribution
 from distrl.policies.feedforward import FeedForwardPolicy
 from distrl.policies.layers import NatureCNN, orthogonal
 from distrl.policies.observe import Observe
+from distrl.policies.precision import dtype_of, hidden_layers
 from distrl.trees import Tree
 
 
 class CNNTrunk(nn.Module):
-    """A Nature CNN per image, beside the vector features as they are: [B, width]."""
+    """A Nature CNN per image, beside the vector features as they are: float32 [B, width]."""
+
+    precision = "fp32"
 
     def __init__(self, observation_space: spaces.Space, normalize_observation: bool = False) -> None:
         super().__init__()
@@ -23,8 +26,9 @@ class CNNTrunk(nn.Module):
         self.width = NatureCNN.width * len(self.cnns) + self.observe.num_features
 
     def forward(self, observation: Tree) -> Tensor:
-        images = self.observe.pixels(observation)
-        columns = [cnn(pixels) for cnn, pixels in zip(self.cnns, images, strict=True)]
+        images = self.observe.pixels(observation, dtype_of(self.precision))
+        with hidden_layers(self.precision, images[0].device):
+            columns = [cnn(pixels).float() for cnn, pixels in zip(self.cnns, images, strict=True)]
         if self.observe.num_features:
             columns.append(self.observe(observation))
         return torch.cat(columns, dim=1)

@@ -43,6 +43,8 @@ def why_not_compiled(
     """What of a policy the kernels do not serve, as the end of a sentence; None where they serve it."""
     if spec.policy is not None:
         return f"--policy {spec.policy} is one's own"
+    if spec.precision != "fp32":
+        return f"the precision is {spec.precision}"
     network = spec.network
     if network == "auto":
         network = "cnn" if has_image(observation_space) else "mlp"

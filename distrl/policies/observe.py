@@ -129,10 +129,10 @@ class Observe(nn.Module):
         """The image leaves, each float32 [B, C, H, W] in 0..1."""
         return [pixels / 255.0 for pixels in self.pixels(observation)]
 
-    def pixels(self, observation: Tree) -> list[Tensor]:
-        """The image leaves, each float32 [B, C, H, W] in 0..255 and channels last in memory, as convolutions like it."""
+    def pixels(self, observation: Tree, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """The image leaves, each [B, C, H, W] in 0..255 and channels last in memory, as convolutions like it."""
         return [
-            _as_channels_first(leaf, space.shape or ()).to(torch.float32, memory_format=torch.channels_last)
+            _as_channels_first(leaf, space.shape or ()).to(dtype, memory_format=torch.channels_last)
             for space, leaf, image in zip(
                 self._spaces, _leaves(self.space, observation), self._is_image, strict=True
             )

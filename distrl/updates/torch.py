@@ -65,8 +65,11 @@ def channels_last(observation: Tensor) -> Tensor:
     return observation
 
 
-def _is_channels_last(leaf: Tensor) -> bool:
-    return leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last)
+def pick_rows(leaf: Tensor, index: Tensor) -> Tensor:
+    """`leaf[index]` in the layout of `leaf`."""
+    if leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last):
+        return leaf.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+    return leaf.index_select(0, index)
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,7 @@ class _Batch:
         dim = 0 if self.episode_start is None else 1
 
         def pick(leaf: Tensor) -> Tensor:
-            if dim == 0 and _is_channels_last(leaf):  # index_select alone would give channels first
-                return leaf.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
-            return leaf.index_select(dim, index)
+            return pick_rows(leaf, index) if dim == 0 else leaf.index_select(dim, index)
 
         columns = {
             name: tree_map(pick, value) for name, value in vars(self).items() if name != "initial_state"
