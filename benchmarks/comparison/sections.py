@@ -169,6 +169,10 @@ BREAKOUT = (
         "--env", "ALE/Breakout-v5", "--num-envs", "8", "--groups", "2", "--workers", "2", "--clip", "0.1",
         name="distrl, 2 workers",
     ),
+    distrl(
+        "--env", "ALE/Breakout-v5", "--num-envs", "8", "--groups", "1", "--clip", "0.1", "--threads", "2",
+        "--precision", "bf16", name="distrl, bf16",
+    ),
     *(
         sb3("--env", "BreakoutNoFrameskip-v4", "--num-envs", "8", "--clip", "0.1", *more)
         for more in THREADS
