@@ -7,6 +7,7 @@ its: envs that are not native, other policies, rows that are dropped (`--nonfini
 from __future__ import annotations
 
 import math
+from itertools import repeat
 from typing import Any, cast
 
 import numpy as np
@@ -46,7 +47,7 @@ class FusedCollector(Collector):
         super().__init__(group, *arguments, **named)
         if not isinstance(self.inference, CompiledInference):
             raise BadInput("a fused rollout computes with the compiled kernels: use --inference compiled")
-        self.view = self.inference.view
+        self.view = self.inference.view.beside()  # groups may be played by several threads
         self.block = fused_kernel(group.native.env)
         self.room = _room(group, self.view)
         self._compile()
@@ -123,7 +124,9 @@ class FusedCollector(Collector):
         steps, envs = np.nonzero(rows.done & rows.valid)
         returns, lengths = rows.episode_return[steps, envs], rows.episode_length[steps, envs]
         columns = (steps.tolist(), (first + envs).tolist(), returns.tolist(), lengths.tolist())
-        return [EpisodeRecord(*row, {}) for row in zip(*columns, strict=True)]
+        # one for all: thousands of objects are what holds Python's lock here
+        no_info: repeat[dict[str, float]] = repeat({}, len(steps))
+        return list(map(EpisodeRecord._make, zip(*columns, no_info, strict=True)))
 
     def _trajectory(self, rows: Block, last: Array, whole: bool, version: int) -> Trajectory:
         view = self.view

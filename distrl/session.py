@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import shutil
@@ -201,6 +202,9 @@ def _train(
             if resumed:
                 run.record = _last_record(directory / "metrics.jsonl")
         stack.enter_context(_warnings_to(run))
+        # what stays to the end, modules above all, is not looked through again whenever episodes have made objects
+        gc.freeze()
+        stack.callback(gc.unfreeze)
         for note in notes:
             run.warn(note)
         return _loop_and_finish(run, console, quiet)

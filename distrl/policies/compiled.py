@@ -8,6 +8,7 @@ view.store()                    parameters back into the policy
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,12 @@ class CompiledMLP:
         self.places = self.places_in(self.params)
         self.scratch = np.zeros(policy_scratch_size(self.network), np.float32)
         self.load()
+
+    def beside(self) -> CompiledMLP:
+        """The same parameters and moments, with scratch of its own: for another thread. `load` is the first one's."""
+        other = copy.copy(self)
+        other.scratch = np.zeros_like(self.scratch)
+        return other
 
     def places_in(self, flat: NDArray[np.float32]) -> Places:
         """Views of an array laid out as `params`, one list for each of the policy's parameters, in their order."""

@@ -6,6 +6,8 @@
     caller    submit(1)  update of 0 .............  submit(2)  collected() waits ...
     rollout   --- fragment 0 ---|--- fragment 1 ---|--- fragment 2 ---|
 
+Fused rollouts share a worker's groups among `learner_threads` threads, whichever thread collects.
+
 How much of the two runs at once is decided by who lets go of Python's lock: compiled rollouts, torch's and
 NumPy's kernels and an env that waits or steps in subprocesses do; an env written in Python does not.
 """
@@ -68,12 +70,8 @@ class LocalRuntime:
         self.in_flight[fragment] = self.thread.submit(collect).result if self.thread else cache(collect)
 
     def _collect(self, fragment: int, snapshot: Snapshot) -> _Collected:
-        trajectories, states, reports = [], [], []
-        for group, state in enumerate(self.states_ahead):
-            trajectory, after, report = self.worker.collect(group, fragment, snapshot, state)
-            trajectories.append(trajectory)
-            states.append(after)
-            reports.append(report)
+        collected = self.worker.collect_all(fragment, snapshot, self.states_ahead)
+        trajectories, states, reports = (list(column) for column in zip(*collected, strict=True))
         self.states_ahead = states
         totals = spans.current().take_totals() if self.thread else SpanTotals()
         return _Collected(trajectories, states, reports, totals)

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Lock
 from typing import Any, Literal, cast
 
 import torch
@@ -21,6 +22,7 @@ from distrl.policies import PolicySpec, load_parameters, make_policy
 from distrl.recipes import Recipe
 from distrl.rollout import Collector, EpisodeRecord, Stopped
 from distrl.rollout_fused import FusedCollector
+from distrl.runtime.side_by_side import SideBySide
 from distrl.telemetry import spans
 from distrl.telemetry.spans import SpanTotals, TakenWhenSent, span
 from distrl.trajectory import Trajectory
@@ -81,6 +83,11 @@ class WorkSpec:
         """Whether policy and env are one compiled loop."""
         return self.paths.get("rollout") == "fused"
 
+    @property
+    def rollout_threads(self) -> int:
+        """Threads that play the groups of one process: fused rollouts let go of Python's lock. No bit depends on them."""
+        return min(self.learner_threads, len(self.group_sizes)) if self.fused else 1
+
     def path(self, part: str) -> Literal["torch", "compiled"]:
         """Which of the twins does a part of the work: `learner` or `inference`."""
         return "compiled" if self.paths.get(part) == "compiled" else "torch"
@@ -122,6 +129,7 @@ class RolloutWorker:
         self.spec = spec
         self.own_process = own_process
         if own_process:
+            gc.freeze()  # as a session does
             torch.set_num_threads(1)
             spans.start("wait: learner", spec.record_events)
         self.policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed)
@@ -129,6 +137,8 @@ class RolloutWorker:
         self.loaded: str | None = None
         self.collectors: dict[int, tuple[int, Collector]] = {}  # group -> the boundary it stands at
         self.stopped = Event()
+        self._side_by_side = SideBySide(1 if own_process else spec.rollout_threads, "env-group")
+        self._making = Lock()  # of a collector: its kernels are made once
 
     def ready(self) -> int:
         """The process id: answers once the worker is up."""
@@ -142,6 +152,21 @@ class RolloutWorker:
         `state` is the group's at this boundary, read only where the worker does not host the group there
         already; None at the first boundary of all. Raises `rollout.Stopped` after `stop`.
         """
+        self._load(snapshot)
+        return self._play(group, iteration, snapshot.version, state)
+
+    def collect_all(
+        self, iteration: int, snapshot: Snapshot, states: list[dict[str, Any] | None]
+    ) -> list[tuple[Trajectory, dict[str, Any], CollectReport]]:
+        """`collect` of every group, given all their states; on `WorkSpec.rollout_threads` threads in the caller's process."""
+        self._load(snapshot)
+        return self._side_by_side.run(
+            lambda group: self._play(group, iteration, snapshot.version, states[group]),
+            len(states),
+            waits_as="rollout: fused",  # which the others are still at
+        )
+
+    def _load(self, snapshot: Snapshot) -> None:
         if self.stopped.is_set():
             raise Stopped
         with span("rollout: policy"):
@@ -149,12 +174,18 @@ class RolloutWorker:
                 load_parameters(self.policy, snapshot.arrays)
                 self.inference.load()
                 self.loaded = snapshot.digest
+
+    def _play(
+        self, group: int, iteration: int, version: int, state: dict[str, Any] | None
+    ) -> tuple[Trajectory, dict[str, Any], CollectReport]:
+        if self._unwanted():
+            raise Stopped
         with span("rollout: restore"):
             collector = self._collector(group, iteration, state)
         self.collectors.pop(group, None)  # not at a boundary until the fragment is whole
         # rows: what is neither inference nor env, as noise, writing rows, counting episodes
         with span("rollout: rows"), _closed_by_error(collector):
-            fragment = collector.collect(iteration, snapshot.version)
+            fragment = collector.collect(iteration, version)
         with span("rollout: snapshot"), _closed_by_error(collector):
             after = collector.snapshot()
         self.collectors[group] = (iteration + 1, collector)
@@ -166,7 +197,7 @@ class RolloutWorker:
         with span("rollout: report"):
             report = CollectReport(
                 group=group,
-                version=snapshot.version,
+                version=version,
                 env_steps=fragment.trajectory.num_valid,
                 episodes=fragment.episodes,
                 dropped=fragment.dropped,
@@ -186,17 +217,18 @@ class RolloutWorker:
         if collector is not None:
             collector.group.close()
         spec = self.spec
-        env_group = EnvGroup(spec.env, group, spec.group_sizes[group], spec.first_env(group), spec.seed)
         recipe = spec.recipe
-        collector = (FusedCollector if spec.fused else Collector)(
-            env_group,
-            self.policy,
-            spec.seed,
-            recipe.collects,
-            recipe.num_steps,
-            self.stopped.is_set,
-            self.inference,
-        )
+        with self._making:
+            env_group = EnvGroup(spec.env, group, spec.group_sizes[group], spec.first_env(group), spec.seed)
+            collector = (FusedCollector if spec.fused else Collector)(
+                env_group,
+                self.policy,
+                spec.seed,
+                recipe.collects,
+                recipe.num_steps,
+                self._unwanted,
+                self.inference,
+            )
         with _closed_by_error(collector):
             if state is None:
                 collector.start()
@@ -214,8 +246,12 @@ class RolloutWorker:
         """From any thread: a fragment that is being collected ends at its next row, and none begins."""
         self.stopped.set()
 
+    def _unwanted(self) -> bool:
+        return self.stopped.is_set() or self._side_by_side.given_up.is_set()
+
     def close(self) -> None:
         """Close every env."""
+        self._side_by_side.close()
         for group in list(self.collectors):
             self.drop(group)
 

@@ -32,6 +32,13 @@ def step_spoils(state, action, rng):
     return reward, terminated
 
 
+def step_hangs(state, action, rng):
+    reward, terminated = step_of_walk(state, action, rng)
+    while state[0] > 2.0:  # which not every env meets at the same time
+        state[1] += 1.0
+    return reward, terminated
+
+
 def observe(state, out):
     out[0], out[1] = state[0], state[1]
 
@@ -55,5 +62,5 @@ def make(step, observation_space=None, action_space=None):
 
 WALK = make(step)
 step_of_walk = WALK.compiled[1]
-RAISES, SPOILS = make(step_raises), make(step_spoils)
+RAISES, SPOILS, HANGS = make(step_raises), make(step_spoils), make(step_hangs)
 MANY = make(step_many, action_space=spaces.MultiDiscrete([3, 3]))
