@@ -75,6 +75,7 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
         max_skipped_updates=config.max_skipped_updates,
         paths=_paths(config, spec, device, observation_space, action_space),
         overlap=config.overlap,
+        rollout_device=config.rollout_device,
     )
 
 
@@ -105,14 +106,32 @@ def _twins(
     """
     policy = why_not_compiled(policy_spec(config), observation_space, action_space)
     on_gpu = f"the learner's device is {device}" if device != "cpu" else None
-    chosen = {}
+    if config.learner == "captured":
+        if (
+            device != "cuda" and config.device != "cpu"
+        ):  # asked for by name, the CPU runs the same steps one by one
+            raise BadInput(
+                "--learner captured: torch sees no CUDA device here; give --learner auto, or --device cpu "
+                "to run its steps without graphs"
+            )
+        if config.network == "lstm":
+            raise BadInput(
+                "--learner captured: a policy with memory has steps whose number its data decides; "
+                "give --learner torch or auto"
+            )
+    if config.rollout_device == "cuda":
+        policy = policy or "rollouts infer on cuda"
+    chosen: dict[str, str] = {}
     for part, asked, reason in (
         ("learner", config.learner, policy or on_gpu),
         ("inference", config.inference, policy),
     ):
         if asked == "compiled" and reason is not None:
             raise BadInput(f"--{part} compiled: {reason}; give --{part} torch or auto")
-        chosen[part] = "torch" if asked == "torch" or reason is not None else "compiled"
+        if asked == "captured":
+            chosen[part] = asked
+        else:
+            chosen[part] = "torch" if asked == "torch" or reason is not None else "compiled"
     return chosen
 
 

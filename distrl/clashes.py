@@ -212,6 +212,12 @@ def _others(config: TrainConfig) -> Iterator[Clash]:
             f"--address {config.address} names a Ray cluster and --workers 0 collects without Ray; "
             "use --workers 1 or more, or leave --address out",
         )
+    if config.rollout_device == "cuda" and config.workers > 0:
+        yield Clash(
+            ("rollout_device", "workers"),
+            f"--rollout-device cuda infers in the learner's process, and --workers {config.workers} asks for others; "
+            "give --workers 0, or --rollout-device cpu",
+        )
     if config.eval_every > 0 and config.eval_episodes == 0:
         yield Clash(
             ("eval_every", "eval_episodes"),

@@ -16,6 +16,7 @@ from torch import nn
 
 from distrl.policies.compiled import CompiledMLP
 from distrl.trees import Tree, tree_map
+from distrl.updates.torch import to_device
 
 Array = NDArray[Any]
 
@@ -55,48 +56,57 @@ def make_inference(policy: nn.Module, kind: Literal["torch", "compiled"]) -> Inf
 
 
 class TorchInference:
-    """`Inference` by the policy's own methods, on its own device's tensors."""
+    """`Inference` by the policy's own methods, on the policy's device; what comes back is on the CPU."""
 
     def __init__(self, policy: nn.Module) -> None:
         self.policy = cast(Any, policy)
+        parameter = next(policy.parameters(), None)
+        self.device = torch.device("cpu") if parameter is None else parameter.device
 
     def load(self) -> None:
         """Nothing is kept beside the policy."""
+
+    def _there(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(array) if self.device.type == "cpu" else to_device(array, self.device)
+
+    def _state_there(self, state: Tree) -> Tree:
+        return tree_map(lambda leaf: leaf.to(self.device), state)
 
     def act(
         self, observation: Tree, state: Tree, noise: Array, action_mask: Array | None
     ) -> tuple[Array, Tree]:
         action, state = self.policy.act(
-            tree_map(torch.from_numpy, observation),
-            state,
-            torch.from_numpy(noise),
-            None if action_mask is None else torch.from_numpy(action_mask),
+            tree_map(self._there, observation),
+            self._state_there(state),
+            self._there(noise),
+            None if action_mask is None else self._there(action_mask),
         )
-        return action.numpy(), state
+        return action.cpu().numpy(), tree_map(lambda leaf: leaf.cpu(), state)
 
     def evaluate(self, rows: dict[str, Tree], action_mask: Array | None, initial_state: Tree) -> Evaluated:
         def tensor(array: Array) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array))
+            return self._there(np.ascontiguousarray(array))
 
         observation, action = tree_map(tensor, rows["observation"]), tensor(rows["action"])
         mask = None if action_mask is None else tensor(action_mask)
         if self.policy.recurrent:
             state, starts = tree_map(tensor, initial_state), tensor(rows["episode_start"])
             found = self.policy.evaluate(observation, action, mask, state, starts)
-            return Evaluated(found.log_prob.numpy(), found.value.numpy())
-        found = self.policy.evaluate(
-            tree_map(lambda leaf: leaf.flatten(0, 1), observation),
-            action.flatten(0, 1),
-            None if mask is None else mask.flatten(0, 1),
-            None,
-            None,
-        )
+        else:
+            found = self.policy.evaluate(
+                tree_map(lambda leaf: leaf.flatten(0, 1), observation),
+                action.flatten(0, 1),
+                None if mask is None else mask.flatten(0, 1),
+                None,
+                None,
+            )
         shape = rows["reward"].shape
-        return Evaluated(found.log_prob.numpy().reshape(shape), found.value.numpy().reshape(shape))
+        return Evaluated(*(part.cpu().numpy().reshape(shape) for part in (found.log_prob, found.value)))
 
     def value(self, observation: Tree, state: Tree) -> NDArray[np.float32]:
-        value: NDArray[np.float32] = self.policy.value(tree_map(torch.from_numpy, observation), state).numpy()
-        return value
+        value = self.policy.value(tree_map(self._there, observation), self._state_there(state))
+        told: NDArray[np.float32] = value.cpu().numpy()
+        return told
 
 
 class CompiledInference:

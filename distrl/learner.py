@@ -3,7 +3,8 @@
     fragments in group order -> one [T, N] batch -> rewards scaled -> credit (return to go, GAE or V-trace)
         -> epochs x minibatches of one global permutation -> loss -> gradient clip -> Adam
 
-The last line is a twin's work: `distrl.updates.torch`, or `distrl.updates.compiled` for an MLP on a CPU.
+The last line is a twin's work: `distrl.updates.torch`, `distrl.updates.compiled` for an MLP on a CPU, or
+`distrl.updates.captured` on a GPU, which computes GAE there too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from distrl.trajectory import Trajectory, column_minibatches, flat_minibatches
 from distrl.trees import tree_map
 from distrl.updates.protocol import Rates, Update
 from distrl.updates.torch import to_device
+
+Kind = Literal["torch", "compiled", "captured"]
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,12 @@ def make_cuda_repeatable() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def make_update(
-    policy: nn.Module, recipe: Recipe, kind: Literal["torch", "compiled"], threads: int
-) -> Update:
-    """The twin of that name. BadInput where the compiled one does not serve the policy."""
+def make_update(policy: nn.Module, recipe: Recipe, kind: Kind, threads: int) -> Update:
+    """The twin of that name. BadInput where it does not serve the policy."""
+    if kind == "captured":
+        from distrl.updates.captured import CapturedUpdate
+
+        return CapturedUpdate(policy, recipe)
     if kind == "compiled":
         from distrl.updates.compiled import CompiledUpdate
 
@@ -94,7 +99,7 @@ class Learner:
         normalize_observation: bool = False,
         normalize_reward: bool = False,
         max_skipped_updates: int = 10,
-        update: Literal["torch", "compiled"] = "torch",
+        update: Kind = "torch",
         threads: int = 1,
     ) -> None:
         if torch.device(device).type == "cuda":
@@ -106,6 +111,7 @@ class Learner:
         self.max_skipped_updates = max_skipped_updates
         self.optimisation = make_update(self.policy, recipe, update, threads)
         self.is_compiled = update == "compiled"
+        self.credits_on_device = update == "captured" and recipe.credit == "gae"
         self.observation_moments = ObservationMoments(self.policy.observe) if normalize_observation else None
         self.reward_scale = RewardScale(recipe.num_envs, recipe.gamma) if normalize_reward else None
         self.version = 0
@@ -131,12 +137,20 @@ class Learner:
                 trajectory, log_prob = self._seen_now(trajectory)
         # no warnings of NumPy's about what is not finite: minibatches with it are skipped and counted
         with span("learn: advantage"), np.errstate(invalid="ignore", over="ignore"):
-            advantage, target = self._credit(trajectory, log_prob)
-        with span("learn: transfer"):
-            batch = self.optimisation.batch(trajectory, advantage, target)
+            if self.credits_on_device:
+                reward = self._reward(trajectory)
+            else:
+                advantage, target = self._credit(trajectory, log_prob)
+        with span("learn: transfer"), np.errstate(invalid="ignore", over="ignore"):
+            if self.credits_on_device:
+                batch = cast(Any, self.optimisation).batch_by_gae(trajectory, reward)
+            else:
+                batch = self.optimisation.batch(trajectory, advantage, target)
         with span("learn: update"):
             rates = self._rates(progress)
             metrics = self._read(*self.optimisation.optimise(batch, self._epochs(trajectory.valid), rates))
+            if self.credits_on_device:
+                target = cast(Any, self.optimisation).target
             metrics["learning_rate"] = rates.learning_rate
         with span("learn: moments"):
             if self.observation_moments is not None:
@@ -181,6 +195,12 @@ class Learner:
         next_value[:-1] = np.where(trajectory.done[:-1], next_value[:-1], value[1:])
         return replace(trajectory, value=value, next_value=next_value), log_prob
 
+    def _reward(self, trajectory: Trajectory) -> NDArray[np.float32]:
+        """What is learned from, [T, N]: scaled, with moments that include it, where that is asked for."""
+        if self.reward_scale is None:
+            return trajectory.reward
+        return self.reward_scale.scale(trajectory.reward, trajectory.done, trajectory.valid)
+
     def _credit(
         self, trajectory: Trajectory, log_prob: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -189,9 +209,7 @@ class Learner:
         V-trace compares `log_prob`, of the policy as it stands, with the trajectory's. The clipped loss has the
         ratio to the policy that collected in itself, and its clip then also bounds how far the two may part.
         """
-        recipe, reward = self.recipe, trajectory.reward
-        if self.reward_scale is not None:
-            reward = self.reward_scale.scale(reward, trajectory.done, trajectory.valid)
+        recipe, reward = self.recipe, self._reward(trajectory)
         if recipe.credit == "return":
             target = discounted_sum(reward, trajectory.done, recipe.gamma)
             return (target - trajectory.value if recipe.baseline else target), target

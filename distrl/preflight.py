@@ -38,9 +38,20 @@ def check_paths(config: TrainConfig) -> None:
         )
 
 
+CPU_INSTEAD = {
+    "--device cuda": "--device auto or cpu",
+    "--learner captured": "--learner auto",
+    "--rollout-device cuda": "--rollout-device cpu",
+}
+
+
 def check_machine(config: TrainConfig) -> None:
     """Raises BadInput where the device asked for is not there."""
-    if config.device != "cuda":
+    asked: dict[str, str] = {"device": config.device, "rollout-device": config.rollout_device}
+    if config.device != "cpu":  # there the captured learner's steps run one by one
+        asked["learner"] = config.learner
+    flags = [f"--{flag} {value}" for flag, value in asked.items() if value in ("cuda", "captured")]
+    if not flags:
         return
     import torch
 
@@ -48,8 +59,8 @@ def check_machine(config: TrainConfig) -> None:
     if available < 1:
         built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
         raise BadInput(
-            f"--device cuda needs 1 GPU, and {available} are available (torch {torch.__version__}, built for "
-            f"{built_for}); use --device auto or cpu"
+            f"{flags[0]} needs 1 GPU, and {available} are available (torch {torch.__version__}, built for "
+            f"{built_for}); use {CPU_INSTEAD[flags[0]]}"
         )
 
 

@@ -109,7 +109,11 @@ class Collector:
         self.num_steps = num_steps
         self.stopped = stopped  # asked before each row
         self.inference = inference if inference is not None else TorchInference(policy)
-        self.state: Tree = self.policy.initial_state(group.num_envs)
+        self.state: Tree = self._fresh_state(group.num_envs)
+
+    def _fresh_state(self, num_envs: int) -> Tree:
+        """The policy's memory before an episode; kept on the CPU, wherever the policy is."""
+        return tree_map(lambda leaf: leaf.cpu(), self.policy.initial_state(num_envs))
 
     def start(self) -> None:
         """The first resets. Not wanted before `restore`."""
@@ -131,16 +135,14 @@ class Collector:
             return
         self.group.restore(snapshot["group"])
         memory = iter(snapshot["memory"])
-        self.state = tree_map(
-            lambda leaf: torch.from_numpy(np.array(next(memory))), self.policy.initial_state(1)
-        )
+        self.state = tree_map(lambda leaf: torch.from_numpy(np.array(next(memory))), self._fresh_state(1))
 
     def collect(self, iteration: int, version: int) -> Fragment:
         """Play one iteration's fragment: `num_steps` rows, or one whole episode per env."""
         with torch.inference_mode():
             if self.collects == "episodes":
                 self.group.reset_all(iteration)
-                self.state = self.policy.initial_state(self.group.num_envs)
+                self.state = self._fresh_state(self.group.num_envs)
             return self._collect(iteration, version)
 
     def _collect(self, iteration: int, version: int) -> Fragment:

@@ -282,3 +282,19 @@ def test_more_workers_than_groups_is_a_warning_not_an_error() -> None:
     (warning,) = resolve({"workers": 3}).warnings
     assert "--workers 3" in warning and "1 of them will idle" in warning
     assert resolve({"workers": 2}).warnings == ()
+
+
+def test_what_needs_a_gpu_is_refused_without_one_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from distrl.preflight import check_machine
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for flags in ({"learner": "captured"}, {"rollout_device": "cuda", "workers": 0}, {"device": "cuda"}):
+        with pytest.raises(BadInput, match="needs 1 GPU, and 0 are available"):
+            check_machine(resolve(flags).config)
+    check_machine(resolve({"learner": "captured", "device": "cpu"}).config)
+    with pytest.raises(BadInput, match="--rollout-device cuda infers in the learner's process"):
+        resolve({"rollout_device": "cuda", "workers": 2})

@@ -41,11 +41,12 @@ def gae_cuda(
     done: Any,
     gamma: float,
     lam: float,
+    out: Any = None,
 ) -> Any:
     """`distrl.maths.advantage.gae` for numba device arrays: same arguments, rules and equation.
 
     `numba.cuda.as_cuda_array(tensor)` wraps a torch tensor without a copy, and `torch.as_tensor(result)` takes
-    the result back. Returns a numba device array [T, N] of reward's type, on the current device; the launch is
+    the result back. Returns `out`, or a new numba device array [T, N] of reward's type, on the current device; the launch is
     asynchronous, on numba's default stream. Raises ValueError where shapes or types break the rules of `gae`.
     """
     gamma, lam = unit_interval("gamma", gamma), unit_interval("lam", lam)
@@ -65,7 +66,9 @@ def gae_cuda(
             raise ValueError(
                 f"{name} must be {wanted} {shape} to go with reward, got {array.dtype} {array.shape}"
             )
-    advantage = cuda.device_array(shape, dtype)
+    if out is not None and (out.shape != shape or out.dtype != dtype):
+        raise ValueError(f"out must be {dtype} {shape} to go with reward, got {out.dtype} {out.shape}")
+    advantage = cuda.device_array(shape, dtype) if out is None else out
     blocks = -(-shape[1] // THREADS_PER_BLOCK)
     if shape[0] and blocks:
         _gae_columns[blocks, THREADS_PER_BLOCK](

@@ -10,6 +10,8 @@ arithmetic, so NaN in it reaches neither the loss nor a gradient. `mask=None` me
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def policy_gradient(
 
 
 def surrogate_terms(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float | Tensor
 ) -> dict[str, Tensor]:
     """PPO's clipped objective taken apart, row by row (Schulman et al. 2017, arXiv 1707.06347, eq. 7).
 
@@ -40,11 +42,12 @@ def surrogate_terms(
     objective     the smaller of the two, which is maximised
     used_clipped  bool: the clipped one is strictly smaller, so the row has no gradient
     """
-    if not clip > 0:
+    if not isinstance(clip, Tensor) and not clip > 0:  # a tensor may lie on a GPU: to look at it is to wait
         raise ValueError(f"clip must be positive, got {clip}")
     ratio_B = torch.exp(log_prob - old_log_prob)
     unclipped_B = ratio_B * advantage
-    clipped_B = ratio_B.clamp(1.0 - clip, 1.0 + clip) * advantage
+    bounds: Any = (1.0 - clip, 1.0 + clip)  # two numbers or two tensors
+    clipped_B = ratio_B.clamp(*bounds) * advantage
     return {
         "ratio": ratio_B,
         "unclipped": unclipped_B,
@@ -58,7 +61,7 @@ def clipped_surrogate(
     log_prob: Tensor,
     old_log_prob: Tensor,
     advantage: Tensor,
-    clip: float,
+    clip: float | Tensor,
     mask: Tensor | None = None,
     count: Tensor | float | None = None,
 ) -> tuple[Tensor, Metrics]:

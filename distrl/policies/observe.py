@@ -63,7 +63,9 @@ def _features(space: spaces.Space, leaf: Tensor) -> Tensor:
     if isinstance(space, spaces.Discrete):
         return nn.functional.one_hot(leaf.long() - int(space.start), int(space.n)).float()
     if isinstance(space, spaces.MultiDiscrete):
-        columns = (leaf.long() - torch.from_numpy(np.asarray(space.start)).to(leaf.device)).flatten(1)
+        columns = leaf.long().flatten(1)
+        if np.any(space.start):
+            columns = columns - torch.from_numpy(np.asarray(space.start)).to(leaf.device).flatten()
         return torch.cat(
             [
                 nn.functional.one_hot(column, int(size))

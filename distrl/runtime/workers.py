@@ -44,6 +44,7 @@ class WorkSpec:
     normalize_reward: bool = False
     max_skipped_updates: int = 10
     paths: dict[str, str] = field(default_factory=dict)  # which of twins does what: {"rollout": "fused", ...}
+    rollout_device: str = "cpu"
     overlap: int = 0  # versions that a fragment's policy is behind the learner's
     record_events: bool = False  # spans with their moments: a profile wants them
 
@@ -62,7 +63,7 @@ class WorkSpec:
             self.policy.normalize_observation,
             self.normalize_reward,
             self.max_skipped_updates,
-            self.path("learner"),
+            "captured" if self.paths.get("learner") == "captured" else self.path("learner"),
             self.learner_threads,
         )
 
@@ -132,7 +133,8 @@ class RolloutWorker:
             gc.freeze()  # as a session does
             torch.set_num_threads(1)
             spans.start("wait: learner", spec.record_events)
-        self.policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed)
+        policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed)
+        self.policy = policy.to(spec.rollout_device)
         self.inference = make_inference(self.policy, spec.path("inference"))
         self.loaded: str | None = None
         self.collectors: dict[int, tuple[int, Collector]] = {}  # group -> the boundary it stands at

@@ -36,8 +36,8 @@ class OptimiserGroup:
         adam = torch.optim.Adam(parameters, lr=recipe.learning_rate, eps=recipe.adam_eps, fused=True)
         return cls(parameters, adam, recipe.max_grad_norm)
 
-    def step(self, loss: Tensor) -> Tensor:
-        """One step down `loss`; skipped, parameters and moments untouched, where the gradient is not finite.
+    def step(self, loss: Tensor, held: Tensor | None = None) -> Tensor:
+        """One step down `loss`; skipped, parameters and moments untouched, where the gradient is not finite or `held` is 1.
 
         Returns a float tensor: 1 where skipped, else 0.
         """
@@ -46,6 +46,8 @@ class OptimiserGroup:
         limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         skipped = (~torch.isfinite(norm)).float()
+        if held is not None:
+            skipped = torch.maximum(skipped, held)
         setattr(self.optimiser, "grad_scale", None)  # noqa: B010 - both are read by fused Adam
         setattr(self.optimiser, "found_inf", skipped)  # noqa: B010
         self.optimiser.step()
@@ -73,7 +75,7 @@ def pick_rows(leaf: Tensor, index: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """A trajectory's columns as tensors on the device, flat [B] or, for a policy with memory, [T, N]."""
 
     observation: Tree
@@ -87,7 +89,7 @@ class _Batch:
     episode_start: Tensor | None
     initial_state: Tree
 
-    def take(self, index: Tensor) -> _Batch:
+    def take(self, index: Tensor) -> Batch:
         """Rows of a flat batch, columns of one with memory."""
         dim = 0 if self.episode_start is None else 1
 
@@ -97,7 +99,7 @@ class _Batch:
         columns = {
             name: tree_map(pick, value) for name, value in vars(self).items() if name != "initial_state"
         }
-        return _Batch(
+        return Batch(
             **columns, initial_state=tree_map(lambda leaf: leaf.index_select(0, index), self.initial_state)
         )
 
@@ -111,14 +113,14 @@ class TorchUpdate:
         self.device = next(policy.parameters()).device
         self.group = OptimiserGroup.adam(policy, recipe)
 
-    def batch(self, trajectory: Trajectory, advantage: NDArray[Any], target: NDArray[Any]) -> _Batch:
+    def batch(self, trajectory: Trajectory, advantage: NDArray[Any], target: NDArray[Any]) -> Batch:
         columns = self.policy.recurrent
 
         def tensor(array: NDArray[Any]) -> Tensor:
             laid_out = array if columns else array.reshape(-1, *array.shape[2:])
             return to_device(laid_out, self.device)
 
-        return _Batch(
+        return Batch(
             observation=tree_map(lambda leaf: channels_last(tensor(leaf)), trajectory.observation),
             action=tensor(trajectory.action),
             action_mask=tree_map(tensor, trajectory.extra.get("action_mask")),
@@ -135,7 +137,7 @@ class TorchUpdate:
         )
 
     def optimise(
-        self, batch: _Batch, epochs: Iterable[list[Index]], rates: Rates
+        self, batch: Batch, epochs: Iterable[list[Index]], rates: Rates
     ) -> tuple[list[str], NDArray[np.float64]]:
         for group in self.group.optimiser.param_groups:
             group["lr"] = rates.learning_rate
@@ -155,7 +157,7 @@ class TorchUpdate:
                     break
         return names, torch.stack(rows).double().cpu().numpy() if rows else np.zeros((0, 1))
 
-    def _loss(self, rows: _Batch, clip: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, rows: Batch, clip: float | Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         recipe = self.recipe
         evaluation = self.policy.evaluate(
             rows.observation, rows.action, rows.action_mask, rows.initial_state, rows.episode_start
