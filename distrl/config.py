@@ -97,8 +97,13 @@ class TrainConfig(BaseModel):
         0, description="fragments collected while the learner learns: the policy's lag; V-trace from 2 on"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="the learner's device")
-    learner: Literal["auto", "torch", "compiled"] = Field(
-        "auto", description="who updates; auto: compiled for an MLP with Discrete or Box actions on a CPU"
+    rollout_device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where rollouts infer; cuda: for large nets, in-process (--workers 0)"
+    )
+    learner: Literal["auto", "torch", "compiled", "captured"] = Field(
+        "auto",
+        description="who updates; auto: compiled for an MLP with Discrete or Box actions on a CPU, else torch; "
+        "captured: on a GPU, as CUDA graphs",
     )
     inference: Literal["auto", "torch", "compiled"] = Field(
         "auto", description="who infers in rollouts; auto: compiled for an MLP with Discrete or Box actions"
