@@ -34,6 +34,8 @@ class Case:
     normalise: bool = False
     masked: bool = False
     learning_rate: float = 2.5e-4
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    precision: str = "fp32"
 
     @property
     def recipe(self) -> Recipe:
@@ -47,17 +49,30 @@ class Case:
             learning_rate=self.learning_rate,
         )
 
-    def learner(self, device: str) -> Learner:
-        """A new learner: the same first parameters on every device."""
-        spec = PolicySpec(network=self.network, normalize_observation=self.normalise)
-        policy = make_policy(spec, self.observation, self.action, SEED)
-        return Learner(policy, self.recipe, SEED, device, self.normalise, self.normalise)
+    def policy(self) -> Any:
+        """With the same first parameters each time, on the CPU."""
+        spec = PolicySpec(
+            network=self.network,
+            hidden_sizes=self.hidden_sizes,
+            normalize_observation=self.normalise,
+            precision=self.precision,
+        )
+        return make_policy(spec, self.observation, self.action, SEED)
+
+    def learner(self, device: str, update: Any = "torch", capture: bool = True) -> Learner:
+        """A new learner: the same first parameters on every device. `capture` False: a captured one without graphs."""
+        learner = Learner(
+            self.policy(), self.recipe, SEED, device, self.normalise, self.normalise, update=update
+        )
+        if not capture:
+            learner.optimisation.capture = False  # type: ignore[attr-defined]
+        return learner
 
     def trajectories(self, iteration: int) -> list[Trajectory]:
         """An iteration's batch as two groups: random observations and rewards, values and log-probs of the first policy."""
         num_steps, num_envs = self.shape_TN
         half = num_envs // 2
-        policy = self.learner("cpu").policy
+        policy = self.policy()
         rng = np.random.default_rng((SEED, iteration))
         return [_trajectory(self, policy, num_steps, n, rng) for n in (half, num_envs - half)]
 

@@ -5,9 +5,12 @@
 1. `gae_cuda` gives the CPU's advantages.
 2. On each device the same updates twice give the same bits; CPU and GPU agree to rounding.
 3. A checkpoint of either device goes on on either: to the bit on the same one, to rounding on the other.
-4. Seconds of an update and of GAE, beside the CPU's.
+4. The captured update: its steps without graphs and with them give the same bits, torch's to rounding (on the CPU
+   to the bit); it waits for the GPU once an iteration; its checkpoints go on, also with torch's update.
+5. Seconds of an update (torch eager, captured, bf16), of GAE and of inference, beside the CPU's and beside what the
+   GPU's measured rates of arithmetic and memory allow.
 
-Without CUDA the CPU's part of 2 and 3 runs, says so, and exits 0 (1 with `--require-cuda`). A GPU machine needs
+Without CUDA the CPU's part of 2, 3 and 4 runs, says so, and exits 0 (1 with `--require-cuda`). A GPU machine needs
 torch, numba with numba-cuda, numpy and safetensors, and three small pure-Python packages for the spaces:
 `pip install --no-deps --target wheels gymnasium cloudpickle farama-notifications`, then
 `PYTHONPATH=wheels:. python benchmarks/gpu_check.py`. Ray, pydantic and the display are blocked on purpose.
@@ -21,11 +24,8 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ for _name in ("ray", "pydantic", "click", "rich", "wandb", "tensorboard"):
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.gpu_cases import CASES, SEED, Case  # noqa: E402
+from benchmarks.gpu_timing import gae_columns, rates_of, time_gae, time_inference, time_updates  # noqa: E402
 from distrl.checkpoint import read_checkpoint, write_checkpoint  # noqa: E402
 from distrl.learner import Learner, digest  # noqa: E402
 from distrl.maths.advantage import gae  # noqa: E402
@@ -97,15 +98,6 @@ def check_gae(checks: Checks) -> None:
     back = torch.as_tensor(gae_cuda(*tensors, GAMMA, LAM), device="cuda").cpu().numpy()
     worst = float(np.max(np.abs(back - gae(*columns, GAMMA, LAM))))
     checks.add("gae_cuda on torch's own tensors", worst <= 1e-3, worst=worst)
-
-
-def gae_columns(num_steps: int, num_envs: int, dtype: str, rng: np.random.Generator) -> list[Any]:
-    """Random reward, value, next_value, terminated and done; next_value is NaN where terminated."""
-    shape = (num_steps, num_envs)
-    floats = [rng.standard_normal(shape).astype(dtype) for _ in range(3)]
-    terminated = rng.random(shape) < 0.05
-    floats[2][terminated] = np.nan
-    return [*floats, terminated, terminated | (rng.random(shape) < 0.05)]
 
 
 def train(learner: Learner, case: Case, first: int, last: int) -> list[dict[str, float]]:
@@ -172,82 +164,68 @@ def check_checkpoint(checks: Checks, case: Case, source: str, target: str) -> No
         checks.add(name, apart <= PARAMETER_RTOL, apart=apart)
 
 
-def median_seconds(call: Callable[[], object], device: str, budget_sec: float) -> dict[str, float]:
-    """Median, fastest and slowest of at least three calls, the device's work included, after one to warm up."""
+def check_captured(checks: Checks, case: Case, device: str) -> None:
+    """Graphs or none: the same bits; torch's update: to the bit on a CPU, to rounding on a GPU."""
+    plain, stepwise = case.learner(device), case.learner(device, "captured", capture=False)
+    for learner in (plain, stepwise):
+        train(learner, case, 0, NUM_UPDATES)
+    name = f"{case.name}: captured without graphs as torch on {device}"
+    if device == "cpu":
+        checks.add(name, digests_of(plain) == digests_of(stepwise), compared="bits")
+        return
+    apart = distance(case, plain, stepwise)
+    checks.add(name, apart <= PARAMETER_RTOL, apart=apart)
+    captured = case.learner(device, "captured")
+    train(captured, case, 0, NUM_UPDATES)
+    num_graphs = len(captured.optimisation.steps)  # type: ignore[attr-defined]
+    same = digests_of(captured) == digests_of(stepwise)
+    checks.add(f"{case.name}: captured as without graphs", same and num_graphs > 0, graphs=num_graphs)
+    begun, resumed, by_torch = (case.learner(device, kind) for kind in ("captured", "captured", "torch"))
+    train(begun, case, 0, NUM_UPDATES - 1)
+    train(resumed, case, 5, 6)  # it has graphs of another state, which must not be stepped
+    for learner in (resumed, by_torch):
+        learner.load_state(begun.state())
+        train(learner, case, NUM_UPDATES - 1, NUM_UPDATES)
+    checks.add(f"{case.name}: captured goes on from its state", digests_of(resumed) == digests_of(captured))
+    apart = distance(case, captured, by_torch)
+    checks.add(f"{case.name}: torch goes on from it", apart <= PARAMETER_RTOL, apart=apart)
 
-    def once() -> float:
-        start = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
-    once()
-    begin, samples = time.perf_counter(), [once(), once(), once()]
-    while time.perf_counter() - begin < budget_sec and len(samples) < 1000:
-        samples.append(once())
-    return {"median": statistics.median(samples), "min": min(samples), "max": max(samples)}
-
-
-def time_updates(devices: list[str], quick: bool) -> list[dict[str, Any]]:
-    """An update's seconds by network, batch and device."""
-    sizes = {
-        "mlp": [(128, 8)] if quick else [(128, 8), (128, 64), (128, 512), (128, 4096)],
-        "lstm": [] if quick else [(128, 64), (128, 512)],
-        "cnn": [] if quick else [(128, 8), (128, 32)],
+def digests_of(learner: Learner) -> tuple[str, str]:
+    """Of the parameters and of the optimiser's state."""
+    slots = {
+        f"{number}.{name}": array
+        for number, one in learner.optimisation.optimiser_state().items()
+        for name, array in one.items()
     }
-    rows = []
-    for base in CASES[0], CASES[3], CASES[4]:
-        for shape in sizes[base.network]:
-            case = replace(base, shape_TN=shape)
-            trajectories = case.trajectories(0)
-            for device in devices:
-                if device == "cpu" and base.network == "cnn" and shape[1] > 8:
-                    continue  # minutes
-                learner = case.learner(device)
-                seconds = median_seconds(
-                    lambda learner=learner, given=trajectories: learner.update(given, 0.1),
-                    device,
-                    0.2 if quick else 2.0,
-                )
-                row_rate = shape[0] * shape[1] / seconds["median"]
-                rows.append(
-                    {
-                        "network": base.network,
-                        "T": shape[0],
-                        "N": shape[1],
-                        "device": device,
-                        "seconds": seconds,
-                    }
-                )
-                print(
-                    f"update {base.network:5s} {shape!s:12s} {device:5s} {seconds['median'] * 1e3:10.2f} ms  {row_rate:12,.0f} rows/s"
-                )
-    return rows
+    return digest(parameters_and_buffers(learner.policy)), digest(slots)
 
 
-def time_gae(with_cuda: bool, quick: bool) -> list[dict[str, Any]]:
-    """GAE's seconds: the CPU's, the GPU's on arrays that are there, and the GPU's with the copies there and back."""
-    rng = np.random.default_rng(SEED)
-    rows = []
-    for num_steps, num_envs in [(128, 64)] if quick else [(128, 64), (2048, 8), (128, 16384)]:
-        columns = gae_columns(num_steps, num_envs, "float32", rng)
-        calls: dict[str, Callable[[], object]] = {"cpu": lambda given=columns: gae(*given, GAMMA, LAM)}
-        if with_cuda:
-            from numba import cuda
+def check_one_wait(checks: Checks, case: Case) -> None:
+    """An iteration of the captured learner: torch's own waits are errors, and one event is waited for."""
+    learner = case.learner("cuda", "captured")
+    given = [case.trajectories(0), case.trajectories(0)]
+    learner.update(given[0], 0.0)  # captures
+    torch.cuda.synchronize()
+    waits, real = [0], torch.cuda.Event.synchronize
 
-            from distrl.maths.advantage_cuda import gae_cuda
+    def counted(event: Any) -> None:
+        waits[0] += 1
+        real(event)
 
-            there = [cuda.to_device(column) for column in columns]
-            calls["cuda"] = lambda given=there: gae_cuda(*given, GAMMA, LAM)
-            calls["cuda with copies"] = lambda given=columns: gae_cuda(
-                *map(cuda.to_device, given), GAMMA, LAM
-            ).copy_to_host()
-        for name, call in calls.items():
-            seconds = median_seconds(call, "cuda" if "cuda" in name else "cpu", 0.1 if quick else 1.0)
-            rows.append({"T": num_steps, "N": num_envs, "where": name, "seconds": seconds})
-            print(f"gae    [{num_steps}, {num_envs}] {name:18s} {seconds['median'] * 1e6:10.1f} us")
-    return rows
+    torch.cuda.Event.synchronize = counted  # type: ignore[method-assign]
+    torch.cuda.set_sync_debug_mode("error")
+    said = ""
+    try:
+        learner.update(given[1], 0.1)
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.Event.synchronize = real  # type: ignore[method-assign]
+    checks.add(
+        f"{case.name}: waits once an iteration", waits[0] == 1 and not said, waits=waits[0], error=said
+    )
 
 
 def machine(with_cuda: bool) -> dict[str, Any]:
@@ -289,10 +267,20 @@ def main() -> int:
         for source in devices:
             for target in devices:
                 check_checkpoint(checks, case, source, target)
-    updates, gaes = time_updates(devices, options.quick), time_gae(with_cuda, options.quick)
+    for case in (CASES[0], CASES[2]) if options.quick else CASES:
+        if case.network == "lstm":
+            continue  # not served
+        for device in devices:
+            check_captured(checks, case, device)
+        if with_cuda and not case.normalise:
+            check_one_wait(checks, case)
+    rates = rates_of("cuda") if with_cuda else None
+    updates = time_updates(devices, options.quick, rates)
+    gaes = time_gae(with_cuda, options.quick, rates)
+    inferences = time_inference(devices, options.quick, rates)
 
     record = {
-        "schema": 1,
+        "schema": 2,
         "command": f"python benchmarks/gpu_check.py{' --quick' if options.quick else ''}",
         "machine": described,
         "holds": checks.hold,
@@ -300,6 +288,8 @@ def main() -> int:
         "checks": checks.rows,
         "update": updates,
         "gae": gaes,
+        "inference": inferences,
+        "rates": rates,
     }
     out = options.out or (Path(__file__).parent / "results" / "gpu_check.json" if with_cuda else None)
     if out is not None:

@@ -77,7 +77,6 @@ class CapturedUpdate(TorchUpdate):
     def _own_optimiser(self) -> None:
         for group in self.group.optimiser.param_groups:
             group["lr"] = self.learning_rate
-            group["capturable"] = self.capture
 
     def batch(self, trajectory: Trajectory, advantage: NDArray[Any], target: NDArray[Any]) -> Batch:
         return self._send(trajectory, {"advantage": advantage, "target": target})
@@ -232,8 +231,14 @@ class CapturedUpdate(TorchUpdate):
         before.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         self.group.optimiser.zero_grad(set_to_none=True)  # gradients then live in the graph's own memory
-        with torch.cuda.graph(graph):
+        groups = self.group.optimiser.param_groups
+        for group in groups:
+            group["capturable"] = True
+        # of this thread alone: another may infer for the next fragment meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             row = self._minibatch(index, clip)
+        for group in groups:
+            group["capturable"] = False  # fused Adam is, but complains wherever it then runs outside a graph
         self.held.fill_(0.0)
         return _Step(index, row, graph)
 

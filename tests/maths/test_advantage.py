@@ -281,6 +281,15 @@ for dtype in ("float32", "float64"):
         result = gae_cuda(*map(cuda.to_device, columns.values()), 0.97, 0.9).copy_to_host()
         assert result.dtype == dtype
         np.testing.assert_allclose(result, gae(**columns, gamma=0.97, lam=0.9), rtol=1e-5, atol=1e-6)
+out = cuda.device_array(shape, np.float64)
+assert gae_cuda(*map(cuda.to_device, columns.values()), 0.97, 0.9, out=out) is out
+np.testing.assert_array_equal(out.copy_to_host(), result)
+try:
+    gae_cuda(*map(cuda.to_device, columns.values()), 0.97, 0.9, out=cuda.device_array((1, 1), np.float64))
+except ValueError as error:
+    assert "out must be float64 (5, 130)" in str(error)
+else:
+    raise SystemExit("a wrong out was taken")
 columns["done"] = columns["done"].astype(np.uint8)
 try:
     gae_cuda(*map(cuda.to_device, columns.values()), 0.97, 0.9)
