@@ -6,8 +6,10 @@ its: envs that are not native, other policies, rows that are dropped (`--nonfini
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import repeat
+from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.envs.group import HOW_TO_GO_ON
-from distrl.envs.native.fused import REWARD, Actor, Block, Envs, Room, fused_kernel
+from distrl.envs.native.fused import EVERY_PART, REWARD, Actor, Block, Envs, Parts, Room, fused_kernel
 from distrl.errors import BadInput, RunFailed
 from distrl.inference import CompiledInference
 from distrl.maths.mlp_heads import GAUSSIAN
@@ -58,49 +60,74 @@ class FusedCollector(Collector):
         noise = np.zeros((0, group.num_envs * int(self.view.network.actor[-1])), np.float32)
         alive = np.ones(group.num_envs, np.bool_)
         block = _empty_block(group, self.view, 0)
-        self.block(_envs(group), self._actor(), noise, alive, False, self.room, block)
+        self.block(_envs(group), self._actor(), noise, alive, False, self.room, block, EVERY_PART)
 
     def _collect(self, iteration: int, version: int) -> Fragment:
-        with span("rollout: fused"):
-            whole = self.collects == "episodes"
-            alive = np.ones(self.group.num_envs, np.bool_)
-            blocks: list[Block] = []
-            lasts: list[Array] = []
-            while alive.any() if whole else len(blocks) * NOISE_BLOCK < self.num_steps:
-                if self.stopped():
-                    raise Stopped
-                number = len(blocks)
-                wanted = NOISE_BLOCK if whole else min(NOISE_BLOCK, self.num_steps - number * NOISE_BLOCK)
-                block, last = self._play(iteration, number, wanted, alive, whole)
-                blocks.append(block)
-                lasts.append(last)
-            rows = _joined(blocks)
-            return Fragment(
-                self._trajectory(rows, np.concatenate(lasts), whole, version),
-                self._episodes(rows),
-                self.group.dropped,
-            )
+        whole = self.collects == "episodes"
+        alive = np.ones(self.group.num_envs, np.bool_)
+        blocks: list[Block] = []
+        lasts: list[Array] = []
+        while alive.any() if whole else len(blocks) * NOISE_BLOCK < self.num_steps:
+            if self.stopped():
+                raise Stopped
+            number = len(blocks)
+            wanted = NOISE_BLOCK if whole else min(NOISE_BLOCK, self.num_steps - number * NOISE_BLOCK)
+            block, last = self._play(iteration, number, wanted, alive, whole)
+            blocks.append(block)
+            lasts.append(last)
+        rows = _joined(blocks)
+        with span("rollout: evaluate"):
+            trajectory = self._trajectory(rows, np.concatenate(lasts), whole, version)
+        return Fragment(trajectory, self._episodes(rows), self.group.dropped)
 
     def _play(
         self, iteration: int, number: int, num_steps: int, alive: Array, whole: bool
     ) -> tuple[Block, Array]:
         """Noise block `number`: its rows, cut where no env is left, and what truncated episodes saw last."""
-        group, view = self.group, self.view
-        generator = stream(self.seed, "action", group.index, iteration, number)
-        # the first rows of what a whole block would be
-        noise = view.distribution.noise(generator, (num_steps, group.num_envs)).reshape(num_steps, -1)
-        block = _empty_block(group, view, num_steps)
-        block.observation[0] = group.observation
-        block.start[0] = group.episode_start
-        played, num_last, bad, env = group.watched(
-            self.block, _envs(group), self._actor(), noise, alive, whole, self.room, block
-        )
+        group = self.group
+        noise = self._noise_rows(iteration, number, num_steps)
+        block = self._begun_block(num_steps)
+        with span("rollout: fused"):
+            played, num_last, bad, env = group.watched(
+                self.block, _envs(group), self._actor(), noise, alive, whole, self.room, block, EVERY_PART
+            )
         if bad:
             what = "reward" if bad == REWARD else "observation"
             raise RunFailed(group.not_finite(env, what) + HOW_TO_GO_ON)
         group.observation, group.episode_start = block.observation[played].copy(), block.start[played].copy()
         group.native.observation[...] = group.observation
         return _cut(block, played), block.last[:num_last].copy()
+
+    def _noise_rows(self, iteration: int, number: int, num_steps: int) -> Array:
+        generator = stream(self.seed, "action", self.group.index, iteration, number)
+        # the first rows of what a whole block would be
+        noise: Array = self.view.distribution.noise(generator, (num_steps, self.group.num_envs))
+        return noise.reshape(num_steps, -1)
+
+    def _begun_block(self, num_steps: int) -> Block:
+        block = _empty_block(self.group, self.view, num_steps)
+        block.observation[0] = self.group.observation
+        block.start[0] = self.group.episode_start
+        return block
+
+    def seconds_apart(self, num_steps: int) -> tuple[float, float, float]:
+        """What the parts of so many steps take, each alone in the loop: inference, picking actions, env steps.
+
+        The envs stay where they stand: copies of them play the steps, then play them again by the same actions.
+        """
+        noise, block = self._noise_rows(0, 0, num_steps), self._begun_block(num_steps)
+
+        def play(parts: Parts) -> float:
+            envs = copy.deepcopy(_envs(self.group))
+            alive = np.ones(self.group.num_envs, np.bool_)
+            begun = perf_counter()
+            self.block(envs, self._actor(), noise, alive, False, self.room, block, parts)
+            return perf_counter() - begun
+
+        play(EVERY_PART)
+        one_each = (Parts(True, False, False), Parts(False, True, False), Parts(False, False, True))
+        infer, pick, step = (play(parts) for parts in one_each)
+        return infer, pick, step
 
     def _actor(self) -> Actor:
         view, space = self.view, cast(Any, self.group.action_space)

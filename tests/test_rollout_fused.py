@@ -143,7 +143,7 @@ def test_what_cannot_be_fused_is_named():
 def test_what_was_compiled_is_kept_for_the_next_process():
     code = (
         "from distrl.envs import EnvGroup, EnvSpec\n"
-        "from distrl.envs.native.fused import act\n"
+        "from distrl.envs.native.fused import infer, pick, to_env\n"
         "from distrl.inference import make_inference\n"
         "from distrl.policies import PolicySpec, make_policy\n"
         "from distrl.rollout_fused import FusedCollector\n"
@@ -151,10 +151,10 @@ def test_what_was_compiled_is_kept_for_the_next_process():
         "policy = make_policy(PolicySpec('mlp', (8,)), group.observation_space, group.action_space, 1)\n"
         "collector = FusedCollector(group, policy, 1, 'steps', 4, inference=make_inference(policy, 'compiled'))\n"
         "kernels = group.native.kernels\n"
-        "for one in (collector.block, act, kernels.begin, kernels.begin_unseeded, kernels.step):\n"
+        "for one in (collector.block, infer, pick, to_env, kernels.begin, kernels.begin_unseeded, kernels.step):\n"
         "    print(sum(one.stats.cache_misses.values()))\n"
     )
     for _ in range(2):
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert told.returncode == 0, told.stderr
-    assert told.stdout.split() == ["0"] * 5
+    assert told.stdout.split() == ["0"] * 7

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from distrl.autopsy import categories as cat
+from distrl.autopsy.apart import split
 from distrl.autopsy.categories import category, is_wait
 from distrl.autopsy.measure import Measured
 from distrl.autopsy.model import Costs, predict
@@ -21,7 +22,7 @@ STRAGGLER, THREADS, TRANSFER = "straggler-bound", "oversubscribed-threads-bound"
 ROLLOUT, DRIVING = "rollout-bound", "driver-bound"
 
 _PART = {
-    cat.ENV: ENV, cat.INFERENCE: INFERENCE, cat.FUSED: ROLLOUT, cat.ROWS: ROLLOUT, cat.STATE: ROLLOUT,
+    cat.ENV: ENV, cat.INFERENCE: INFERENCE, cat.SAMPLING: INFERENCE, cat.FUSED: ROLLOUT, cat.ROWS: ROLLOUT, cat.STATE: ROLLOUT,
     cat.SERIALISATION: TRANSFER, cat.TRANSFER: TRANSFER, cat.BROADCAST: TRANSFER, cat.GAE: LEARNING,
     cat.UPDATE: LEARNING, cat.KEEPING: DRIVING, cat.OTHER: DRIVING,
 }  # fmt: skip
@@ -40,7 +41,7 @@ class Bound:
 
 def find_bound(session: Measured, costs: Costs) -> Bound:
     """What bounds the session, by its critical path and its costs."""
-    path = shares(critical_path(session.recorded))
+    path = shares(critical_path(session.recorded), costs.apart)
     parts: dict[str, float] = {}
     on_path: dict[str, float] = {}
     for (process, kind), share in path.items():
@@ -101,9 +102,9 @@ def _sentence(kind: str, session: Measured, costs: Costs, worker: str | None, pa
     then = learner_waits or takes
     envs = f"a step of {size:g} env{'s' if size != 1 else ''}"
     if kind == ENV:
-        return f"{whom} (env step, {_ms(costs.rollout.step[cat.ENV](size))} for {envs}) bounds: {then}"
+        return f"{whom} (env step, {_ms(_step_seconds(costs, size, cat.ENV))} for {envs}) bounds: {then}"
     if kind == INFERENCE:
-        act = costs.rollout.step[cat.INFERENCE](size)
+        act = _step_seconds(costs, size, cat.INFERENCE, cat.SAMPLING)
         return f"{whom} (inference, {_ms(act)} for {envs}) bounds: {then}"
     if kind == ROLLOUT:
         return f"{whom} (writing rows and keeping episodes, or the fused loop) bounds: {then}"
@@ -130,6 +131,12 @@ def _sentence(kind: str, session: Measured, costs: Costs, worker: str | None, pa
         idle = f"workers wait {100 * _mean_wait(session):.0f} % of their time" if remote else takes
         return f"the learner (update, {_ms(step_sec)} for each of {steps} minibatches) bounds: {idle}"
     return f"the driver (logs, calls, what no span names) bounds: {takes}"
+
+
+def _step_seconds(costs: Costs, size: float, *kinds: str) -> float:
+    """What some kinds take of one vector step, with their share of a fused loop."""
+    lines = {kind: line(size) for kind, line in costs.rollout.step.items()}
+    return sum(split(lines, costs.apart).get(kind, 0.0) for kind in kinds)
 
 
 def _wait_for(session: Measured, whom: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 ENV = "env step"
 INFERENCE = "inference"
+SAMPLING = "sampling"
 FUSED = "fused rollout"
 ROWS = "row writing"
 STATE = "group state"
@@ -44,6 +45,7 @@ _BY_FIRST_WORD = {"rollout": ROWS, "learn": UPDATE, "wait": WAITING}
 MEANING: dict[str, str] = {
     ENV: "the environment's own step, and its resets",
     INFERENCE: "the policy: an action for every row, then V and log-prob of all rows",
+    SAMPLING: "the actions that noise picks, and their log-prob, in a fused rollout",
     FUSED: "inference and env step in one compiled loop",
     ROWS: "noise drawn, rows written, episodes counted",
     STATE: "a group's snapshot at a boundary, and putting it back",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from distrl.autopsy.apart import parts_apart
 from distrl.autopsy.bound import Bound, find_bound
 from distrl.autopsy.categories import ENV, FUSED, INFERENCE, ROWS
 from distrl.autopsy.measure import Effort, Measured, measure
@@ -105,7 +106,8 @@ def probe_costs(session: Measured, budget_sec: float) -> tuple[Costs, dict[tuple
     with _as_before():
         spec = work_spec(config, resolve_device(config))
         rollout, learning, trajectory = _probe(spec, session, budget_sec)
-        costs = _fitted(session, rollout, learning)
+        size = max(1, round(config.recipe.num_envs / config.num_groups))
+        costs = replace(_fitted(session, rollout, learning), apart=parts_apart(spec, size))
         ways: dict[tuple[str, Any], Costs] = {}
         for name, value in other_ways(session):
             with contextlib.suppress(BadInput, RunFailed, RuntimeError, OSError):  # not to be had here
@@ -146,6 +148,8 @@ def other_ways(session: Measured) -> Iterator[tuple[str, Any]]:
             continue
         own = getattr(config, name, None)
         for value in field.choices:
+            if value == "cuda" and not torch.cuda.is_available():
+                continue
             if value not in (own, "auto") and changed(config, {name: value}) is not None:
                 yield name, value
 

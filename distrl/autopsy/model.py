@@ -11,14 +11,15 @@
                 = max(collect, learn + driver) + transfer / 2      overlapped, where both kinds have cores:
                   never less than all processor seconds / cores
 
-In-process (0 workers) there is no serialisation and no transfer, and nothing in parallel but by overlap. Where a session ran with
-workers, its transfer is measured; from in-process to Ray, `ASSUMED` stands in until `--try` measures.
+In-process (0 workers) there is no serialisation and no transfer; overlap apart, only fused rollouts' groups run in parallel, in
+turns of `learner_threads` of them. Where a session ran with workers, its transfer is measured; from in-process to Ray, `ASSUMED` stands in until `--try` measures.
 An env that waits rather than computes (`idle_share` of the probes) needs no core for that share.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -70,6 +71,9 @@ class Costs:
     cores: int
     jitter: float = 0.0  # deviation of a fragment's time between iterations
     assumed: tuple[str, ...] = ()
+    apart: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of the fused loop, measured apart: category -> share
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def predict(config: TrainConfig, costs: Costs) -> Prediction:
     collect_cpu, by_worker = _collection(config, costs, steps)
     learn = _learning(config, costs, rows)
     parts = {"learn": learn, "driver": costs.driver}
-    parts["collect"] = sum(by_worker)
+    in_turns = turns(config, costs.rollout.step.get(FUSED, Line(0.0, 0.0))(1) > 0) / config.num_groups
+    parts["collect"] = max(sum(by_worker) * in_turns, collect_cpu / costs.cores)
     if workers:
         hosts = min(workers, config.num_groups)
         fullest = -(-config.num_groups // hosts)
@@ -106,6 +111,12 @@ def predict(config: TrainConfig, costs: Costs) -> Prediction:
         together = max(parts["collect"], learn + costs.driver, (collect_cpu + learn) / costs.cores)
         total = together + parts.get("transfer", 0.0) / 2
     return Prediction(total, rows * costs.rows_per_step / total, parts)
+
+
+def turns(config: TrainConfig, fused: bool) -> int:
+    """Fragments that one process plays one after the other: threads share the groups where rollouts are fused."""
+    threads = min(config.learner_threads, config.num_groups) if fused else 1
+    return -(-config.num_groups // threads)
 
 
 def slowest_of(count: int) -> float:
@@ -194,7 +205,8 @@ def _group_seconds(session: Measured) -> tuple[dict[str, float], dict[int, float
     config = session.config
     if config.workers == 0:
         alone = session.timeline.workers  # a rollout thread, with overlap
-        return _by_kind(session.seconds(alone[0] if alone else DRIVER), config.num_groups), {}
+        seconds = session.seconds(alone[0] if alone else DRIVER)
+        return _by_kind(seconds, turns(config, "rollout: fused" in seconds)), {}
     hosts = min(config.workers, config.num_groups)
     of_worker: dict[int, list[dict[str, float]]] = {}
     for group, seconds in session.groups.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distrl.autopsy.apart import footnote, split, starred
 from distrl.autopsy.categories import MEANING, WAITING, category, is_wait
 from distrl.autopsy.diagnose import Diagnosis
 from distrl.autopsy.model import predict
@@ -59,6 +60,7 @@ def render_page(found: Diagnosis, result: Mapping[str, Any]) -> str:
         facts=_facts(found),
         bound=found.bound,
         notes=found.notes,
+        apart=footnote(found.costs.apart),
         rate=f"{session.rate:,.0f}",
         tiles=_tiles(found),
         parts=_parts(found),
@@ -94,11 +96,13 @@ def typical_iteration(timeline: Timeline) -> tuple[int, int]:
     return pairs[(len(pairs) - 1) // 2]
 
 
-def lane_pieces(events: Sequence[Event], begin: int, end: int) -> list[Piece]:
+def lane_pieces(
+    events: Sequence[Event], begin: int, end: int, apart: Mapping[str, float] | None = None
+) -> list[Piece]:
     """What a process did, in bins; a bin with several categories shows their shares one below the other.
 
     So steps of microseconds stay visible as what they are in sum, where lines a pixel wide would show a pattern that
-    is not there. Neighbouring bins alike become one piece.
+    is not there. Neighbouring bins alike become one piece. `apart` splits what was one fused loop.
     """
     edges = [begin + (end - begin) * index // BINS for index in range(BINS + 1)]
     bins: list[dict[str, float]] = [{} for _ in range(BINS)]
@@ -112,7 +116,7 @@ def lane_pieces(events: Sequence[Event], begin: int, end: int) -> list[Piece]:
             b = until
     pieces: list[Piece] = []
     for index, parts in enumerate(bins):
-        pieces += _stack(parts, index)
+        pieces += _stack(split(parts, apart or {}), index)
     return _joined(pieces)
 
 
@@ -153,11 +157,16 @@ def _joined(pieces: list[Piece]) -> list[Piece]:
 def _lanes(found: Diagnosis, begin: int, end: int) -> list[Lane]:
     lanes = []
     for process in process_names(found):
-        pieces = lane_pieces(found.session.timeline.processes[process], begin, end)
+        events = found.session.timeline.processes[process]
+        pieces = lane_pieces(events, begin, end, found.costs.apart)
         lanes.append(Lane(process, pieces, f"{process} over one iteration"))
     on_path = [(_path_name(s), s.begin, s.end) for s in found.path if s.end > begin and s.begin < end]
     lanes.append(
-        Lane("critical path", lane_pieces(on_path, begin, end), "the critical path of this iteration")
+        Lane(
+            "critical path",
+            lane_pieces(on_path, begin, end, found.costs.apart),
+            "the critical path of this iteration",
+        )
     )
     return lanes
 
@@ -187,7 +196,7 @@ def _table(found: Diagnosis) -> dict[str, Any]:
     names.sort(key=lambda name: (_ORDER.index(_kind(name)), name))
     sec = found.session.iteration_sec
     rows = [
-        (name, [(f"{1e3 * parts[name] * sec:,.2f}", f"{100 * parts[name]:.1f} %") if name in parts else None
+        (name, starred(name, found.costs.apart), [(f"{1e3 * parts[name] * sec:,.2f}", f"{100 * parts[name]:.1f} %") if name in parts else None
                 for parts in columns.values()])
         for name in names
     ]  # fmt: skip
@@ -196,7 +205,7 @@ def _table(found: Diagnosis) -> dict[str, Any]:
 
 def _path_rows(found: Diagnosis) -> list[dict[str, Any]]:
     rows = []
-    for (process, kind), share in shares(found.path).items():
+    for (process, kind), share in shares(found.path, found.costs.apart).items():
         if share >= 0.005:
             ms = f"{1e3 * share * found.session.iteration_sec:,.2f} ms"
             rows.append(

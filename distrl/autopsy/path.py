@@ -14,8 +14,10 @@ where the call was there before. What lies between an end and the beginning it c
 from __future__ import annotations
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from distrl.autopsy.apart import split
 from distrl.autopsy.categories import category, is_wait
 from distrl.autopsy.timeline import DRIVER, LEARNER, TRANSIT, Busy, Timeline
 from distrl.telemetry.spans import Event
@@ -118,11 +120,15 @@ def _joined(path: list[Segment]) -> list[Segment]:
     return joined
 
 
-def shares(path: list[Segment]) -> dict[tuple[str, str], float]:
-    """(process, category) -> share of the path, largest first; they sum to 1."""
+def shares(path: list[Segment], apart: Mapping[str, float] | None = None) -> dict[tuple[str, str], float]:
+    """(process, category) -> share of the path, largest first; they sum to 1. `apart` splits the fused loop."""
     total: dict[tuple[str, str], int] = {}
     for segment in path:
         key = (segment.process, category(segment.span))
         total[key] = total.get(key, 0) + segment.end - segment.begin
     whole = sum(total.values()) or 1
-    return {key: ns / whole for key, ns in sorted(total.items(), key=lambda item: -item[1])}
+    found: dict[tuple[str, str], float] = {}
+    for (process, kind), ns in total.items():
+        for part, its in split({kind: ns / whole}, apart or {}).items():
+            found[process, part] = found.get((process, part), 0.0) + its
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distrl import machine
+from distrl.autopsy.apart import split
 from distrl.autopsy.categories import MEANING, OTHER, WAITING
 from distrl.autopsy.diagnose import Diagnosis
 from distrl.autopsy.path import shares
@@ -36,9 +37,10 @@ def as_json(found: Diagnosis, tried: Sequence[Tried] = (), tuned: Sequence[Tried
         "parts": found.bound.parts,
         "notes": list(found.notes),
         "processes": {name: process_shares(found, name) for name in process_names(found)},
+        "measured_apart": dict(found.costs.apart),
         "critical_path": [
             {"process": process, "category": kind, "share": share}
-            for (process, kind), share in shares(found.path).items()
+            for (process, kind), share in shares(found.path, found.costs.apart).items()
         ],
         "prescriptions": [_prescription(one) for one in found.prescriptions],
         "together": _prescription(found.together) if found.together else None,
@@ -59,9 +61,12 @@ def process_names(found: Diagnosis) -> list[str]:
 
 
 def process_shares(found: Diagnosis, process: str) -> dict[str, float]:
-    """Category -> share of the process's wall time, in the order of the displays; they sum to 1."""
+    """Category -> share of the process's wall time, in the order of the displays; they sum to 1.
+
+    A fused rollout's is given to its parts as they were measured apart.
+    """
     timeline = found.session.timeline
-    totals = timeline.by_category(process)
+    totals = split(timeline.by_category(process), found.costs.apart)
     order = list(MEANING)
     key = {name: (order.index(name) if name in order else order.index(WAITING)) for name in totals}
     return {

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from distrl.autopsy.apart import footnote, starred
 from distrl.autopsy.categories import MEANING, WAITING, is_wait
 from distrl.autopsy.diagnose import Diagnosis
 from distrl.autopsy.path import shares
@@ -18,7 +19,7 @@ from distrl.autopsy.result import process_names, process_shares
 from distrl.autopsy.search import Tried
 
 STYLES = {
-    "env step": "cyan", "inference": "blue", "fused rollout": "cyan", "row writing": "bright_blue",
+    "env step": "cyan", "inference": "blue", "sampling": "bright_cyan", "fused rollout": "cyan", "row writing": "bright_blue",
     "group state": "bright_blue", "serialisation": "red", "transfer": "bright_red", "GAE": "bright_magenta",
     "update": "magenta", "broadcast": "green", "checkpoint, log": "bright_green", "waiting": "yellow",
     "other": "bright_black",
@@ -41,6 +42,8 @@ def print_diagnosis(found: Diagnosis, *, stream: TextIO | None = None) -> None:
         console.print(Text(f"note: {note}", style="yellow"))
     console.print(_bars(found))
     console.print(_times(found))
+    if found.costs.apart:
+        console.print(footnote(found.costs.apart), style="dim")
     console.print(_path(found))
     console.print(_prescriptions(found))
     overhead = found.overhead
@@ -91,7 +94,7 @@ def _times(found: Diagnosis) -> Table:
     names.sort(key=lambda name: (order.index(name if name in order else WAITING), name))
     for name in names:
         cells = [f"{100 * parts[name]:.1f}" if name in parts else "" for parts in columns.values()]
-        table.add_row(Text(f"■ {name}", style=_style(name)), *cells)
+        table.add_row(Text(f"■ {starred(name, found.costs.apart)}", style=_style(name)), *cells)
     table.add_section()
     table.add_row("total", *(f"{100 * sum(parts.values()):.1f}" for parts in columns.values()), style="bold")
     return table
@@ -101,7 +104,7 @@ def _path(found: Diagnosis) -> Text:
     text = Text("critical path: ", style="bold")
     pieces = [
         (f"{process + ' ' if process else ''}{kind} {100 * share:.0f} %", _style(kind))
-        for (process, kind), share in shares(found.path).items()
+        for (process, kind), share in shares(found.path, found.costs.apart).items()
         if share >= 0.01
     ]
     for index, (words, style) in enumerate(pieces):

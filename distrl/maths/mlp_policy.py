@@ -62,11 +62,23 @@ def choose_actions(params, network, features, noise, mask, masked, output, actio
         action: int64 [B], written for CATEGORICAL.
         vector: flat float32 [B * n], written for GAUSSIAN.
     """
-    n = network.actor[-1]
+    actor_outputs(params, network, features, output, scratch)
+    choose_from(params, network, output, noise, mask, masked, action, vector)
+
+
+@kernel()
+def actor_outputs(params, network, features, output, scratch):  # type: ignore[no-untyped-def]
+    """What the distribution is made of, of rows [B, inputs], into output [B, n]."""
     forward(params[: network.critic_start], network.actor, network.activation, features, output, scratch)
+
+
+@kernel()
+def choose_from(params, network, output, noise, mask, masked, action, vector):  # type: ignore[no-untyped-def]
+    """The second half of `choose_actions`, given the actor's outputs [B, n]."""
+    n = network.actor[-1]
     flat = output.reshape(-1)
     log_std = params[network.log_std_start :]
-    for row in range(len(features)):
+    for row in range(len(output)):
         at = row * n
         if network.kind == GAUSSIAN:
             gaussian_choose(flat, at, n, noise, at, log_std, vector, at)
@@ -84,9 +96,8 @@ def values(params, network, features, value, scratch):  # type: ignore[no-untype
 @kernel()
 def log_probs(params, network, features, action, vector, mask, masked, output, log_prob, scratch):  # type: ignore[no-untyped-def]
     """log pi(action | row) into log_prob [B]; other arguments as of `choose_actions`."""
-    n = network.actor[-1]
-    forward(params[: network.critic_start], network.actor, network.activation, features, output, scratch)
-    flat = output.reshape(-1)
+    actor_outputs(params, network, features, output, scratch)
+    n, flat = network.actor[-1], output.reshape(-1)
     log_std = params[network.log_std_start :]
     for row in range(len(features)):
         at = row * n

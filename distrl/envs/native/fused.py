@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from distrl.envs.native.protocol import NativeEnv
 from distrl.maths.mlp_heads import GAUSSIAN, exp32, gaussian_log_prob, log32
-from distrl.maths.mlp_policy import choose_actions
+from distrl.maths.mlp_policy import actor_outputs, choose_from
 from distrl.maths.random_kernels import derive_seed, seed_generator
 
 Array = NDArray[Any]
@@ -54,6 +54,17 @@ class Actor(NamedTuple):
     start: int
     low: Array
     high: Array
+
+
+class Parts(NamedTuple):
+    """Which of a step's parts are done. A rollout does all; one alone, on rows that were played, tells what it costs."""
+
+    infers: bool = True
+    picks: bool = True
+    steps: bool = True
+
+
+EVERY_PART = Parts()
 
 
 class Room(NamedTuple):
@@ -90,17 +101,17 @@ class Block(NamedTuple):
 
 @functools.cache
 def fused_kernel(env: NativeEnv) -> Callable[..., tuple[int, int, int, int]]:
-    """`block(envs, actor, noise [K, N * n], alive [N], whole, room, rows)`: plays K steps.
+    """`block(envs, actor, noise [K, N * n], alive [N], whole, room, rows, parts)`: plays K steps.
 
     alive: the envs whose rows count; with `whole` an env's end is the end of its row of them, and the block ends
     where none is left. Gives (steps played, rows of `last` written, what is not finite or 0, in which env).
     """
     reset, step, observe = env.compiled
-    options, stamp = env.kernel_options(act, derive_seed, seed_generator)
+    options, stamp = env.kernel_options(infer, pick, to_env, derive_seed, seed_generator)
     compiled = numba.njit(**options)
 
     @compiled
-    def block(envs, actor, noise, alive, whole, room, rows):  # type: ignore[no-untyped-def]
+    def block(envs, actor, noise, alive, whole, room, rows, parts):  # type: ignore[no-untyped-def]
         _ = stamp
         num_last, left = 0, 0
         for n in range(len(alive)):
@@ -108,15 +119,13 @@ def fused_kernel(env: NativeEnv) -> Callable[..., tuple[int, int, int, int]]:
         for t in range(len(noise)):
             if whole and left == 0:
                 return t, num_last, 0, 0
-            act(
-                actor,
-                rows.flat[t],
-                noise[t],
-                room,
-                rows.integer[t],
-                rows.vector[t],
-                rows.log_prob[t],
-            )
+            if parts.infers:
+                infer(actor, rows.flat[t], room)
+            if parts.picks:
+                pick(actor, noise[t], room, rows.integer[t], rows.vector[t], rows.log_prob[t])
+            if not parts.steps:
+                continue
+            to_env(actor, rows.integer[t], rows.vector[t], room)
             for n in range(len(alive)):
                 reward, terminated = step(envs.state[n], room.env_action[n], envs.rng[n])
                 envs.elapsed[n] += 1
@@ -168,8 +177,8 @@ def _is_finite(row):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def act(actor, observed, noise, room, index, vector, log_prob):  # type: ignore[no-untyped-def]
-    """Actions of rows observed [N, F], their log-probs, and in `room` the actions in the env's format."""
+def infer(actor, observed, room):  # type: ignore[no-untyped-def]
+    """The actor's outputs for rows observed [N, F], into room.output."""
     features, clip = observed, np.float32(actor.clip)
     if len(actor.mean):
         features = room.features
@@ -178,30 +187,34 @@ def act(actor, observed, noise, room, index, vector, log_prob):  # type: ignore[
                 x = (observed[row, i] - actor.mean[i]) / actor.std[i]
                 x = -clip if x < -clip else x
                 features[row, i] = clip if x > clip else x
-    choose_actions(
-        actor.params,
-        actor.network,
-        features,
-        noise,
-        room.no_mask,
-        False,
-        room.output,
-        index,
-        vector,
-        room.scratch,
-    )
+    actor_outputs(actor.params, actor.network, features, room.output, room.scratch)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def pick(actor, noise, room, index, vector, log_prob):  # type: ignore[no-untyped-def]
+    """The actions that noise picks of room.output, which is used up, and their log-probs."""
+    choose_from(actor.params, actor.network, room.output, noise, room.no_mask, False, index, vector)
     if actor.network.kind == GAUSSIAN:
         n, flat = room.output.shape[1], room.output.reshape(-1)
         log_std = actor.params[actor.network.log_std_start :]
-        for row in range(len(observed)):
+        for row in range(len(log_prob)):
             log_prob[row] = gaussian_log_prob(flat, row * n, n, vector, row * n, log_std)
+    else:
+        chosen_log_probs(room.output, index, room.highest, room.total, log_prob)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def to_env(actor, index, vector, room):  # type: ignore[no-untyped-def]
+    """The actions in the env's format, into room.env_action."""
+    if actor.network.kind == GAUSSIAN:
+        n = room.output.shape[1]
+        for row in range(len(room.vector)):
             for i in range(n):
                 x = vector[row * n + i]
                 x = actor.low[i] if x < actor.low[i] else x
                 room.vector[row, i] = actor.high[i] if x > actor.high[i] else x
     else:
-        chosen_log_probs(room.output, index, room.highest, room.total, log_prob)
-        for row in range(len(observed)):
+        for row in range(len(index)):
             room.integer[row] = index[row] + actor.start
 
 
