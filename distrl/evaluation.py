@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.envs.spaces import to_env_action
 from distrl.errors import BadInput
+from distrl.inference import Inference, TorchInference, make_inference
 from distrl.maths.random import derive_seed, stream
 from distrl.policies import load_parameters, make_policy
 from distrl.rollout import reset_where
@@ -44,11 +45,17 @@ class Evaluation:
 
 
 def evaluate_policy(
-    policy: nn.Module, spec: EnvSpec, episodes: int, seed: int, greedy: bool = True, video: Path | None = None
+    policy: nn.Module,
+    spec: EnvSpec,
+    episodes: int,
+    seed: int,
+    greedy: bool = True,
+    video: Path | None = None,
+    inference: Inference | None = None,
 ) -> Evaluation:
     """Play `episodes` episodes, episode k from a seed of (seed, k) alone; `greedy` takes the most likely action.
 
-    With `video`, the first episode's frames are written there. The policy's moments stay as they are.
+    `inference` is asked for the actions, and has to be loaded with the policy; without one, torch's. With `video`, the first episode's frames are written there. The policy's moments stay as they are.
     """
     num_envs = min(episodes, NUM_ENVS)
     spec = dataclasses.replace(spec, autoreset="disabled", vectorization="sync")
@@ -56,6 +63,7 @@ def evaluate_policy(
         require_video_writer(video)
         spec = dataclasses.replace(spec, kwargs={**spec.kwargs, "render_mode": "rgb_array"})
     group = EnvGroup(spec, index=0, num_envs=num_envs, first_env=0, seed=derive_seed(seed, "evaluation"))
+    inference = inference or TorchInference(policy)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -64,7 +72,7 @@ def evaluate_policy(
         rounds = -(-episodes // num_envs)
         for episode in range(rounds):
             frames: list[NDArray[np.uint8]] | None = [] if video is not None and episode == 0 else None
-            for record in _play(policy, group, episode, seed, greedy, frames):
+            for record in _play(policy, inference, group, episode, seed, greedy, frames):
                 returns[episode * num_envs + record.env] = record.return_
                 lengths[episode * num_envs + record.env] = record.length
             if frames is not None and video is not None:
@@ -78,6 +86,7 @@ def evaluate_policy(
 
 def _play(
     policy: Any,
+    inference: Inference,
     group: EnvGroup,
     episode: int,
     seed: int,
@@ -86,10 +95,9 @@ def _play(
 ) -> list[Any]:
     """One whole game in every env of the group."""
     group.reset_all(episode)
-    state = policy.initial_state(group.num_envs)
+    state = tree_map(lambda leaf: leaf.cpu(), policy.initial_state(group.num_envs))
     ended: dict[int, Any] = {}
     step = 0
-    device = next(policy.parameters()).device
     with torch.inference_mode():
         while len(ended) < group.num_envs:
             if frames is not None and group.first_env not in ended:
@@ -97,16 +105,10 @@ def _play(
             noise = None
             if not greedy:
                 generator = stream(seed, "evaluation action", episode, step)
-                noise = torch.from_numpy(policy.distribution.noise(generator, (group.num_envs,))).to(device)
-            mask = group.action_mask
+                noise = policy.distribution.noise(generator, (group.num_envs,))
             state = reset_where(group.episode_start, state)
-            action, state = policy.act(
-                tree_map(lambda leaf: torch.from_numpy(leaf).to(device), group.observation),
-                state,
-                noise,
-                None if mask is None else torch.from_numpy(mask).to(device),
-            )
-            for record in group.step(to_env_action(group.action_space, action.cpu().numpy())).episodes:
+            action, state = inference.act(group.observation, state, noise, group.action_mask)
+            for record in group.step(to_env_action(group.action_space, action)).episodes:
                 ended.setdefault(record.env, record)
             step += 1
     return [ended[env] for env in sorted(ended)]
@@ -140,6 +142,7 @@ class Loaded:
     env: EnvSpec
     config: TrainConfig
     checkpoint: Checkpoint
+    inference: Literal["torch", "compiled"] = "torch"  # the twin that the run's rollouts took
 
 
 def load_run(
@@ -158,7 +161,8 @@ def load_run(
     spec = work_spec(config)
     policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed).to(device)
     load_parameters(policy, content.trees["learner"]["policy"])
-    return Loaded(policy, spec.env, config, content)
+    kind = spec.path("inference") if device == "cpu" else "torch"
+    return Loaded(policy, spec.env, config, content, kind)
 
 
 def find_checkpoint(run_dir: Path, which: str) -> Checkpoint:
@@ -193,5 +197,6 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """`distrl eval`: the figures of contract.md's JSON object."""
     loaded = load_run(run_dir, checkpoint, trust_run)
-    result = evaluate_policy(loaded.policy, loaded.env, episodes, seed, greedy, video)
+    inference = make_inference(loaded.policy, loaded.inference)
+    result = evaluate_policy(loaded.policy, loaded.env, episodes, seed, greedy, video, inference)
     return result.summary() | {"seed": seed, "checkpoint": str(loaded.checkpoint.folder)}

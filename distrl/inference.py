@@ -37,9 +37,9 @@ class Inference(Protocol):
         ...
 
     def act(
-        self, observation: Tree, state: Tree, noise: Array, action_mask: Array | None
+        self, observation: Tree, state: Tree, noise: Array | None, action_mask: Array | None
     ) -> tuple[Array, Tree]:
-        """Actions [N, ...] that `noise` picks, and the state after them."""
+        """Actions [N, ...] that `noise` picks, the most likely ones without, and the state after them."""
         ...
 
     def evaluate(self, rows: dict[str, Tree], action_mask: Array | None, initial_state: Tree) -> Evaluated:
@@ -74,12 +74,12 @@ class TorchInference:
         return tree_map(lambda leaf: leaf.to(self.device), state)
 
     def act(
-        self, observation: Tree, state: Tree, noise: Array, action_mask: Array | None
+        self, observation: Tree, state: Tree, noise: Array | None, action_mask: Array | None
     ) -> tuple[Array, Tree]:
         action, state = self.policy.act(
             tree_map(self._there, observation),
             self._state_there(state),
-            self._there(noise),
+            None if noise is None else self._there(noise),
             None if action_mask is None else self._there(action_mask),
         )
         return action.cpu().numpy(), tree_map(lambda leaf: leaf.cpu(), state)
@@ -141,7 +141,7 @@ class CompiledInference:
         self.view.load()
 
     def act(
-        self, observation: Tree, state: Tree, noise: Array, action_mask: Array | None
+        self, observation: Tree, state: Tree, noise: Array | None, action_mask: Array | None
     ) -> tuple[Array, Tree]:
         return self.view.act(observation, noise, action_mask), None
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -27,14 +26,11 @@ from distrl.maths.random import stream
 from distrl.maths.statistics import explained_variance
 from distrl.maths.vtrace import vtrace
 from distrl.normalization import ObservationMoments, RewardScale
-from distrl.policies.build import one_thread
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.recipes import Recipe
 from distrl.telemetry.spans import span
 from distrl.trajectory import Trajectory, column_minibatches, flat_minibatches
-from distrl.trees import tree_map
 from distrl.updates.protocol import Rates, Update
-from distrl.updates.torch import to_device
 
 Kind = Literal["torch", "compiled", "captured"]
 
@@ -110,7 +106,11 @@ class Learner:
         self.device = torch.device(device)
         self.max_skipped_updates = max_skipped_updates
         self.optimisation = make_update(self.policy, recipe, update, threads)
-        self.is_compiled = update == "compiled"
+        if recipe.credit == "vtrace":
+            from distrl.inference import make_inference
+
+            # the twin that updates also says what it thinks of an older policy's rows
+            self.inference = make_inference(self.policy, "compiled" if update == "compiled" else "torch")
         self.credits_on_device = update == "captured" and recipe.credit == "gae"
         self.observation_moments = ObservationMoments(self.policy.observe) if normalize_observation else None
         self.reward_scale = RewardScale(recipe.num_envs, recipe.gamma) if normalize_reward else None
@@ -171,25 +171,16 @@ class Learner:
 
         V of what lies beyond an episode's end or the last row stays the collector's: those states are not in it.
         """
-        policy, shape = self.policy, trajectory.reward.shape
-
-        def tensor(array: NDArray[Any]) -> torch.Tensor:
-            laid_out = array if policy.recurrent else array.reshape(-1, *array.shape[2:])
-            return to_device(laid_out, self.device)
-
-        columns = policy.recurrent
-        with torch.no_grad(), one_thread() if self.is_compiled else nullcontext():
-            evaluation = policy.evaluate(
-                tree_map(tensor, trajectory.observation),
-                tensor(trajectory.action),
-                tree_map(tensor, trajectory.extra.get("action_mask")),
-                tree_map(lambda leaf: to_device(leaf, self.device), trajectory.initial_state)
-                if columns
-                else None,
-                tensor(trajectory.episode_start) if columns else None,
-            )
-            log_prob, value = (
-                part.reshape(shape).cpu().numpy() for part in (evaluation.log_prob, evaluation.value)
+        rows = {
+            "observation": trajectory.observation,
+            "action": trajectory.action,
+            "reward": trajectory.reward,
+            "episode_start": trajectory.episode_start,
+        }
+        with torch.no_grad():
+            self.inference.load()
+            log_prob, value = self.inference.evaluate(
+                rows, trajectory.extra.get("action_mask"), trajectory.initial_state
             )
         next_value = trajectory.next_value.copy()
         next_value[:-1] = np.where(trajectory.done[:-1], next_value[:-1], value[1:])

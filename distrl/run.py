@@ -14,6 +14,7 @@ from distrl.checkpoint import CheckpointError, CheckpointWriter, write_checkpoin
 from distrl.config import TrainConfig
 from distrl.errors import RunFailed
 from distrl.evaluation import evaluate_policy
+from distrl.inference import make_inference
 from distrl.interrupts import Interrupted, Interrupts
 from distrl.maths.random import derive_seed
 from distrl.policies import load_parameters, make_policy
@@ -105,6 +106,7 @@ class Run:
             self.warn,
         )
         self._eval_policy: Any = None
+        self._eval_inference: Any = None
         self._started, self._iteration_started = started, time.monotonic()
         self._wall_before = state.wall_sec
 
@@ -251,10 +253,18 @@ class Run:
                 self._eval_policy = make_policy(
                     spec.policy, spec.observation_space, spec.action_space, spec.seed
                 )
+                self._eval_inference = make_inference(self._eval_policy, spec.path("inference"))
             load_parameters(self._eval_policy, self.runtime.snapshot().arrays)
+            self._eval_inference.load()
             seed = derive_seed(self.config.seed, "evaluation")
             with self.interrupts.at_once():
-                result = evaluate_policy(self._eval_policy, self.spec.env, self.config.eval_episodes, seed)
+                result = evaluate_policy(
+                    self._eval_policy,
+                    self.spec.env,
+                    self.config.eval_episodes,
+                    seed,
+                    inference=self._eval_inference,
+                )
             return result.summary() | {"seed": seed}
 
     def _evaluate_and_keep_best(self) -> dict[str, Any]:

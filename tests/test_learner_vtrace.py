@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from distrl.inference import make_inference
 from distrl.recipes import A2C, PPO, Recipe
 from distrl.trajectory import Trajectory
 from tests import reference
 from tests.parts import (
+    CARTPOLE,
     arrays_of,
     assert_same_arrays,
     both_twins,
     fragment,
     gradient_of,
+    make_collector,
     make_learner,
     small_policy,
     split,
@@ -159,3 +162,17 @@ def test_the_compiled_learners_threads_change_no_bit() -> None:
     finally:
         torch.set_num_threads(before)
     assert_same_arrays(*trained)
+
+
+def test_the_compiled_learner_sees_a_rollouts_rows_as_the_rollout_did(both_twins: str) -> None:
+    """The same kernels: with the policy that collected, log-probs and values are equal to the bit."""
+    policy = small_policy("mlp", CARTPOLE)
+    collector = make_collector(CARTPOLE, policy, num_steps=24, num_envs=4)
+    collector.inference = make_inference(policy, "compiled")
+    trajectory = collector.collect(0, 0).trajectory
+    seen, log_prob = make_learner(copy.deepcopy(policy), VTRACE)._seen_now(trajectory)
+    agree = np.testing.assert_array_equal if both_twins == "compiled" else np.testing.assert_allclose
+    more: dict[str, Any] = {} if both_twins == "compiled" else {"rtol": 1e-4, "atol": 1e-5}
+    agree(log_prob, trajectory.log_prob, **more)
+    agree(seen.value, trajectory.value, **more)
+    agree(seen.next_value, trajectory.next_value, **more)

@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import distrl
 from distrl.checkpoint import read_checkpoint
+from distrl.envs import EnvSpec
+from distrl.evaluation import evaluate_policy, load_run
+from distrl.inference import make_inference
+from tests.parts import small_policy
 
 SMALL = {
     "workers": 0,
@@ -84,3 +89,28 @@ def test_a_video_of_another_kind_is_bad_input_before_anything_is_played(
 ) -> None:
     with pytest.raises(distrl.BadInput, match=r"must end in \.mp4 or \.gif"):
         distrl.evaluate(evaluated, video=tmp_path / name)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "MountainCar-v0"])
+def test_both_inferences_evaluate_alike(env_id: str, greedy: bool) -> None:
+    spec = EnvSpec(env_id, max_episode_steps=60)
+    policy = small_policy("mlp", spec, normalize_observation=True)
+    one, other = (
+        evaluate_policy(policy, spec, 12, 3, greedy, inference=make_inference(policy, kind))
+        for kind in ("torch", "compiled")
+    )
+    assert one.lengths.tolist() == other.lengths.tolist()
+    np.testing.assert_allclose(one.returns, other.returns, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["torch", "compiled"])
+def test_an_evaluation_infers_as_the_run_does(kind: str, tmp_path: Path) -> None:
+    run = distrl.train(
+        **{**SMALL, "total_steps": 128}, run_dir=str(tmp_path / "run"), inference=kind, eval_episodes=2
+    )
+    assert load_run(run.run_dir).inference == kind
+    summary = json.loads((run.run_dir / "summary.json").read_text())
+    told = summary["evaluation"]
+    again = distrl.evaluate(run.run_dir, episodes=2, seed=told["seed"])
+    assert {name: again[name] for name in told} == told
