@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distrl.maths.mlp_tiles import LANES, dot, make_tile, relu_16, tanh_16
+from distrl.maths.mlp_tiles import LANES, dot, make_panel, relu_16, tanh_16
 from distrl.nopython import kernel
 
 Float32 = NDArray[np.float32]
@@ -118,13 +118,8 @@ def layer_size(number, inputs, outputs):  # type: ignore[no-untyped-def]
 
 # --- kernels: an array is (array, offset of its first element, row stride) ---------------------------
 
-_tile_4x4, _tile_4x3, _tile_8x2, _tile_8x1 = (
-    make_tile(4, 4),
-    make_tile(4, 3),
-    make_tile(8, 2),
-    make_tile(8, 1),
-)
-_tile_1x4, _tile_1x3, _tile_1x2, _tile_1x1 = (make_tile(1, vectors) for vectors in (4, 3, 2, 1))
+_panel_64, _panel_48 = make_panel(4, 4), make_panel(4, 3)
+_panel_32, _panel_16 = make_panel(8, 2), make_panel(8, 1)
 
 
 @kernel()
@@ -134,35 +129,14 @@ def multiply(a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row,
     A is read at strides a_row and a_k (so either way round), B's rows are b_k apart, init's init_row (0: a
     bias) and C's c_row. C may be init. The sum runs in i's order, the same for every element.
     """
-    r = 0
     if width == 64:
-        while r + 4 <= rows:
-            _tile_4x4(a, a0 + r * a_row, a_row, a_k, b, b0, b_k, init, init0 + r * init_row, init_row, c, c0 + r * c_row, c_row, k)  # fmt: skip
-            r += 4
-        while r < rows:
-            _tile_1x4(a, a0 + r * a_row, a_row, a_k, b, b0, b_k, init, init0 + r * init_row, init_row, c, c0 + r * c_row, c_row, k)  # fmt: skip
-            r += 1
+        _panel_64(a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row, rows, k)
     elif width == 48:
-        while r + 4 <= rows:
-            _tile_4x3(a, a0 + r * a_row, a_row, a_k, b, b0, b_k, init, init0 + r * init_row, init_row, c, c0 + r * c_row, c_row, k)  # fmt: skip
-            r += 4
-        while r < rows:
-            _tile_1x3(a, a0 + r * a_row, a_row, a_k, b, b0, b_k, init, init0 + r * init_row, init_row, c, c0 + r * c_row, c_row, k)  # fmt: skip
-            r += 1
+        _panel_48(a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row, rows, k)
     elif width == 32:
-        while r + 8 <= rows:
-            _tile_8x2(a, a0 + r * a_row, a_row, a_k, b, b0, b_k, init, init0 + r * init_row, init_row, c, c0 + r * c_row, c_row, k)  # fmt: skip
-            r += 8
-        while r < rows:
-            _tile_1x2(a, a0 + r * a_row, a_row, a_k, b, b0, b_k, init, init0 + r * init_row, init_row, c, c0 + r * c_row, c_row, k)  # fmt: skip
-            r += 1
+        _panel_32(a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row, rows, k)
     else:
-        while r + 8 <= rows:
-            _tile_8x1(a, a0 + r * a_row, a_row, a_k, b, b0, b_k, init, init0 + r * init_row, init_row, c, c0 + r * c_row, c_row, k)  # fmt: skip
-            r += 8
-        while r < rows:
-            _tile_1x1(a, a0 + r * a_row, a_row, a_k, b, b0, b_k, init, init0 + r * init_row, init_row, c, c0 + r * c_row, c_row, k)  # fmt: skip
-            r += 1
+        _panel_16(a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row, rows, k)
 
 
 @kernel()

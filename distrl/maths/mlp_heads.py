@@ -72,19 +72,26 @@ def log32(x):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def categorical_log_probs(output, at, n, mask, mask_at, masked, log_probs):  # type: ignore[no-untyped-def]
-    """log_probs[:n] of the logits output[at : at + n]; returns the entropy.
-
-    `mask` is a flat bool array, True where an action is allowed, its row at `mask_at`; read only if `masked`.
-    """
+def _allowed_logits(output, at, n, mask, mask_at, masked, logits):  # type: ignore[no-untyped-def]
+    """logits[:n] with those of forbidden actions at a floor; returns the highest, NaN where any is."""
     highest = -_INFINITY
     for j in range(n):
         logit = output[at + j]
         if masked and not mask[mask_at + j]:
             logit = _LOWEST_LOGIT
-        log_probs[j] = logit
+        logits[j] = logit
         if logit > highest or logit != logit:
             highest = logit
+    return highest
+
+
+@kernel()
+def categorical_log_probs(output, at, n, mask, mask_at, masked, log_probs):  # type: ignore[no-untyped-def]
+    """log_probs[:n] of the logits output[at : at + n]; returns the entropy.
+
+    `mask` is a flat bool array, True where an action is allowed, its row at `mask_at`; read only if `masked`.
+    """
+    highest = _allowed_logits(output, at, n, mask, mask_at, masked, log_probs)
     total = _ZERO
     for j in range(n):
         total += exp32(log_probs[j] - highest)
@@ -100,14 +107,7 @@ def categorical_log_probs(output, at, n, mask, mask_at, masked, log_probs):  # t
 @kernel(error_model="numpy")
 def categorical_terms(output, at, n, mask, mask_at, masked, log_probs, probabilities):  # type: ignore[no-untyped-def]
     """`categorical_log_probs`, the same bits, and the probabilities[:n], of which it wants fewer exponentials."""
-    highest = -_INFINITY
-    for j in range(n):
-        logit = output[at + j]
-        if masked and not mask[mask_at + j]:
-            logit = _LOWEST_LOGIT
-        log_probs[j] = logit
-        if logit > highest or logit != logit:
-            highest = logit
+    highest = _allowed_logits(output, at, n, mask, mask_at, masked, log_probs)
     total = _ZERO
     for j in range(n):
         probabilities[j] = exp32(log_probs[j] - highest)

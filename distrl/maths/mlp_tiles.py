@@ -12,7 +12,7 @@ nothing is checked. Callers are `distrl.maths.mlp` and the compiled update.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -77,52 +77,93 @@ def _times(builder: Any, number: int, factor: Any) -> Any:
     return builder.mul(factor, factor.type(number))
 
 
-def make_tile(rows: int, vectors: int) -> Callable[..., None]:
-    """A block of a matrix product held in registers, C[r, n] = init[r, n] + sum over k of A[r, k] B[k, n].
+class _Product(NamedTuple):
+    """Pointers, offsets and strides of C = init + A B, as LLVM values; what they mean: `make_panel`."""
 
-    For r < rows, n < 16 vectors. Nopython arguments: a, its offset, row stride and k stride; b, its offset and
-    k stride; init, its offset and row stride (0: one row for all, a bias); c, its offset and row stride; k.
+    a: Any
+    a0: Any
+    a_row: Any
+    a_k: Any
+    b: Any
+    b0: Any
+    b_k: Any
+    init: Any
+    init0: Any
+    init_row: Any
+    c: Any
+    c0: Any
+    c_row: Any
+    k: Any
+
+    def below(self, builder: Any, row: Any) -> _Product:
+        """The same from its row number `row` on."""
+
+        def moved(start: Any, stride: Any) -> Any:
+            return builder.add(start, builder.mul(row, stride))
+
+        return self._replace(
+            a0=moved(self.a0, self.a_row),
+            init0=moved(self.init0, self.init_row),
+            c0=moved(self.c0, self.c_row),
+        )
+
+
+def _tile(builder: Any, rows: int, vectors: int, p: _Product) -> None:
+    """The first `rows` rows of a product, 16 `vectors` columns, held in registers."""
+    sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)] for _ in range(rows)]
+    for r in range(rows):
+        for v in range(vectors):
+            at = builder.add(builder.add(p.init0, _times(builder, r, p.init_row)), p.init0.type(LANES * v))
+            builder.store(_load(builder, p.init, at), sums[r][v])
+    with cgutils.for_range(builder, p.k) as loop:
+        at_b = builder.add(p.b0, builder.mul(loop.index, p.b_k))
+        at_a = builder.add(p.a0, builder.mul(loop.index, p.a_k))
+        columns = [_load(builder, p.b, builder.add(at_b, at_b.type(LANES * v))) for v in range(vectors)]
+        for r in range(rows):
+            element = builder.gep(p.a, [builder.add(at_a, _times(builder, r, p.a_row))])
+            factor = _splat(builder, builder.load(element))
+            for v in range(vectors):
+                total = builder.load(sums[r][v])
+                builder.store(_multiply_add(builder, factor, columns[v], total), sums[r][v])
+    for r in range(rows):
+        for v in range(vectors):
+            at = builder.add(builder.add(p.c0, _times(builder, r, p.c_row)), p.c0.type(LANES * v))
+            _store(builder, builder.load(sums[r][v]), p.c, at)
+
+
+def make_panel(together: int, vectors: int) -> Callable[..., None]:
+    """A matrix product 16 `vectors` columns wide, C[r, n] = init[r, n] + sum over k of A[r, k] B[k, n].
+
+    `together` rows at a time, whose sums are held in registers, then the rest one by one. Nopython arguments: a, its
+    offset, row stride and k stride; b, its offset and k stride; init, its offset and row stride (0: one row for all, a
+    bias); c, its offset and row stride; rows; k.
     """
 
     @intrinsic  # type: ignore[misc]
-    def tile(typingctx, a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row, k):  # type: ignore[no-untyped-def]
+    def panel(typingctx, a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row, rows, k):  # type: ignore[no-untyped-def]
         integer = types.intp
         signature = types.void(
-            a, integer, integer, integer, b, integer, integer, init, integer, integer, c, integer, integer, integer
+            a, integer, integer, integer, b, integer, integer, init, integer, integer, c, integer, integer, integer,
+            integer,
         )  # fmt: skip
 
         def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            a, a0, a_row, a_k, b, b0, b_k, init, init0, init_row, c, c0, c_row, k = arguments
-            pa, pb, pinit, pc = (
-                _pointer(context, builder, signature.args[i], x)
-                for i, x in ((0, a), (4, b), (7, init), (10, c))
-            )
-            sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)] for _ in range(rows)]
-            for r in range(rows):
-                for v in range(vectors):
-                    at = builder.add(builder.add(init0, _times(builder, r, init_row)), init0.type(LANES * v))
-                    builder.store(_load(builder, pinit, at), sums[r][v])
-            with cgutils.for_range(builder, k) as loop:
-                at_b = builder.add(b0, builder.mul(loop.index, b_k))
-                at_a = builder.add(a0, builder.mul(loop.index, a_k))
-                columns = [
-                    _load(builder, pb, builder.add(at_b, at_b.type(LANES * v))) for v in range(vectors)
-                ]
-                for r in range(rows):
-                    element = builder.gep(pa, [builder.add(at_a, _times(builder, r, a_row))])
-                    factor = _splat(builder, builder.load(element))
-                    for v in range(vectors):
-                        total = builder.load(sums[r][v])
-                        builder.store(_multiply_add(builder, factor, columns[v], total), sums[r][v])
-            for r in range(rows):
-                for v in range(vectors):
-                    at = builder.add(builder.add(c0, _times(builder, r, c_row)), c0.type(LANES * v))
-                    _store(builder, builder.load(sums[r][v]), pc, at)
+            *product, rows, k = arguments
+            for i in (0, 4, 7, 10):
+                product[i] = _pointer(context, builder, signature.args[i], product[i])
+            whole = _Product(*product, k)
+            blocks = builder.sdiv(rows, rows.type(together))
+            with cgutils.for_range(builder, blocks) as loop:
+                row = builder.mul(loop.index, rows.type(together))
+                _tile(builder, together, vectors, whole.below(builder, row))
+            done = builder.mul(blocks, rows.type(together))
+            with cgutils.for_range(builder, builder.sub(rows, done)) as loop:
+                _tile(builder, 1, vectors, whole.below(builder, builder.add(done, loop.index)))
             return context.get_dummy_value()
 
         return signature, codegen
 
-    return tile  # type: ignore[no-any-return]
+    return panel  # type: ignore[no-any-return]
 
 
 @intrinsic  # type: ignore[misc]

@@ -31,7 +31,7 @@ from distrl.maths.mlp_policy import (
 from distrl.policies.build import PolicySpec
 from distrl.policies.distributions import Categorical, DiagonalGaussian
 from distrl.policies.mlp import MLPPolicy
-from distrl.policies.observe import CLIP, has_image, is_image, leaf_spaces
+from distrl.policies.observe import CLIP, has_image, is_image, leaf_spaces, leaves_of
 from distrl.trees import Tree
 
 Array = NDArray[Any]
@@ -223,22 +223,10 @@ def features_of(space: spaces.Space, observation: Tree) -> NDArray[np.float32]:
     """The twin of `Observe.features` with images flattened: float32 [B, F], not normalised."""
     if isinstance(observation, np.ndarray):
         return _features(space, observation)
-    leaves = _leaves(space, observation)
+    leaves = leaves_of(space, observation)
     return np.concatenate(
         [_features(one, leaf) for one, leaf in zip(leaf_spaces(space), leaves, strict=True)], axis=1
     )
-
-
-def _leaves(space: spaces.Space, observation: Tree) -> list[Array]:
-    if isinstance(space, spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in _leaves(part, observation[key])]
-    if isinstance(space, spaces.Tuple):
-        return [
-            leaf
-            for part, value in zip(space.spaces, observation, strict=True)
-            for leaf in _leaves(part, value)
-        ]
-    return [observation]
 
 
 def _features(space: spaces.Space, leaf: Array) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ for an iteration and published with the parameters. Before the first moments the
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,15 +47,15 @@ def has_image(space: spaces.Space) -> bool:
     return any(is_image(leaf) for leaf in leaf_spaces(space))
 
 
-def _leaves(space: spaces.Space, observation: Tree) -> list[Tensor]:
-    # by the space's own order: a dict that travelled may have another
+def leaves_of(space: spaces.Space, observation: Tree) -> list[Any]:
+    """The observation's leaves in the order of `leaf_spaces`: a dict that travelled may have another."""
     if isinstance(space, spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in _leaves(part, observation[key])]
+        return [leaf for key, part in space.spaces.items() for leaf in leaves_of(part, observation[key])]
     if isinstance(space, spaces.Tuple):
         return [
             leaf
             for part, value in zip(space.spaces, observation, strict=True)
-            for leaf in _leaves(part, value)
+            for leaf in leaves_of(part, value)
         ]
     return [observation]
 
@@ -118,12 +119,12 @@ class Observe(nn.Module):
         columns = [
             _features(space, leaf)
             for space, leaf, image in zip(
-                self._spaces, _leaves(self.space, observation), self._is_image, strict=True
+                self._spaces, leaves_of(self.space, observation), self._is_image, strict=True
             )
             if not image
         ]
         if not columns:
-            (image, *_) = _leaves(self.space, observation)
+            (image, *_) = leaves_of(self.space, observation)
             return image.new_zeros((len(image), 0), dtype=torch.float32)
         return torch.cat(columns, dim=1)
 
@@ -136,7 +137,7 @@ class Observe(nn.Module):
         return [
             _as_channels_first(leaf, space.shape or ()).to(dtype, memory_format=torch.channels_last)
             for space, leaf, image in zip(
-                self._spaces, _leaves(self.space, observation), self._is_image, strict=True
+                self._spaces, leaves_of(self.space, observation), self._is_image, strict=True
             )
             if image
         ]
