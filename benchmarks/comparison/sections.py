@@ -165,13 +165,19 @@ BREAKOUT = (
         distrl("--env", "ALE/Breakout-v5", "--num-envs", "8", "--groups", groups, "--clip", "0.1", *more)
         for groups, more in product(("1",), THREADS)
     ),
-    distrl(
-        "--env", "ALE/Breakout-v5", "--num-envs", "8", "--groups", "2", "--workers", "2", "--clip", "0.1",
-        name="distrl, 2 workers",
+    *(
+        distrl(
+            "--env", "ALE/Breakout-v5", "--num-envs", "8", "--groups", "2", "--workers", "2", "--clip", "0.1", *more,
+            name="distrl, 2 workers",
+        )
+        for more in THREADS
     ),
-    distrl(
-        "--env", "ALE/Breakout-v5", "--num-envs", "8", "--groups", "1", "--clip", "0.1", "--threads", "2",
-        "--precision", "bf16", name="distrl, bf16",
+    *(
+        distrl(
+            "--env", "ALE/Breakout-v5", "--num-envs", "8", "--groups", groups, "--workers", workers, "--clip", "0.1",
+            "--threads", "2", "--precision", "bf16", name="distrl, bf16",
+        )
+        for groups, workers in (("1", "0"), ("2", "2"))
     ),
     *(
         sb3("--env", "BreakoutNoFrameskip-v4", "--num-envs", "8", "--clip", "0.1", *more)
