@@ -164,6 +164,9 @@ def _envs(config: TrainConfig) -> Iterator[Clash]:
                     f"--env-backend native with --{flag} {value}: only Gymnasium's envs know that; use "
                     f"--env-backend gymnasium, or leave --{flag} out",
                 )
+    if config.env_backend in ("ale", "envpool"):
+        yield from _pool(config)
+        return
     if config.vectorization != "vector_entry_point":
         return
     if config.autoreset == "disabled":
@@ -178,6 +181,20 @@ def _envs(config: TrainConfig) -> Iterator[Clash]:
             f"--wrapper {config.wrapper} wraps single envs, and --vectorization vector_entry_point has none; "
             "use --vectorization sync or async",
         )
+
+
+def _pool(config: TrainConfig) -> Iterator[Clash]:
+    for name, value, wrong, why in (
+        ("wrapper", config.wrapper, config.wrapper is not None, "it has no single envs to wrap"),
+        ("vectorization", config.vectorization, config.vectorization != "sync", "it steps all envs itself"),
+        ("autoreset", config.autoreset, config.autoreset == "same_step", "it does disabled and next_step"),
+    ):
+        if wrong:
+            yield Clash(
+                ("env_backend", name),
+                f"--env-backend {config.env_backend} with --{name} {value}: {why}; leave --{name} out, or use "
+                "--env-backend gymnasium",
+            )
 
 
 def _rollout(config: TrainConfig) -> Iterator[Clash]:

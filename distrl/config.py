@@ -48,9 +48,10 @@ class TrainConfig(BaseModel):
     groups: Count | None = Field(
         None, description="env groups, the unit of work; default num_envs // 4, 1 to 8"
     )
-    env_backend: Literal["auto", "gymnasium", "native"] = Field(
+    env_backend: Literal["auto", "gymnasium", "envpool", "ale", "native"] = Field(
         "auto",
-        description="who steps the envs; auto: native (compiled) where there is such an env, else gymnasium",
+        description="who steps the envs; auto: native (compiled) where there is such an env, else gymnasium; envpool "
+        "and ale play other episodes, so they are only on request",
     )
     rollout: Literal["auto", "stepwise", "fused"] = Field(
         "auto",

@@ -21,15 +21,16 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from distrl.envs import group_state
 from distrl.envs import infos as info_arrays
+from distrl.envs.calls import Calls
 from distrl.envs.native.single import NativeSingleEnv
 from distrl.envs.native.vector import NativeVectorEnv
-from distrl.envs.results import Episode, StepResult, listed, replaced, unlisted
+from distrl.envs.results import Episode, StepResult, replaced
 from distrl.envs.snapshots import has_own
 from distrl.envs.spaces import ObservationReader, check_supported
 from distrl.envs.spec import EnvSpec
-from distrl.envs.vector import abandon, explain, make_vector, reset_rows
-from distrl.envs.watchdog import Beat
+from distrl.envs.vector import make_vector, reset_rows
 from distrl.errors import BadInput, RunFailed
 from distrl.maths.random import derive_seed
 from distrl.maths.random_kernels import derived_seeds
@@ -58,8 +59,7 @@ class EnvGroup:
         self.warnings: list[str] = []
         self.dropped = 0
         self._vector: Any = make_vector(spec, num_envs, first_env, seed)
-        self._failed = False
-        self._is_wrapped = spec.vectorization != "vector_entry_point" and not spec.is_native
+        self.is_wrapped = spec.vectorization != "vector_entry_point" and not (spec.is_native or spec.is_pool)
         self.observation_space: gymnasium.Space[Any] = self._vector.single_observation_space
         self.action_space: gymnasium.Space[Any] = self._vector.single_action_space
         try:
@@ -70,7 +70,7 @@ class EnvGroup:
         self._reader = ObservationReader(self.observation_space)
         self._clip = spec.is_atari()
         self._next_step = spec.autoreset == "next_step"
-        self._keep_actions = self._is_wrapped and bool(self.action_space.shape)
+        self._keep_actions = self.is_wrapped and bool(self.action_space.shape)
         self._all_valid = np.ones(num_envs, np.bool_)
         self._all_valid.flags.writeable = False
         self.observation: Tree = None
@@ -79,17 +79,16 @@ class EnvGroup:
         self.running_return = np.zeros(num_envs)
         self.running_length = np.zeros(num_envs, np.int64)
         self.episode = np.full(num_envs, -1)
-        self._resetting = np.zeros(num_envs, np.bool_)  # next_step: the next step is a reset
-        last = first_env + num_envs - 1
-        self._beat = Beat(
-            f"env group {index} ({spec.env_id}, envs {first_env}..{last})",
-            spec.step_timeout_sec,
-            self._pids,
-            spec.repro_dir,
-        )
-        if not self._is_wrapped and not has_own(self._vector.unwrapped):
-            self._lose(
+        self.resetting = np.zeros(num_envs, np.bool_)  # next_step: the next step is a reset
+        self.calls = Calls(self._vector, spec, index, first_env)
+        if not self.is_wrapped and not has_own(self._vector.unwrapped):
+            self.lose(
                 f"{spec.env_id} as vector_entry_point has no snapshot(): a recovery starts fresh episodes"
+            )
+        if spec.is_pool and not self.calls.vector.pool.restorable:
+            self.lose(
+                f"{spec.env_id} draws at every step, which EnvPool cannot repeat: a recovery starts fresh episodes; "
+                "--env-backend gymnasium or ale puts them back, and so does --env-kwargs.repeat-action-probability 0"
             )
 
     def start(self) -> None:
@@ -100,9 +99,11 @@ class EnvGroup:
     def reset_all(self, episode: int) -> None:
         """Starts episode number `episode` in every env; running ones end uncounted."""
         self.episode[:] = episode - 1
-        self._resetting[:] = False
-        if self._is_wrapped:
+        self.resetting[:] = False
+        if self.is_wrapped:
             self.watched(self._vector.call, "episode_number", episode)
+        elif self.spec.is_pool:
+            self._vector.episode_number(episode)
         self.observation = None
         self.observation = self._reset(self._all_valid, None)
         self.episode_start = np.ones(self.num_envs, np.bool_)
@@ -112,12 +113,12 @@ class EnvGroup:
         if self._keep_actions:
             action = action.copy()  # rows of it are remembered for a replay
         raw, reward, terminated, truncated, infos = self.watched(self._vector.step, action)
-        if not self._is_wrapped:  # an env's own arrays may be its memory
+        if not self.is_wrapped:  # an env's own arrays may be its memory
             terminated, truncated = (np.array(terminated, np.bool_), np.array(truncated, np.bool_))
         observation, finite = self._reader.read(raw)
         valid, start = self._all_valid, None
         if self._next_step:
-            start = self._resetting
+            start = self.resetting
             valid = ~start
             self.episode += start
         self.running_return += reward
@@ -131,6 +132,10 @@ class EnvGroup:
             final, lost_life = self._read_infos(infos, ended, observation)
             if lost_life is not None:
                 terminated, start = terminated | lost_life, start | lost_life
+            if "forced" in infos:  # the first step of a life, which the env chose itself
+                forced = infos["forced"]
+                valid, start, learned[forced] = valid & ~forced, start | forced, 0.0
+                self.running_length -= forced
         if not finite or final is not observation or not math.isfinite(np.vdot(reward, reward)):
             bad = self._nonfinite(final, reward, self._all_valid)
             if bad.any():
@@ -145,63 +150,21 @@ class EnvGroup:
             self.running_length[over] = 0
             observation = self._begin_next(ended, bad, observation, infos)
         elif self._next_step:
-            self._resetting = ended
+            self.resetting = ended
         self.observation, self.episode_start = observation, start
         return StepResult(learned, terminated, truncated, valid, final, episodes)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the next step depends on, as a state tree: nested dicts and lists of arrays,
         strings and numbers. Before `start`, only that nothing has begun."""
-        if self.observation is None:
-            return {"begun": False}
-        envs: list[Any] = []
-        if self._is_wrapped:
-            envs = list(self.watched(self._vector.call, "episode_snapshot", self._resetting.tolist()))
-        elif has_own(self._vector.unwrapped):
-            envs = [self._vector.unwrapped.snapshot()]
-        for slot, env in enumerate(envs):
-            if self._is_wrapped and env["strategy"] == "lost":
-                self._lose(
-                    f"env {self.first_env + slot} ({self.spec.env_id}) has no exact snapshot and its episode is over the "
-                    f"{self.spec.max_replay_steps} steps of max_replay_steps: a recovery starts a fresh episode"
-                )
-        return {
-            "begun": True,
-            "envs": envs,
-            "observation": listed(self.observation),
-            "action_mask": self.action_mask,
-            "episode_start": self.episode_start,
-            "return": self.running_return.copy(),
-            "length": self.running_length.copy(),
-            "episode": self.episode.copy(),
-            "resetting": self._resetting.copy(),
-            "dropped": self.dropped,
-            "reproducibility": self.reproducibility,
-        }
+        return group_state.capture(self)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Back to `state`, in this or another process. An episode that cannot be put back is replaced by the
         next one of its env, with a warning, and `reproducibility` becomes "episode"."""
-        if not state["begun"]:
-            self.observation = None
-            return
-        self.observation = unlisted(state["observation"], self.observation_space)
-        mask = state["action_mask"]
-        self.action_mask = None if mask is None else np.array(mask, np.bool_)
-        self.episode_start = np.array(state["episode_start"], np.bool_)
-        self.running_return = np.array(state["return"], np.float64)
-        self.running_length = np.array(state["length"], np.int64)
-        self.episode = np.array(state["episode"], np.int64)
-        self._resetting = np.array(state["resetting"], np.bool_)
-        self.dropped = state["dropped"]
-        if state["reproducibility"] == "episode":
-            self.reproducibility = "episode"
-        lost = self._restore_envs(state["envs"])
+        lost = group_state.put_back(self, state)
         if lost.any():
-            fresh = self._reset(lost, self.observation)
-            self.observation = fresh
-            self.episode_start = self.episode_start | lost
-            self.running_return[lost], self.running_length[lost], self._resetting[lost] = (0.0, 0, False)
+            self.observation = self._reset(lost, self.observation)
 
     @property
     def native(self) -> NativeVectorEnv:
@@ -236,33 +199,13 @@ class EnvGroup:
 
     def close(self) -> None:
         """Ends the envs and their processes. The group is of no use afterwards."""
-        self._beat.close()
-        if self._failed:
-            abandon(self._vector)
-        else:
-            self._vector.close()
-
-    # -- inside -----------------------------------------------------------------------------------
+        self.calls.close()
 
     def watched(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Calls into the vector env, watched; what it raises becomes RunFailed."""
-        with self._beat:
-            return self._call_unwatched(function, *arguments, **named)
+        return self.calls.watched(function, *arguments, **named)
 
-    def _call_unwatched(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        try:
-            return function(*arguments, **named)
-        except (RunFailed, BadInput):
-            self._failed = True
-            raise
-        except Exception as error:  # an env may raise anything
-            self._failed = True
-            raise explain(
-                self._vector, f"env group {self.index} ({self.spec.env_id})", self._who, error
-            ) from error
-        except BaseException:  # Ctrl-C in the middle of it
-            self._failed = True
-            raise
+    # -- inside -----------------------------------------------------------------------------------
 
     def _reset(self, mask: Array, previous: Tree) -> Tree:
         """The observations [N, ...] after the next episode began where `mask`; elsewhere `previous`."""
@@ -274,7 +217,7 @@ class EnvGroup:
                 observation = replaced(previous, observation, mask)
             self.running_return[mask] = 0.0
             self.running_length[mask] = 0
-            self._resetting = self._resetting & ~mask
+            self.resetting = self.resetting & ~mask
             self._notice(infos, mask)
             if "unlearned_reward" in infos:
                 self.running_return += infos["unlearned_reward"]
@@ -284,7 +227,7 @@ class EnvGroup:
             if not mask.any():
                 return observation
         raise RunFailed(
-            f"{self._who(int(np.argmax(mask)))}: the first observations of {_MAX_FIRST_OBSERVATIONS} episodes "
+            f"{self.calls.who(int(np.argmax(mask)))}: the first observations of {_MAX_FIRST_OBSERVATIONS} episodes "
             "in a row were NaN or Inf"
         )
 
@@ -304,7 +247,7 @@ class EnvGroup:
         if self.spec.autoreset == "disabled":
             return self._reset(ended | bad, observation)
         if self._next_step:
-            self._resetting = ended & ~bad
+            self.resetting = ended & ~bad
             forced = bad
         else:
             self.episode += ended
@@ -374,7 +317,7 @@ class EnvGroup:
     def not_finite(self, slot: int, what: str) -> str:
         """Says that the env at `slot` gave a NaN or Inf as `what`, and in which episode."""
         return (
-            f"{self._who(slot)}: {what} is NaN or Inf at step {int(self.running_length[slot])} "
+            f"{self.calls.who(slot)}: {what} is NaN or Inf at step {int(self.running_length[slot])} "
             f"of the episode with reset seed {self._episode_seed(slot)}"
         )
 
@@ -389,33 +332,11 @@ class EnvGroup:
             for slot in np.flatnonzero(over)
         ]
 
-    def _restore_envs(self, states: list[Any]) -> Array:
-        """The rows [N] whose episodes could not be put back."""
-        lost = np.zeros(self.num_envs, np.bool_)
-        if not states:
-            return ~lost
-        # A vector env must have been reset once, and forgets by it what it was about to reset itself.
-        self.watched(self._vector.reset, seed=list(range(self.num_envs)) if self._is_wrapped else 0)
-        if not self._is_wrapped:
-            self._vector.unwrapped.restore(states[0])
-            return lost
-        for slot, outcome in enumerate(self._call_unwatched(self._vector.call, "episode_restore", states)):
-            if outcome != "exact":
-                lost[slot] = True
-                why = "replays differently" if outcome == "differs" else "was too long to be replayed"
-                self._lose(f"{self._who(slot)} {why}: its running episode is dropped, and a fresh one begins")
-        return lost
-
-    def _lose(self, message: str) -> None:
+    def lose(self, message: str) -> None:
+        """An episode was or would be lost; says so."""
         self.reproducibility = "episode"
         self._warn(message)
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:
             self.warnings.append(message)
-
-    def _who(self, slot: int) -> str:
-        return f"env {self.first_env + slot} ({self.spec.env_id})"
-
-    def _pids(self) -> list[int]:
-        return [process.pid for process in getattr(self._vector, "processes", []) if process.pid]

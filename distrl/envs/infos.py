@@ -16,6 +16,7 @@ _OURS = {
     "final_info",
     "life_lost",
     "life_final_obs",
+    "forced",
     "unlearned_reward",
     "env_restarted",
 }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 VECTORIZATIONS = ("sync", "async", "vector_entry_point")
-BACKENDS = ("auto", "gymnasium", "native")
+BACKENDS = ("auto", "gymnasium", "envpool", "ale", "native")
 AUTORESETS = ("disabled", "next_step", "same_step")
 NONFINITE = ("fail", "drop")
 ATARI_FRAME_STACK = 4
@@ -46,7 +46,7 @@ class EnvSpec:
     that is put back by replaying its actions. step_timeout_sec: a step or reset that takes longer ends
     the process (0: never). max_env_restarts: times that a group's envs may raise. repro_dir: where the
     failing episode of an env that raises is written. backend: who steps the envs; "native" is a compiled loop over
-    a `NativeEnv`, "auto" is decided by `settled`.
+    a `NativeEnv`, "ale" and "envpool" are a library's pools (`distrl.envs.pools`), "auto" is decided by `settled`.
     """
 
     env_id: str
@@ -95,11 +95,16 @@ class EnvSpec:
 
     def settled(self) -> EnvSpec:
         """The same with its backend decided: "auto" is native where there is a native env of that id and nothing is
-        asked of it that it does not do, and else gymnasium.
+        asked of it that it does not do, and else gymnasium. It is never a pool, whose episodes are others.
 
-        Raises BadInput where native is asked for and cannot be.
+        Raises BadInput where a backend is asked for and cannot be.
         """
         if self.backend == "gymnasium":
+            return self
+        if self.backend in ("ale", "envpool"):
+            from distrl.envs.pools.choice import check_pool
+
+            check_pool(self)
             return self
         from distrl.envs.native.choice import is_native, native_env
 
@@ -134,6 +139,11 @@ class EnvSpec:
         """Whether a compiled loop steps the envs; pictures are Gymnasium's."""
         return self.backend == "native" and "render_mode" not in self.kwargs
 
+    @property
+    def is_pool(self) -> bool:
+        """Whether a library's own pool steps the envs; pictures are Gymnasium's."""
+        return self.backend in ("ale", "envpool") and "render_mode" not in self.kwargs
+
     def make_one(self, **extra: Any) -> gymnasium.Env[Any, Any]:
         """The whole wrapper stack around one new environment; `extra` (`render_mode`) joins the kwargs.
 
@@ -144,7 +154,7 @@ class EnvSpec:
 
         registered = self.registered()
         atari = self.is_atari(registered)
-        kwargs = {**self.kwargs, **extra}
+        kwargs = {**self._gymnasium_kwargs(atari), **extra}
         limit: dict[str, Any] = {}
         sticky = 0.0
         if atari:
@@ -196,6 +206,12 @@ class EnvSpec:
             return self.atari
         point = (registered or self.registered()).entry_point
         return "ale_py" in str(point) and self.kwargs.get("obs_type") != "ram"
+
+    def _gymnasium_kwargs(self, atari: bool) -> dict[str, Any]:
+        """Of `kwargs`, those that are not a pool's own."""
+        if self.backend not in ("ale", "envpool"):
+            return self.kwargs
+        return {name: value for name, value in self.kwargs.items() if atari and name != "num_threads"}
 
     def _preprocess(self, env: gymnasium.Env[Any, Any], sticky: float) -> gymnasium.Env[Any, Any]:
         from gymnasium.wrappers import TimeLimit

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from distrl.envs.episode import Counter, EpisodeEnv, Restarts
 from distrl.envs.native.choice import native_env
 from distrl.envs.native.vector import NativeVectorEnv
+from distrl.envs.pools.choice import make_pool, step_limit
+from distrl.envs.pools.vector import PoolVectorEnv
 from distrl.envs.spaces import check_observation
 from distrl.envs.spec import EnvSpec
 from distrl.errors import BadInput, RunFailed
@@ -37,13 +39,23 @@ MODES = {
 def make_vector(spec: EnvSpec, num_envs: int, first_env: int, seed: int) -> VectorEnv[Any, Any, Any]:
     """Envs `first_env .. first_env + num_envs - 1` of the run as one vector env, in the spec's mode.
 
-    Sync and Async hold `EpisodeEnv`s; a vector entry point is the env's own class, a native one a compiled loop.
+    Sync and Async hold `EpisodeEnv`s; a vector entry point is the env's own class, a native one a compiled loop, and a pool a library's.
     Raises BadInput where the env cannot be made so.
     """
     if spec.is_native:
         env, limit = native_env(spec.env_id)
         return NativeVectorEnv(
             env, num_envs, MODES[spec.autoreset], spec.max_episode_steps or limit, copy=False
+        )
+    if spec.is_pool:
+        return PoolVectorEnv(
+            make_pool(spec, num_envs),
+            num_envs,
+            MODES[spec.autoreset],
+            step_limit(spec),
+            first_env,
+            seed,
+            spec.max_replay_steps,
         )
     if spec.vectorization == "vector_entry_point":
         return _entry_point(spec, num_envs)
@@ -146,6 +158,8 @@ def reset_rows(vector: VectorEnv[Any, Any, Any], mask: NDArray[np.bool_], seeds:
     if isinstance(vector, NativeVectorEnv):
         vector.begin(mask, np.asarray(seeds, np.uint64))
         return vector.observation, {}
+    if isinstance(vector, PoolVectorEnv):
+        return vector.begin(mask), {}  # it knows its episodes, and seeds them alike
     if isinstance(vector, SyncVectorEnv | AsyncVectorEnv):
         chosen = [seed if row else None for seed, row in zip(seeds, mask, strict=True)]
         # Without the mask they reset whole: their own arrays are not there before that.

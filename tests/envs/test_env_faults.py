@@ -151,7 +151,7 @@ def test_a_repro_file_of_another_user_or_without_the_whole_episode_is_refused(
 def test_an_env_subprocess_that_is_killed_fails_the_group_in_bounded_time() -> None:
     group = play.make(EnvSpec("CartPole-v1", vectorization="async"))
     group.start()
-    os.kill(group._pids()[1], signal.SIGKILL)
+    os.kill(group.calls.pids()[1], signal.SIGKILL)
     group._vector.processes[1].join(timeout=10)  # the signal takes its time
     with pytest.raises(RunFailed, match="a subprocess of an environment died"):
         for _ in range(3):
@@ -165,7 +165,7 @@ def test_env_subprocesses_die_with_a_killed_parent() -> None:
         "from distrl.envs import EnvSpec\n"
         "group = play.make(EnvSpec('CartPole-v1', vectorization='async'), num_envs=3)\n"
         "group.start()\n"
-        "print(*group._pids(), flush=True)\n"
+        "print(*group.calls.pids(), flush=True)\n"
         "time.sleep(60)\n"
     )
     with subprocess.Popen(
