@@ -142,8 +142,43 @@ def environment(config: TrainConfig) -> Iterator[Finding]:
                 yield check(env, spec, config)
             except Exception as error:  # as in _walk
                 yield Finding("fail", what, f"raised {type(error).__name__}: {error}")
+        if spec.is_pool:
+            yield _pool(spec, config)
     finally:
         env.close()
+
+
+def _pool(spec: EnvSpec, config: TrainConfig) -> Finding:
+    """A group on the library that will step the envs: put back in the middle, does it play on alike?"""
+    import numpy as np
+
+    from distrl.envs import EnvGroup
+
+    what = f"env backend {spec.backend}"
+    groups: list[EnvGroup] = []
+    try:
+        groups += [EnvGroup(spec, index, 2, first_env=0, seed=config.seed) for index in range(2)]
+        group, other = groups
+        group.action_space.seed(config.seed)
+        actions = [np.stack([group.action_space.sample() for _ in range(2)]) for _ in range(NUM_REPLAYED)]
+        group.start()
+        for action in actions[: NUM_REPLAYED // 2]:
+            group.step(action)
+        other.restore(group.snapshot())
+        if "episode" in (group.reproducibility, other.reproducibility):
+            return Finding("warn", what, [*group.warnings, *other.warnings][0])
+        for action in actions[NUM_REPLAYED // 2 :]:
+            one, two = group.step(action), other.step(action)
+            if not (
+                np.array_equal(group.observation, other.observation) and (one.reward == two.reward).all()
+            ):
+                return Finding("fail", what, "a group that was put back plays on differently")
+    except (BadInput, RunFailed) as error:
+        return Finding("fail", what, str(error))
+    finally:
+        for made in groups:
+            made.close()
+    return Finding("pass", what, f"put back after {NUM_REPLAYED // 2} steps, it plays on with the same bits")
 
 
 def _spaces(env: gymnasium.Env[Any, Any], config: TrainConfig) -> str:

@@ -86,9 +86,12 @@ class EnvGroup:
                 f"{spec.env_id} as vector_entry_point has no snapshot(): a recovery starts fresh episodes"
             )
         if spec.is_pool and not self.calls.vector.pool.restorable:
+            way_out = "gymnasium"
+            if self._clip:
+                way_out += " or ale, or --env-kwargs.repeat-action-probability 0"
             self.lose(
-                f"{spec.env_id} draws at every step, which EnvPool cannot repeat: a recovery starts fresh episodes; "
-                "--env-backend gymnasium or ale puts them back, and so does --env-kwargs.repeat-action-probability 0"
+                f"{spec.env_id} may draw at every step, which EnvPool cannot repeat: a recovery starts fresh episodes; "
+                f"to have them put back, use --env-backend {way_out}"
             )
 
     def start(self) -> None:

@@ -117,3 +117,10 @@ def test_the_exit_status_is_1_where_a_check_fails_and_0_where_none_does(
     printed = capsys.readouterr()
     assert "fail | observations" in printed.out
     assert "1 failed" in printed.err
+
+
+def test_the_pool_that_will_step_the_envs_is_put_back_and_compared() -> None:
+    fields = {"env": "ALE/Pong-v5", "env_backend": "ale", "env_kwargs": {"num_threads": 1}}
+    found = list(environment(resolve(fields).config))
+    assert [finding.status for finding in found] == ["pass"] * len(found)
+    assert found[-1].what == "env backend ale" and "same bits" in found[-1].found
