@@ -7,6 +7,8 @@ CleanRL's runs come from benchmarks/peers/run_cleanrl.py. A run's score is the m
 100 training episodes (both sides); where a task names an evaluation, greedy episodes of the final policy.
 The difference of means has a bootstrap interval over seeds (10,000 resamples of each side).
 
+Tasks named -overlap are beside our own without it.
+
 Ours differ from CleanRL's on purpose: truncated episodes are bootstrapped (CleanRL takes them for
 death), and observation moments are frozen while an iteration is collected (CleanRL's move each step).
 """
@@ -51,6 +53,8 @@ MEMORY = dict(
     learning_rate=1e-3, gamma=0.98, lam=0.9, hidden_sizes="64", normalize_observation=True,
     clip_value="none",
 )  # fmt: skip
+OVERLAP = dict(overlap=1)  # the fragment is collected by the policy before: what does the lag cost?
+CLEANRL = "CleanRL"
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,21 @@ class Task:
     env: str
     total_steps: int
     fields: dict[str, Any] = field(default_factory=dict)
-    against_cleanrl: bool = False
+    against: str | None = None  # whose scores it is not to be below: CLEANRL, or another task of ours
     at_least: float | None = None  # by evaluation
     at_most: float | None = None
 
 
 TASKS = {
-    "CartPole-v1": Task("CartPole-v1", 500_000, CLEANRL_PPO, against_cleanrl=True),
-    "Acrobot-v1": Task("Acrobot-v1", 500_000, CLEANRL_PPO, against_cleanrl=True),
-    "InvertedPendulum-v5": Task("InvertedPendulum-v5", 1_000_000, CLEANRL_CONTINUOUS, against_cleanrl=True),
-    "Hopper-v5": Task("Hopper-v5", 1_000_000, CLEANRL_CONTINUOUS, against_cleanrl=True),
-    "HalfCheetah-v5": Task("HalfCheetah-v5", 1_000_000, CLEANRL_CONTINUOUS, against_cleanrl=True),
+    "CartPole-v1": Task("CartPole-v1", 500_000, CLEANRL_PPO, against=CLEANRL),
+    "Acrobot-v1": Task("Acrobot-v1", 500_000, CLEANRL_PPO, against=CLEANRL),
+    "InvertedPendulum-v5": Task("InvertedPendulum-v5", 1_000_000, CLEANRL_CONTINUOUS, against=CLEANRL),
+    "Hopper-v5": Task("Hopper-v5", 1_000_000, CLEANRL_CONTINUOUS, against=CLEANRL),
+    "HalfCheetah-v5": Task("HalfCheetah-v5", 1_000_000, CLEANRL_CONTINUOUS, against=CLEANRL),
+    "CartPole-v1-overlap": Task("CartPole-v1", 500_000, CLEANRL_PPO | OVERLAP, against="CartPole-v1"),
+    "HalfCheetah-v5-overlap": Task(
+        "HalfCheetah-v5", 1_000_000, CLEANRL_CONTINUOUS | OVERLAP, against="HalfCheetah-v5"
+    ),
     "LunarLander-v3": Task("LunarLander-v3", 1_000_000, ZOO_LUNAR, at_least=200.0),
     "Pendulum-v1": Task("Pendulum-v1", 100_000, ZOO_PENDULUM, at_least=-250.0),
     "memory-lstm": Task("CartPole-v1", 400_000, MEMORY | {"network": "lstm"}, at_least=475.0),
@@ -159,17 +167,17 @@ def report() -> int:
     rows: dict[str, Any] = {}
     failed = False
     for name, task in TASKS.items():
-        ours = scores("distrl", name, "score" if task.against_cleanrl else "evaluation")
+        ours = scores("distrl", name, "score" if task.against else "evaluation")
         if not ours:
             continue
         row: dict[str, Any] = {"ours": ours}
-        if task.against_cleanrl:
-            theirs = scores("cleanrl", name)
+        if task.against:
+            theirs = scores("cleanrl", name) if task.against == CLEANRL else scores("distrl", task.against)
             if not theirs:
                 continue
-            row |= {"cleanrl": theirs, "difference": difference(ours, theirs)}
+            row |= {"against": task.against, "theirs": theirs, "difference": difference(ours, theirs)}
             row["holds"] = row["difference"]["high"] >= 0.0  # not below: the interval reaches zero
-            text = f"CleanRL {np.mean(theirs):9.1f} +- {np.std(theirs):6.1f}   difference {row['difference']}"
+            text = f"{task.against} {np.mean(theirs):9.1f} +- {np.std(theirs):6.1f}   difference {row['difference']}"
         else:
             limit = task.at_least if task.at_least is not None else task.at_most
             row |= {"at_least": task.at_least, "at_most": task.at_most}
