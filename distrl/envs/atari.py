@@ -59,14 +59,16 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
         meanings = base.get_action_meanings()
         self._needs_fire = len(meanings) >= 3 and meanings[FIRE] == "FIRE"
         self._noop_max, self._skip, self._size, self._sticky = (noop_max, frame_skip, size, sticky)
+        self._begun: tuple[Any, NDArray[np.uint8]] | None = (
+            None  # ALE's state and first frame, ROM just loaded
+        )
         self._held = NOOP  # the action of the frame before
         self._lives = 0
         self._frames = np.zeros((frame_stack, size, size), np.uint8)
         self.observation_space = gymnasium.spaces.Box(0, 255, self._frames.shape, np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        frame, _ = self.env.reset(seed=seed, options=options)
-        self._held = NOOP
+        frame = self._begin(seed, options)
         unlearned = 0.0
         for _ in range(
             int(self.unwrapped.np_random.integers(1, self._noop_max + 1)) if self._noop_max else 0
@@ -74,17 +76,13 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
             frame, reward, terminated, truncated, _ = self._frame(NOOP)
             unlearned += float(reward)
             if terminated or truncated:
-                frame, _ = self.env.reset(options=options)
-                self._held = NOOP
-                unlearned = 0.0
+                frame, unlearned = self._begin(None, options), 0.0
         picture = self._shrink(frame)
         for action in (FIRE, SECOND) if self._needs_fire else ():
             picture, reward, terminated, truncated = self._act(action)
             unlearned += reward
             if terminated or truncated:
-                frame, _ = self.env.reset(options=options)
-                self._held = NOOP
-                picture, unlearned = self._shrink(frame), 0.0
+                picture, unlearned = self._shrink(self._begin(None, options)), 0.0
         self._frames[:] = picture
         self._lives = self._ale.lives()
         return self._frames.copy(), {"unlearned_reward": unlearned} if unlearned else {}
@@ -111,6 +109,24 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Back to what `snapshot_layer` gave."""
         self._frames[:] = state["frames"]
         self._lives, self._held = state["lives"], state["held"]
+
+    def _begin(self, seed: int | None, options: dict[str, Any] | None) -> NDArray[np.uint8]:
+        """The game's first frame, always that of a ROM just loaded.
+
+        ALE loads the ROM for each seed, at the price of 200 steps, and comes to the same state, as it draws nothing
+        without sticky actions: so once, and from then on that state is put back. Without a seed it would not
+        load, and some games (BeamRider) begin otherwise after a first one.
+        """
+        self._held = NOOP
+        if self._begun is None:
+            frame, _ = self.env.reset(seed=0 if seed is None else seed, options=options)
+            self._begun = self._ale.cloneState(include_rng=True), frame.copy()
+        else:
+            self.env.reset(options=options)
+            self._ale.restoreState(self._begun[0])
+        if seed is not None:
+            gymnasium.Env.reset(self.unwrapped, seed=seed)  # only its generator, which ours are drawn from
+        return self._begun[1].copy()
 
     def _next_life(self, info: dict[str, Any]) -> tuple[bool, bool]:
         unlearned, terminated, truncated = 0.0, False, False

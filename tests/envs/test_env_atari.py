@@ -8,6 +8,7 @@ import play
 import pytest
 
 from distrl.envs import EnvGroup, EnvSpec
+from distrl.envs.atari import AtariGame
 
 FAST = {"repeat_action_probability": 0.0}
 
@@ -133,3 +134,33 @@ def test_ale_s_own_vector_env_gives_raw_statistics_and_learns_from_clipped_rewar
     assert episodes
     assert episodes[0].return_ == 20 * learned[episodes[0].env - play.FIRST_ENV] > 0
     group.close()
+
+
+@pytest.mark.parametrize("name", ["Breakout", "BeamRider", "Enduro"])
+def test_a_game_is_the_same_whatever_was_played_before_it(name: str) -> None:
+    def game() -> gym.Env[Any, Any]:
+        return AtariGame(gym.make(f"ALE/{name}-v5", frameskip=1, obs_type="grayscale", **FAST))
+
+    def played(env: gym.Env[Any, Any], seed: int | None) -> tuple[list[np.ndarray], list[Any]]:
+        observation, _ = env.reset(seed=seed)
+        observations, rest = [observation], []
+        for action in np.random.default_rng(7).integers(env.action_space.n, size=120):
+            observation, reward, terminated, truncated, info = env.step(action)
+            observations.append(observation)
+            rest.append(
+                (reward, terminated, truncated, env.unwrapped.ale.getRAM().tolist(), info.get("lives"))
+            )
+            if terminated or truncated:
+                break
+        return observations, rest
+
+    old = game()
+    for seed in (3, None, 4):
+        played(old, seed)
+    fresh = game()
+    for left, right in zip(played(old, 11), played(fresh, 11), strict=True):
+        np.testing.assert_equal(left, right)
+    first = [[frame.tobytes() for frame in played(old, seed)[0]] for seed in (12, 13, 14)]
+    assert len(set(map(tuple, first))) > 1, "the no-ops are drawn from the seed"
+    old.close()
+    fresh.close()
