@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from distrl.autopsy.model import Costs, Prediction, predict
 from distrl.config import TrainConfig
+from distrl.envs.pools.choice import POOLS
 from distrl.errors import BadInput
 from distrl.fields import flat_fields, show
 from distrl.resolve import from_flat, to_flat
@@ -67,8 +68,11 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig | No
         return None
 
 
-def effect_of(changes: Mapping[str, Any]) -> Effect:
-    """The strongest effect of any of the changes."""
+def effect_of(config: TrainConfig, changes: Mapping[str, Any]) -> Effect:
+    """The strongest effect of any of the changes to `config`."""
+    backends = {config.env_backend, changes.get("env_backend", config.env_backend)}
+    if len(backends) == 2 and backends & set(POOLS):  # whose episodes are others
+        return "changes the curve"
     return max((_EFFECTS.get(name, "changes the curve") for name in changes), key=_ORDER.index)
 
 
@@ -101,7 +105,7 @@ def _judge(
     prediction = replace(by_model, rate=by_model.rate * rate / base.rate)
     assumed = costs.assumed if (config.workers == 0) != (other.workers == 0) else ()
     gain = prediction.rate / rate
-    return [Prescription(dict(changes), other, prediction, gain, effect_of(changes), why, assumed)]
+    return [Prescription(dict(changes), other, prediction, gain, effect_of(config, changes), why, assumed)]
 
 
 def _best_first(found: list[Prescription]) -> list[Prescription]:

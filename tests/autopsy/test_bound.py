@@ -6,7 +6,7 @@ import pytest
 
 from distrl.autopsy.bound import find_bound
 from distrl.autopsy.model import predict, slowest_of
-from distrl.autopsy.prescribe import prescriptions, together
+from distrl.autopsy.prescribe import effect_of, prescriptions, together
 from tests.autopsy.synthetic import LEARN, WORK, Iterations, config, costs_of, session
 
 CASES = {
@@ -130,3 +130,14 @@ def test_the_slowest_of_many_workers_is_later_the_more_the_fragments_differ() ->
     later = predict(eight, shaky).parts["collect"] - predict(eight, steady).parts["collect"]
     assert later == pytest.approx(slowest_of(8) * 0.1)
     assert predict(one.config, shaky).rate == predict(one.config, steady).rate, "one worker waits for nobody"
+
+
+def test_another_s_episodes_change_the_curve_and_a_twin_s_do_not() -> None:
+    own = config()
+    assert effect_of(own, {"env_backend": "native"}) == "same curve"
+    assert effect_of(own, {"env_backend": "envpool"}) == "changes the curve"
+    assert (
+        effect_of(own.model_copy(update={"env_backend": "envpool"}), {"env_backend": "native"})
+        == "changes the curve"
+    )
+    assert effect_of(own.model_copy(update={"env_backend": "envpool"}), {"workers": 2}) == "same curve"
