@@ -95,7 +95,8 @@ class TrainConfig(BaseModel):
     # who does the work
     workers: CountOrZero = Field(2, description="Ray rollout workers; 0 collects in-process, without Ray")
     overlap: CountOrZero = Field(
-        0, description="fragments collected while the learner learns: the policy's lag; V-trace from 2 on"
+        0,
+        description="fragments collected while the learner learns: the policy's lag, which V-trace corrects",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="the learner's device")
     rollout_device: Literal["cpu", "cuda"] = Field(

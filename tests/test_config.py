@@ -252,11 +252,12 @@ def test_a_config_made_by_hand_is_held_to_the_same_rules(flags: dict[str, object
     ("flags", "credit", "source"),
     [
         ({"overlap": 0}, "gae", "preset"),
-        ({"overlap": 1}, "gae", "preset"),  # the clipped ratio is to the policy that collected
+        ({"overlap": 1}, "vtrace", "implied"),
+        ({"overlap": 1, "credit": "gae"}, "gae", "flag"),  # the clipped ratio is to the policy that collected
         ({"overlap": 2}, "vtrace", "implied"),
         ({"overlap": 1, "algo": "a2c"}, "vtrace", "implied"),
         ({"overlap": 1, "credit": "vtrace"}, "vtrace", "flag"),
-        ({"overlap": 1, "collects": "episodes"}, "gae", "preset"),
+        ({"overlap": 1, "collects": "episodes"}, "vtrace", "implied"),
     ],
 )
 def test_what_an_older_policy_collects_is_corrected_unasked(

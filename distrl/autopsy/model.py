@@ -152,7 +152,10 @@ def fragment_seconds(costs: Costs, num_envs: int, steps: float) -> float:
 def _learning(config: TrainConfig, costs: Costs, rows: float) -> float:
     recipe, update = config.recipe, costs.update
     work = recipe.epochs * (recipe.minibatches * update.per_minibatch + rows * update.per_row)
-    return work * update.speed.get(config.learner_threads, 1.0) + rows * update.gather_per_row + update.fixed
+    once = rows * update.gather_per_row + update.fixed
+    if recipe.credit == "vtrace":  # looks at the rows anew, as a rollout does
+        once += costs.rollout.evaluate(rows)
+    return work * update.speed.get(config.learner_threads, 1.0) + once
 
 
 def fit(session: Measured, probed: Rollout, minibatch: Line, speed: dict[int, float]) -> Costs:
@@ -250,7 +253,8 @@ def _fit_update(session: Measured, rows: float, minibatch: Line, speed: dict[int
     per_batch = sum(
         seconds.get(name, 0.0) for name in ("learn: gather", "learn: advantage", "learn: transfer")
     )
-    rest = sum(sec for name, sec in seconds.items() if name.startswith("learn")) - update - per_batch
+    apart = update + per_batch + seconds.get("learn: evaluate", 0.0)
+    rest = sum(sec for name, sec in seconds.items() if name.startswith("learn")) - apart
     return Update(line.fixed, line.per_row, per_batch / rows, rest, speed)
 
 

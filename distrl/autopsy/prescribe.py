@@ -14,7 +14,7 @@ from distrl.config import TrainConfig
 from distrl.envs.pools.choice import POOLS
 from distrl.errors import BadInput
 from distrl.fields import flat_fields, show
-from distrl.resolve import from_flat, to_flat
+from distrl.resolve import from_flat, implied, to_flat
 
 Effect = Literal["same curve", "other bits", "changes the curve"]
 
@@ -61,9 +61,12 @@ class Prescription:
 
 
 def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig | None:
-    """The configuration with `changes`; None where they clash with it."""
+    """The configuration with `changes` and what they imply; None where they clash with it."""
+    flat = {**to_flat(config), **changes}
+    if "overlap" in changes:
+        flat |= implied(flat)
     try:
-        return from_flat({**to_flat(config), **changes})
+        return from_flat(flat)
     except BadInput:
         return None
 
