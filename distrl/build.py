@@ -106,19 +106,11 @@ def _twins(
     """
     policy = why_not_compiled(policy_spec(config), observation_space, action_space)
     on_gpu = f"the learner's device is {device}" if device != "cpu" else None
-    if config.learner == "captured":
-        if (
-            device != "cuda" and config.device != "cpu"
-        ):  # asked for by name, the CPU runs the same steps one by one
-            raise BadInput(
-                "--learner captured: torch sees no CUDA device here; give --learner auto, or --device cpu "
-                "to run its steps without graphs"
-            )
-        if config.network == "lstm":
-            raise BadInput(
-                "--learner captured: a policy with memory has steps whose number its data decides; "
-                "give --learner torch or auto"
-            )
+    if config.learner == "captured" and config.network == "lstm":
+        raise BadInput(
+            "--learner captured: a policy with memory has steps whose number its data decides; "
+            "give --learner torch or auto"
+        )
     if config.rollout_device == "cuda":
         policy = policy or "rollouts infer on cuda"
     chosen: dict[str, str] = {}
@@ -142,4 +134,10 @@ def resolve_device(config: TrainConfig) -> str:
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise BadInput("--device cuda: torch sees no CUDA device here; give --device cpu or auto")
+    if config.learner == "captured" and config.device == "auto" and not available:
+        # asked for by name, the CPU runs the same steps one by one
+        raise BadInput(
+            "--learner captured: torch sees no CUDA device here; give --device cpu to run its steps without graphs, "
+            "or --learner auto"
+        )
     return "cuda" if available and config.device != "cpu" else "cpu"

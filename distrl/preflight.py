@@ -40,7 +40,7 @@ def check_paths(config: TrainConfig) -> None:
 
 CPU_INSTEAD = {
     "--device cuda": "--device auto or cpu",
-    "--learner captured": "--learner auto",
+    "--learner captured": "--device cpu, or --learner auto",
     "--rollout-device cuda": "--rollout-device cpu",
 }
 

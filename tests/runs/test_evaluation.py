@@ -114,3 +114,14 @@ def test_an_evaluation_infers_as_the_run_does(kind: str, tmp_path: Path) -> None
     told = summary["evaluation"]
     again = distrl.evaluate(run.run_dir, episodes=2, seed=told["seed"])
     assert {name: again[name] for name in told} == told
+
+
+def test_a_run_that_was_captured_on_a_gpu_is_evaluated_without_one(tmp_path: Path) -> None:
+    flags = {**SMALL, "total_steps": 128, "learner": "captured", "device": "cpu"}
+    run_dir = distrl.train(**flags, run_dir=str(tmp_path / "run"), eval_episodes=0).run_dir
+    here = distrl.evaluate(run_dir, episodes=2)
+    config = run_dir / "config.json"
+    saved = json.loads(config.read_text())
+    saved["device"] = "cuda"
+    config.write_text(json.dumps(saved))
+    assert distrl.evaluate(run_dir, episodes=2) == here
