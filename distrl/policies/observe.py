@@ -102,7 +102,7 @@ class Observe(nn.Module):
         vectors = [leaf for leaf, image in zip(leaves, self._is_image, strict=True) if not image]
         self.num_features = sum(_num_features(leaf) for leaf in vectors)
         self.image_shapes = [
-            _channels_first(leaf.shape or ())
+            channels_first(leaf.shape or ())
             for leaf, image in zip(leaves, self._is_image, strict=True)
             if image
         ]
@@ -157,7 +157,8 @@ class Observe(nn.Module):
         self.std.copy_(torch.from_numpy(std.astype(np.float32)))
 
 
-def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """[C, H, W] of an image of this shape, whose channels are first, last or none."""
     if len(shape) == 2:
         return (1, *shape)
     if shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
@@ -168,4 +169,4 @@ def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
 def _as_channels_first(leaf: Tensor, shape: tuple[int, ...]) -> Tensor:
     if len(shape) == 2:
         return leaf.unsqueeze(1)
-    return leaf if _channels_first(shape) == shape else leaf.permute(0, 3, 1, 2)
+    return leaf if channels_first(shape) == shape else leaf.permute(0, 3, 1, 2)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distrl.maths import losses
+from distrl.policies.observe import channels_first
 from distrl.recipes import Recipe
 from distrl.trajectory import Trajectory
 from distrl.trees import Tree, tree_map
@@ -61,10 +62,16 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def channels_last(observation: Tensor) -> Tensor:
-    """Images [B, C, H, W] of bytes laid out as convolutions like them, once for all minibatches; others as they are."""
-    if observation.dtype == torch.uint8 and observation.dim() == 4:
-        return observation.contiguous(memory_format=torch.channels_last)
-    return observation
+    """Images [B, C, H, W] of bytes laid out as convolutions like them, once for all minibatches; others as they are.
+
+    Those with channels last in their shape, [B, H, W, C], lie so already.
+    """
+    if observation.dtype != torch.uint8 or observation.dim() != 4:
+        return observation
+    shape = tuple(observation.shape[1:])
+    if channels_first(shape) != shape:
+        return observation
+    return observation.contiguous(memory_format=torch.channels_last)
 
 
 def pick_rows(leaf: Tensor, index: Tensor) -> Tensor:

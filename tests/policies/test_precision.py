@@ -10,6 +10,7 @@ from gymnasium import spaces
 from distrl.errors import BadInput
 from distrl.policies import PolicySpec, make_policy
 from distrl.policies.layers import ROWS_OF_A_BATCH, NatureCNN
+from distrl.policies.observe import Observe
 from distrl.updates.torch import channels_last, pick_rows
 from tests.parts import SEED, stir
 
@@ -92,3 +93,13 @@ def test_rows_are_picked_the_same_whatever_their_layout(shape):
     assert torch.equal(picked, leaf[index])
     if len(shape) == 4:
         assert picked.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_whose_channels_come_last_are_left_as_they_lie():
+    """[B, H, W, C] read as [B, C, H, W] is what convolutions like; laid out anew it would be strided."""
+    leaf = torch.randint(0, 256, (9, 40, 36, 3), dtype=torch.uint8)
+    assert channels_last(leaf) is leaf
+    observe = Observe(spaces.Box(0, 255, leaf.shape[1:], np.uint8))
+    picked = pick_rows(leaf, torch.tensor([8, 0, 3, 3])).permute(0, 3, 1, 2)
+    assert picked.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(observe.pixels(leaf)[0], leaf.permute(0, 3, 1, 2).float())
