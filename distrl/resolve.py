@@ -31,7 +31,7 @@ Source = Literal["flag", "toml", "implied", "preset", "default"]
 # What a resumed run may be given anew: how long, how fast, by whom, and what is kept. All else decides the
 # curve or the shapes, and a changed value would make the saved state mean something different.
 CHANGEABLE = (
-    "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "address",
+    "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "rollout_device", "address",
     "checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "tensorboard",
     "wandb", "wandb_project", "step_timeout_sec", "max_save_failures", "max_skipped_updates",
     "max_env_restarts", "max_worker_restarts", "max_replay_steps",

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from distrl.build import resolve_device
 from distrl.config import TrainConfig
 from distrl.errors import BadInput
 from distrl.fields import flat_fields
+from distrl.preflight import check_machine
 from distrl.resolve import (
     CHANGEABLE,
     check_trust,
@@ -88,6 +90,13 @@ def test_what_may_change_on_resume_changes_and_is_listed() -> None:
     assert dataclasses.replace(config.recipe, learning_rate=saved.recipe.learning_rate) == saved.recipe
 
 
+def test_a_run_with_both_parts_on_a_gpu_goes_on_where_there_is_none() -> None:
+    saved = resolve({"device": "cuda", "rollout_device": "cuda", "learner": "captured", "workers": 0}).config
+    config, _ = merge_for_resume(saved, {"device": "cpu", "rollout_device": "cpu", "workers": 2})
+    check_machine(config)
+    assert resolve_device(config) == config.rollout_device == "cpu"
+
+
 CHANGED = {
     "env": "Acrobot-v1", "env_kwargs": {"a": 2}, "wrapper": "a:b", "algo": "a2c", "seed": 2, "groups": 1,
     "vectorization": "async", "autoreset": "next_step", "atari": False, "frame_stack": 2,
@@ -98,7 +107,7 @@ CHANGED = {
     "target_kl": 0.1, "value_coef": 1, "entropy_coef": 0.1, "adam_eps": 1e-8, "max_grad_norm": 1,
     "normalize_advantage": False, "credit": "return", "baseline": False, "collects": "episodes",
     "clip_schedule": "linear", "overlap": 1, "env_backend": "gymnasium", "rollout": "stepwise",
-    "inference": "torch", "learner": "torch", "precision": "bf16", "rollout_device": "cuda",
+    "inference": "torch", "learner": "torch", "precision": "bf16",
 }  # fmt: skip
 
 
