@@ -6,7 +6,7 @@ env only: random actions drawn beforehand, episodes begun anew where they end. N
 SyncVectorEnv, and its own CartPoleVectorEnv, all in autoreset mode NEXT_STEP.
 rollout only: fragments of 128 steps with the 64x64 tanh MLP at its first parameters, values and log-probs included:
 fused; stepwise over native envs with the compiled and with torch's inference; stepwise over Gymnasium's envs with torch's.
-threads: the fused rollout of two groups, one thread each, against the wall clock.
+threads: the fused rollouts of a run of one process, its groups on two threads, against the wall clock.
 
 Contestants take turns; a figure is the best turn's by the thread's own CPU time (`cpu`), which other programs on the
 machine do not lengthen, and by the wall clock (`wall`). One thread, but for `threads`.
@@ -21,7 +21,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,12 +33,15 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from distrl import machine
+from distrl.build import work_spec
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.envs.native import NativeVectorEnv
 from distrl.inference import make_inference
 from distrl.policies import PolicySpec, make_policy
+from distrl.resolve import resolve
 from distrl.rollout import Collector
 from distrl.rollout_fused import FusedCollector
+from distrl.runtime.workers import RolloutWorker
 
 IDS = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
 ENV_COUNTS = [8, 64, 512, 4096]
@@ -129,18 +131,24 @@ def rollout_only(env_id: str, num_envs: int, seconds: float) -> dict[str, Any]:
 
 
 def two_threads(env_id: str, num_envs: int, repeats: int = 5) -> float:
-    """Steps a second by the wall clock, two groups of half the envs side by side: the best of some fragments."""
-    made = [collector("fused", env_id, num_envs // 2, index) for index in range(2)]
+    """Steps a second by the wall clock, groups on two threads as in a run of one process: the best of some fragments."""
+    fields = {
+        "env": env_id,
+        "num_envs": num_envs,
+        "num_steps": NUM_STEPS,
+        "minibatches": 1,
+        "learner_threads": 2,
+    }
+    spec = work_spec(resolve(fields | {"workers": 0, "groups": min(8, num_envs)}).config)
+    worker, snapshot = RolloutWorker(spec), spec.make_learner("cpu").snapshot()
+    states: list[Any] = [None] * len(spec.group_sizes)
     best = 0.0
     for iteration in range(repeats + 1):
-        threads = [threading.Thread(target=one.collect, args=(iteration, 0)) for one in made]
         began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        states = [after for _, after, _ in worker.collect_all(iteration, snapshot, states)]
         if iteration:
             best = max(best, num_envs * NUM_STEPS / (time.perf_counter() - began))
+    worker.close()
     return round(best)
 
 

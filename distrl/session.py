@@ -203,6 +203,7 @@ def _train(
                 run.record = _last_record(directory / "metrics.jsonl")
         stack.enter_context(_warnings_to(run))
         # what stays to the end, modules above all, is not looked through again whenever episodes have made objects
+        gc.collect()
         gc.freeze()
         stack.callback(gc.unfreeze)
         for note in notes:

@@ -38,12 +38,15 @@ def worker_of(threads: int, env: str = "CartPole-v1", **fields: Any) -> tuple[Ro
 
 def collected(threads: int, algo: str) -> list[Any]:
     more = {} if algo == "ppo" else {"epochs": 1, "minibatches": 1}
-    worker, snapshot = worker_of(threads, algo=algo, normalize_observation=True, **more)
+    worker, _ = worker_of(threads, algo=algo, normalize_observation=True, **more)
     assert worker.spec.rollout_threads == threads
+    learner = worker.spec.make_learner("cpu")
     states: list[Any] = [None] * 4
     found = []
     for iteration in range(3):
-        parts = worker.collect_all(iteration, snapshot, states)
+        parts = worker.collect_all(iteration, learner.snapshot(), states)
+        for parameter in learner.policy.parameters():  # each thread must see the next policy
+            parameter.data.mul_(1.1)
         states = [after for _, after, _ in parts]
         found.append(parts)
     worker.close()

@@ -130,7 +130,8 @@ class RolloutWorker:
         self.spec = spec
         self.own_process = own_process
         if own_process:
-            gc.freeze()  # as a session does
+            gc.collect()  # as a session does
+            gc.freeze()
             torch.set_num_threads(1)
             spans.start("wait: learner", spec.record_events)
         policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed)

@@ -68,6 +68,7 @@ class CapturedUpdate(TorchUpdate):
         self.clip = torch.zeros((), dtype=torch.float64, device=self.device)
         self.held = torch.zeros((), device=self.device)  # 1 while steps must change nothing
         self.steps: dict[int, _Step] = {}
+        self.met: set[int] = set()  # sizes of minibatches since the shapes are what they are
         self.names: list[str] = []
         self.columns: Staging | None = None
         self.order: Staging | None = None
@@ -118,6 +119,7 @@ class CapturedUpdate(TorchUpdate):
         if self.columns is None or not self.columns.fits(arrays):
             self.columns = Staging(arrays, self.device)
             self.steps.clear()
+            self.met.clear()
             self._lay_out(trajectory, [*named])
         self.columns.send(arrays)
         for sent, laid_out in self.moved:
@@ -205,8 +207,9 @@ class CapturedUpdate(TorchUpdate):
         """One minibatch; its metrics, then whether it was skipped."""
         clip = self.clip if clipped else None
         step = self.steps.get(len(index))
-        if step is None and self.capture and len(self.steps) < MAX_GRAPHS:
+        if step is None and self.capture and len(index) in self.met and len(self.steps) < MAX_GRAPHS:
             step = self.steps[len(index)] = self._capture(index, clip)
+        self.met.add(len(index))  # a size that comes once, a graph would not pay for
         if step is None or step.graph is None:
             return self._minibatch(index, clip)
         step.index.copy_(index)

