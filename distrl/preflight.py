@@ -75,7 +75,7 @@ def check_env(config: TrainConfig) -> None:
         checks.append(partial(load_function, config.wrapper, "wrapper"))
     if config.policy is not None:
         checks.append(partial(load_function, config.policy, "policy"))
-    _all_of(checks, "--")
+    _all_of(checks, _as_flag)
 
 
 def _make_env(config: TrainConfig) -> None:
@@ -85,14 +85,20 @@ def _make_env(config: TrainConfig) -> None:
     env_spec(config).make_one().close()
 
 
-def _all_of(checks: list[Callable[[], Any]], prefix: str = "") -> None:
+def _as_flag(problem: str) -> str:
+    """`env_backend ale must be ...`, as an EnvSpec names its fields, as the command line does."""
+    field, space, rest = problem.partition(" ")
+    return problem if problem.startswith("--") else f"--{field.replace('_', '-')}{space}{rest}"
+
+
+def _all_of(checks: list[Callable[[], Any]], told: Callable[[str], str] = str) -> None:
     """Runs all checks and raises one BadInput with what they found."""
     found: list[str] = []
     for check in checks:
         try:
             check()
         except BadInput as error:
-            found += [one if one.startswith("--") else prefix + one for one in error.problems]
+            found += map(told, error.problems)
     if found:
         raise BadInput(*found)
 

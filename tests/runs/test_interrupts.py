@@ -16,13 +16,13 @@ pytestmark = pytest.mark.timeout(180)
 SLOW_ENV = case(
     "image", iterations=6, env="toys:Toy-v0", env_kwargs={"sleep_sec": 0.02}, checkpoint_every=1000
 )
-# 4,800 minibatches of the torch learner: an update of two seconds or more, a rollout of a tenth
+# 2,400 minibatches of the torch learner: an update of a second or more, a rollout of a tenth
 SLOW_UPDATE = case(
     "mlp",
     iterations=40,
     env="toys:Toy-v0",
     learner="torch",
-    epochs=300,
+    epochs=150,
     minibatches=16,
     checkpoint_every=1000,
 )

@@ -73,7 +73,7 @@ def test_a_run_on_a_pool_that_was_killed_ends_as_if_nothing_had_happened(name: s
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", ["ale", "envpool-pole-next-step"])
+@pytest.mark.parametrize("name", [pytest.param("ale", marks=pytest.mark.slow), "envpool-pole-next-step"])
 def test_a_pool_s_curve_is_the_same_for_any_number_of_workers(name: str, tmp_path: Path) -> None:
     fields = options(name)
     for workers in (0, 1, 2):
@@ -86,7 +86,7 @@ def test_a_pool_s_curve_is_the_same_for_any_number_of_workers(name: str, tmp_pat
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"env_backend": "ale", "env": "CartPole-v1"}, "--env_backend ale must be with an ALE game"),
+        ({"env_backend": "ale", "env": "CartPole-v1"}, "--env-backend ale must be with an ALE game"),
         (
             {"env_backend": "ale", "wrapper": "a:b"},
             "--env-backend ale with --wrapper a:b: it has no single envs",

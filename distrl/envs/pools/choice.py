@@ -32,12 +32,12 @@ def check_pool(spec: EnvSpec) -> None:
     if importlib.util.find_spec(module) is None:
         raise BadInput(
             f"env_backend {spec.backend} needs {module}, which is not installed: pip install 'distrl[{extra}]', or use "
-            "env_backend gymnasium"
+            "--env-backend gymnasium"
         )
     registered = spec.registered()
     is_game = "ale_py" in str(registered.entry_point)
     problems = [
-        f"env_backend {spec.backend} cannot be with {name} {value!r}: {why}; use env_backend gymnasium"
+        f"env_backend {spec.backend} cannot be with {name} {value!r}: {why}; use --env-backend gymnasium"
         for name, value, wrong, why in (
             ("wrapper", spec.wrapper, spec.wrapper is not None, "there are no single envs to wrap"),
             ("vectorization", spec.vectorization, spec.vectorization != "sync", "it steps all envs itself"),
@@ -55,11 +55,11 @@ def check_pool(spec: EnvSpec) -> None:
     ]
     if spec.backend == "ale" and not is_game:
         problems.append(
-            f"env_backend ale must be with an ALE game, such as ALE/Breakout-v5, got {spec.env_id!r}; use env_backend auto"
+            f"env_backend ale must be with an ALE game, such as ALE/Breakout-v5, got {spec.env_id!r}; use --env-backend auto"
         )
     elif spec.backend == "envpool" and envpool_id(spec) is None:
         problems.append(
-            f"env_backend envpool does not serve {spec.env_id!r}{_nearest(spec)}; use env_backend auto"
+            f"env_backend envpool does not serve {spec.env_id!r}{_nearest(spec)}; use --env-backend auto"
         )
     else:
         problems += _unknown_options(spec, is_game)
@@ -129,7 +129,7 @@ def _unknown_options(spec: EnvSpec, is_game: bool) -> list[str]:
     unknown = [name for name in spec.kwargs if name not in known]
     return [
         f"env_backend {spec.backend} takes of env_kwargs {', '.join(known)}, got {name!r}; leave it out, or use "
-        "env_backend gymnasium"
+        "--env-backend gymnasium"
         for name in unknown
     ]
 
