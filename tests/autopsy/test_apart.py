@@ -28,6 +28,7 @@ def spec_of(**flags: Any) -> Any:
     return work_spec(resolve({"workers": 0, "num_envs": 8, "groups": 1, **flags}).config)
 
 
+@pytest.mark.slow  # compiles the loop with each part alone
 def test_a_profile_names_the_parts_of_a_fused_rollout(tmp_path: Path) -> None:
     out, folder = io.StringIO(), tmp_path / "run"
     flags = ["--workers", "0", "--num-envs", "64", "--epochs", "1", "--seconds", "0.4", "--no-tensorboard"]

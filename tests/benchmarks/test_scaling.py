@@ -62,6 +62,7 @@ def test_a_failed_point_says_why(scaling: ModuleType, monkeypatch: pytest.Monkey
     assert "--nonsense" in measured["failed"] and measured["x"] == 1
 
 
+@pytest.mark.slow
 def test_points_are_measured_kept_and_drawn(tmp_path: Path) -> None:
     out = tmp_path / "scaling.json"
     command = [

@@ -75,7 +75,7 @@ def test_a_worker_killed_amid_a_fragment_changes_no_bit(
 @pytest.mark.parametrize(
     ("name", "lag", "workers"),
     [
-        ("normalised", 1, 2),
+        ("normalised", 1, 0),
         pytest.param("lstm", 2, 2, marks=pytest.mark.slow),
         pytest.param("mlp", 1, 2, marks=pytest.mark.slow),
         pytest.param("image", 3, 0, marks=pytest.mark.slow),

@@ -33,6 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "envpool-pole-episodes": {**POLE, "env_backend": "envpool", "algo": "reinforce", "minibatches": 1, "total_steps": 500},
 }  # fmt: skip
 
+SLOW = {"ale-sticky-next-step": pytest.mark.slow, "envpool": pytest.mark.slow}
+
 
 def options(name: str) -> dict[str, Any]:
     if name.startswith("envpool"):
@@ -45,7 +47,7 @@ def summary(folder: Path, **fields: Any) -> dict[str, Any]:
     return helpers.summary(folder)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=SLOW.get(one, ())) for one in CASES])
 def test_a_run_on_a_pool_that_was_killed_ends_as_if_nothing_had_happened(name: str, tmp_path: Path) -> None:
     """Killed with -9 by itself at an iteration's end, then resumed."""
     fields = {**options(name), "checkpoint_every": 3}

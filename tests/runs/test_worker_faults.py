@@ -62,7 +62,7 @@ def test_a_learner_killed_amid_an_update_ends_the_run_and_the_resumed_one_is_the
     launcher: Any, reference: Any, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    fields = case("mlp", iterations=4, learner="torch", epochs=60, minibatches=16, checkpoint_every=2)
+    fields = case("mlp", iterations=4, learner="torch", epochs=40, minibatches=16, checkpoint_every=2)
     command = launcher.start_train(run_dir, {**fields, "workers": 1})
     command.wait_until("iteration 3 begins", lambda: checkpoint_numbers(run_dir) == [0, 2])
     saved = checkpoint_bytes(run_dir, 2)
