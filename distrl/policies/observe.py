@@ -128,10 +128,6 @@ class Observe(nn.Module):
             return image.new_zeros((len(image), 0), dtype=torch.float32)
         return torch.cat(columns, dim=1)
 
-    def images(self, observation: Tree) -> list[Tensor]:
-        """The image leaves, each float32 [B, C, H, W] in 0..1."""
-        return [pixels / 255.0 for pixels in self.pixels(observation)]
-
     def pixels(self, observation: Tree, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """The image leaves, each [B, C, H, W] in 0..255 and channels last in memory, as convolutions like it."""
         return [

@@ -97,14 +97,14 @@ def test_a_single_leaf_has_the_features_it_has_inside_a_dict(space):
         ((12, 40, 50), (12, 40, 50), (0, 1, 2)),
     ],
 )
-def test_images_become_channels_first_between_zero_and_one(shape, channels_first, axes):
+def test_images_become_channels_first_in_their_own_bytes(shape, channels_first, axes):
     space = spaces.Box(0, 255, shape, np.uint8)
     observe, image = Observe(space), sample(space, 2)
     assert has_image(space) and observe.image_shapes == [channels_first] and observe.num_features == 0
-    [got] = observe.images(image)
-    array = image.numpy().astype(np.float64) / 255
+    [got] = observe.pixels(image)
+    array = image.numpy().astype(np.float64)
     wanted = array[:, None] if axes is None else array.transpose(0, *(axis + 1 for axis in axes))
-    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    np.testing.assert_array_equal(got, wanted)
     assert observe.features(image).shape == (2, 0)
 
 
