@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -20,11 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from distrl.credit import give_credit, importance_weighted, whitened
 from distrl.errors import RunFailed
-from distrl.maths.advantage import discounted_sum, gae
 from distrl.maths.random import stream
 from distrl.maths.statistics import explained_variance
-from distrl.maths.vtrace import vtrace
 from distrl.normalization import ObservationMoments, RewardScale
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.recipes import Recipe
@@ -66,7 +64,7 @@ def make_cuda_repeatable() -> None:
 
 
 def make_update(policy: nn.Module, recipe: Recipe, kind: Kind, threads: int) -> Update:
-    """The twin of that name. BadInput where it does not serve the policy."""
+    """The twin of that name, or the one given. BadInput where it does not serve the policy."""
     if kind == "captured":
         from distrl.updates.captured import CapturedUpdate
 
@@ -80,11 +78,26 @@ def make_update(policy: nn.Module, recipe: Recipe, kind: Kind, threads: int) -> 
     return TorchUpdate(policy, recipe)
 
 
+@dataclass(frozen=True)
+class Task:
+    """An iteration's learning between its first and its last minibatch."""
+
+    trajectory: Trajectory
+    log_prob: NDArray[np.float32]  # of the policy as it stands, [T, N]
+    advantage: NDArray[np.float32]
+    target: NDArray[np.float32]
+    batch: Any  # as the twin wants it
+    rates: Rates
+    lag: int  # versions between the policy that collected and the one that learns
+
+
 class Learner:
     """Owns the policy's parameters, their optimiser and the running moments. Deterministic in (state, trajectories).
 
     `update` names the twin that optimises; `threads` are the compiled one's, and change no bit.
     """
+
+    task: Task  # between `begin` and `finish`
 
     def __init__(
         self,
@@ -95,7 +108,7 @@ class Learner:
         normalize_observation: bool = False,
         normalize_reward: bool = False,
         max_skipped_updates: int = 10,
-        update: Kind = "torch",
+        update: Kind | Update = "torch",
         threads: int = 1,
     ) -> None:
         if torch.device(device).type == "cuda":
@@ -105,7 +118,9 @@ class Learner:
         self.seed = seed
         self.device = torch.device(device)
         self.max_skipped_updates = max_skipped_updates
-        self.optimisation = make_update(self.policy, recipe, update, threads)
+        self.optimisation = (
+            make_update(self.policy, recipe, update, threads) if isinstance(update, str) else update
+        )
         if recipe.credit == "vtrace":
             from distrl.inference import make_inference
 
@@ -122,19 +137,29 @@ class Learner:
         """The policy as it stands."""
         return Snapshot.of(self.policy, self.version)
 
-    def update(self, trajectories: list[Trajectory], progress: float) -> dict[str, float]:
+    def update(self, trajectories: list[Trajectory], progress: float, beta: float = 0.0) -> dict[str, float]:
         """Learn from one iteration's trajectories, given in group order. Returns its metrics.
 
-        `progress` is the share of the run's env steps done before this iteration: it drives the schedules.
-        Raises RunFailed once `max_skipped_updates` minibatches in a row had a gradient that is not finite.
+        `progress` is the share of the run's env steps done before this iteration: it drives the schedules. `beta`
+        weighs a KL to the reference in the loss. Raises RunFailed once `max_skipped_updates` minibatches in a row had
+        a gradient that is not finite.
         """
-        versions = [trajectory.version for trajectory in trajectories]
+        task = self.begin(trajectories, progress, beta)
+        with span("learn: update"):
+            epochs = (self.minibatches(epoch) for epoch in range(self.recipe.epochs))
+            names, table = self.optimisation.optimise(task.batch, epochs, task.rates)
+        return self.finish(names, table)
+
+    def begin(self, trajectories: list[Trajectory], progress: float, beta: float = 0.0) -> Task:
+        """All of `update` that comes before the first minibatch."""
+        lag = self.version - min(trajectory.version for trajectory in trajectories)
         with span("learn: gather"):
             trajectory = Trajectory.concatenate(trajectories)
         log_prob = trajectory.log_prob  # of the policy as it stands
         if self.recipe.credit == "vtrace":
             with span("learn: evaluate"):
                 trajectory, log_prob = self._seen_now(trajectory)
+        advantage = target = np.zeros((0, 0), np.float32)
         # no warnings of NumPy's about what is not finite: minibatches with it are skipped and counted
         with span("learn: advantage"), np.errstate(invalid="ignore", over="ignore"):
             if self.credits_on_device:
@@ -146,12 +171,18 @@ class Learner:
                 batch = cast(Any, self.optimisation).batch_by_gae(trajectory, reward)
             else:
                 batch = self.optimisation.batch(trajectory, advantage, target)
-        with span("learn: update"):
-            rates = self._rates(progress)
-            metrics = self._read(*self.optimisation.optimise(batch, self._epochs(trajectory.valid), rates))
-            if self.credits_on_device:
-                target = cast(Any, self.optimisation).target
-            metrics["learning_rate"] = rates.learning_rate
+        rates = replace(self._rates(progress), beta=beta)
+        self.task = Task(trajectory, log_prob, advantage, target, batch, rates, lag)
+        return self.task
+
+    def finish(self, names: list[str], table: NDArray[np.float64]) -> dict[str, float]:
+        """All of `update` that comes after the last minibatch: `table` has a row of metrics for each. The next version."""
+        task = self.task
+        trajectory = task.trajectory
+        with span("learn: metrics"):
+            metrics = self._read(names, table)
+        target = cast(Any, self.optimisation).target if self.credits_on_device else task.target
+        metrics["learning_rate"] = task.rates.learning_rate
         with span("learn: moments"):
             if self.observation_moments is not None:
                 self.observation_moments.include(trajectory)
@@ -161,9 +192,10 @@ class Learner:
                 metrics["explained_variance"] = explained_variance(trajectory.value, target, trajectory.valid)
                 metrics["value_mean"] = float(value.mean(dtype=np.float64)) if len(value) else float("nan")
         if self.recipe.credit == "vtrace":
-            metrics["behaviour_kl"] = _approximate_kl(trajectory, log_prob)
-        metrics["policy_lag"] = float(self.version - min(versions))
+            metrics["behaviour_kl"] = _approximate_kl(trajectory, task.log_prob)
+        metrics["policy_lag"] = float(task.lag)
         self.version += 1
+        del self.task
         return metrics
 
     def _seen_now(self, trajectory: Trajectory) -> tuple[Trajectory, NDArray[np.float32]]:
@@ -195,30 +227,13 @@ class Learner:
     def _credit(
         self, trajectory: Trajectory, log_prob: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The weight of each log-prob and the critic's target, [T, N].
-
-        V-trace compares `log_prob`, of the policy as it stands, with the trajectory's. The clipped loss has the
-        ratio to the policy that collected in itself, and its clip then also bounds how far the two may part.
-        """
-        recipe, reward = self.recipe, self._reward(trajectory)
-        if recipe.credit == "return":
-            target = discounted_sum(reward, trajectory.done, recipe.gamma)
-            return (target - trajectory.value if recipe.baseline else target), target
-        columns = (
-            reward, trajectory.value, trajectory.next_value, trajectory.terminated, trajectory.done
-        )  # fmt: skip
-        if recipe.credit == "vtrace":
-            target, advantage = vtrace(
-                *columns,
-                trajectory.log_prob,
-                trajectory.log_prob if log_prob is None else log_prob,
-                recipe.gamma,
-                recipe.lam,
-                weighted=recipe.clip is None,
-            )
-            return advantage, target
-        advantage = gae(*columns, recipe.gamma, recipe.lam)
-        return advantage, advantage + trajectory.value
+        """The weight of each log-prob and the critic's target, [T, N]."""
+        advantage, target = give_credit(self.recipe, trajectory, self._reward(trajectory), log_prob)
+        if self.recipe.normalizes_batch:
+            advantage = whitened(advantage, trajectory.valid)
+        if (cap := getattr(self.recipe, "importance_cap", None)) is not None:
+            advantage = importance_weighted(advantage, trajectory, cap)
+        return advantage, target
 
     def _rates(self, progress: float) -> Rates:
         recipe = self.recipe
@@ -229,14 +244,13 @@ class Learner:
             clip = max(clip * remaining, 1e-8)
         return Rates(recipe.learning_rate * (remaining if linear else 1.0), clip)
 
-    def _epochs(self, valid: NDArray[np.bool_]) -> Iterator[list[NDArray[np.int64]]]:
-        """Of each epoch its minibatches: rows, or columns for a policy with memory, of one global permutation."""
-        for epoch in range(self.recipe.epochs):
-            generator = stream(self.seed, "permutation", self.version, epoch)
-            if self.policy.recurrent:
-                yield [*column_minibatches(valid.shape[1], self.recipe.minibatches, generator)]
-            else:
-                yield [*flat_minibatches(valid, self.recipe.minibatches, generator)]
+    def minibatches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Of an epoch's batch: rows, or columns for a policy with memory, of one global permutation."""
+        generator = stream(self.seed, "permutation", self.version, epoch)
+        valid = self.task.trajectory.valid
+        if self.policy.recurrent:
+            return [*column_minibatches(valid.shape[1], self.recipe.minibatches, generator)]
+        return [*flat_minibatches(valid, self.recipe.minibatches, generator)]
 
     def _read(self, names: list[str], table: NDArray[np.float64]) -> dict[str, float]:
         """Means over the minibatches that were not skipped; a table's last column says which were."""

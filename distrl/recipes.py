@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
-def _option(default: Any, help: str, **rules: float) -> Any:
+def option(default: Any, help: str, **rules: float) -> Any:
     """A field with its one-line help and its bounds (`gt`, `ge`, `lt`, `le`), both read by the command line."""
     return field(default=default, metadata={"help": help, **rules})
 
@@ -29,47 +29,52 @@ class Recipe:
     """
 
     # what is collected
-    collects: Literal["episodes", "steps"] = _option(
+    collects: Literal["episodes", "steps"] = option(
         "episodes", "whole episodes, one per env and iteration, or a fixed number of steps"
     )
-    num_envs: int = _option(1, "environments in all", ge=1)
-    num_steps: int = _option(128, "steps per env and iteration (where steps are collected)", ge=1)
+    num_envs: int = option(1, "environments in all", ge=1)
+    num_steps: int = option(128, "steps per env and iteration (where steps are collected)", ge=1)
 
     # how credit is given
-    gamma: float = _option(0.99, "discount", ge=0, le=1)
-    credit: Literal["return", "gae", "vtrace"] = _option(
+    gamma: float = option(0.99, "discount", ge=0, le=1)
+    credit: Literal["return", "gae", "vtrace"] = option(
         "return", "weight of log-prob: the return to go, GAE(lambda), or V-trace for an older policy's data"
     )
-    baseline: bool = _option(False, "subtract V(s) from the return to go and train V")
-    lam: float = _option(0.95, "GAE's lambda: 0 is the TD error, 1 the return minus V(s)", ge=0, le=1)
-    normalize_advantage: bool = _option(True, "advantages to mean 0 and deviation 1, per minibatch")
+    baseline: bool = option(False, "subtract V(s) from the return to go and train V")
+    lam: float = option(0.95, "GAE's lambda: 0 is the TD error, 1 the return minus V(s)", ge=0, le=1)
+    normalize_advantage: bool = option(True, "advantages to mean 0 and deviation 1, per minibatch")
 
     # how a batch is used
-    clip: float | None = _option(
+    clip: float | None = option(
         None, "PPO's clip of the probability ratio; none: the plain policy gradient", gt=0
     )
-    epochs: int = _option(1, "passes over a batch", ge=1)
-    minibatches: int = _option(1, "minibatches per epoch", ge=1)
-    clip_value: float | None = _option(
+    epochs: int = option(1, "passes over a batch", ge=1)
+    minibatches: int = option(1, "minibatches per epoch", ge=1)
+    clip_value: float | None = option(
         None, "clip of the value's move from its old prediction, in units of the return", gt=0
     )
-    target_kl: float | None = _option(None, "stop the epochs once the approximate KL passes this", gt=0)
-    value_coef: float = _option(0.5, "weight of the value loss", ge=0)
-    entropy_coef: float = _option(0.0, "weight of the entropy bonus", ge=0)
+    target_kl: float | None = option(None, "stop the epochs once the approximate KL passes this", gt=0)
+    value_coef: float = option(0.5, "weight of the value loss", ge=0)
+    entropy_coef: float = option(0.0, "weight of the entropy bonus", ge=0)
 
     # the optimiser: Adam
-    learning_rate: float = _option(1e-3, "Adam's learning rate", gt=0)
-    learning_rate_schedule: Literal["linear", "constant"] = _option(
+    learning_rate: float = option(1e-3, "Adam's learning rate", gt=0)
+    learning_rate_schedule: Literal["linear", "constant"] = option(
         "linear", "to 0 at the last step, or constant"
     )
-    clip_schedule: Literal["linear", "constant"] = _option("constant", "schedule of `clip`")
-    adam_eps: float = _option(1e-5, "Adam's epsilon", gt=0)
-    max_grad_norm: float | None = _option(0.5, "clip of the gradient's global norm", gt=0)
+    clip_schedule: Literal["linear", "constant"] = option("constant", "schedule of `clip`")
+    adam_eps: float = option(1e-5, "Adam's epsilon", gt=0)
+    max_grad_norm: float | None = option(0.5, "clip of the gradient's global norm", gt=0)
 
     @property
     def trains_value(self) -> bool:
         """Whether a value function is learned at all."""
         return self.baseline or self.credit != "return"
+
+    @property
+    def normalizes_batch(self) -> bool:
+        """Whether advantages are normalised once over a whole batch instead of in each minibatch."""
+        return False
 
 
 REINFORCE = Recipe()

@@ -32,6 +32,8 @@ FLOORS = {
     "distrl.updates": 2,
     "distrl.inference": 2,
     "distrl.learner": 2,
+    "distrl.credit": 2,
+    "distrl.rlhf": 2,
     "distrl.runtime": 3,
     "distrl.loops": 3,
     "distrl": 4,

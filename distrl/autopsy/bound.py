@@ -127,7 +127,8 @@ def _sentence(kind: str, session: Measured, costs: Costs, worker: str | None, pa
     if kind == LEARNING:
         recipe = config.recipe
         steps = recipe.epochs * recipe.minibatches
-        step_sec = session.seconds(LEARNER if remote else DRIVER).get("learn: update", 0.0) / steps
+        seconds = session.seconds(LEARNER if remote else DRIVER)
+        step_sec = (seconds.get("learn: update", 0.0) + seconds.get("learn: rows", 0.0)) / steps
         idle = f"workers wait {100 * _mean_wait(session):.0f} % of their time" if remote else takes
         return f"the learner (update, {_ms(step_sec)} for each of {steps} minibatches) bounds: {idle}"
     return f"the driver (logs, calls, what no span names) bounds: {takes}"

@@ -248,7 +248,7 @@ def _fit_update(session: Measured, rows: float, minibatch: Line, speed: dict[int
     process = DRIVER if session.config.workers == 0 else LEARNER
     seconds = session.seconds(process)
     recipe = session.config.recipe
-    update = seconds.get("learn: update", 0.0)
+    update = seconds.get("learn: update", 0.0) + seconds.get("learn: rows", 0.0)
     line = _scaled(minibatch, rows / recipe.minibatches, update / (recipe.epochs * recipe.minibatches))
     per_batch = sum(
         seconds.get(name, 0.0) for name in ("learn: gather", "learn: advantage", "learn: transfer")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numba
 import numpy as np
@@ -100,6 +100,48 @@ def discounted_sum(reward: FloatArray, done: BoolArray, gamma: float) -> FloatAr
     return_TN = _rows_and_one_beyond(reward)
     _compiled(_discounted_sum, reward.dtype.name, 1, 1, 1)(reward, done, reward.dtype.type(gamma), return_TN)
     return return_TN[:-1]
+
+
+def group_relative(
+    return_: FloatArray, group_size: int, baseline: Literal["mean", "others"] = "mean", scale: bool = False
+) -> FloatArray:
+    r"""What a response got beyond the others to its prompt: credit without a critic.
+
+        mean      A_i = R_i - mean_j R_j                      GRPO (Shao et al. 2024, arXiv 2402.03300, sec. 4.1.2)
+        others    A_i = R_i - mean_{j != i} R_j               RLOO (Kool et al. 2019; Ahmadian et al. 2024, eq. 8)
+        scale     A_i / (deviation of the group's R + 1e-4)   the population's deviation; GRPO scales
+
+    `others` is `mean` times k / (k - 1), k being the group's size: unbiased, since R_i is not in its own baseline.
+
+    Args:
+        return_: R, [N], float32 or float64: responses to one prompt lie side by side, N / group_size prompts.
+        group_size: k, responses to each prompt, 2 or more; N for the mean of a whole batch.
+        baseline: what is subtracted.
+        scale: divide by the group's deviation; a group whose returns are all alike gets zeros.
+
+    Returns:
+        The advantage of each response, [N], of return_'s type; summed in float64.
+
+    Raises:
+        ValueError: a shape, a type or the group's size breaks these rules.
+    """
+    if (
+        not isinstance(return_, np.ndarray)
+        or return_.ndim != 1
+        or return_.dtype not in (np.float32, np.float64)
+    ):
+        raise ValueError(f"return_ must be a float array [N], got {_describe(return_)}")
+    if group_size < 2 or len(return_) % group_size:
+        raise ValueError(
+            f"group_size must be 2 or more and divide the number of responses, got {group_size} for {len(return_)}"
+        )
+    return_PK = return_.astype(np.float64).reshape(-1, group_size)
+    advantage_PK = return_PK - return_PK.mean(axis=1, keepdims=True)
+    if baseline == "others":
+        advantage_PK *= group_size / (group_size - 1)
+    if scale:
+        advantage_PK /= return_PK.std(axis=1, keepdims=True) + 1e-4
+    return advantage_PK.reshape(-1).astype(return_.dtype)
 
 
 def _rows_and_one_beyond(like: FloatArray) -> FloatArray:

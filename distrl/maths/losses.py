@@ -131,6 +131,35 @@ def entropy_bonus(
     return -mean, {"entropy": mean.detach()}
 
 
+def kl_penalty(
+    log_prob: Tensor,
+    reference_log_prob: Tensor,
+    estimator: str,
+    mask: Tensor | None = None,
+    count: Tensor | float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """The mean of an estimate of KL(pi || pi_ref) per token, as a loss; only log_prob carries a gradient.
+
+    With l = log pi - log pi_ref: k1 = l, k2 = l^2 / 2, k3 = e^-l - 1 + l (Schulman 2020, "Approximating KL
+    divergence"). They differ in value and in gradient (distrl/maths/kl.py): on tokens that pi drew, the mean
+    gradient of k2 is the KL's own, that of k3 the reverse KL's, and that of k1 is zero.
+
+    Metrics: reference_kl, the mean of the estimate. Raises ValueError for another estimator.
+    """
+    log_prob_B, reference_B = _valid(mask, log_prob, reference_log_prob.detach())
+    log_ratio_B = log_prob_B - reference_B
+    if estimator == "k1":
+        estimate_B = log_ratio_B
+    elif estimator == "k2":
+        estimate_B = 0.5 * torch.square(log_ratio_B)
+    elif estimator == "k3":
+        estimate_B = torch.expm1(-log_ratio_B) + log_ratio_B
+    else:
+        raise ValueError(f"estimator must be k1, k2 or k3, got {estimator!r}")
+    loss = _mean(estimate_B, mask, count)
+    return loss, {"reference_kl": loss.detach()}
+
+
 def normalise_advantage(advantage: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8) -> Tensor:
     """(A - mean) / (std + epsilon) over the valid rows; zero in the others. Shape and type are kept.
 

@@ -245,7 +245,7 @@ class CapturedUpdate(TorchUpdate):
         self.held.fill_(0.0)
         return _Step(index, row, graph)
 
-    def load_optimiser_state(self, state: dict[str, dict[str, Any]]) -> None:
+    def load_optimiser_state(self, state: dict[str, Any]) -> None:
         super().load_optimiser_state(state)
         self._own_optimiser()
         self.steps.clear()  # their graphs step the state that was

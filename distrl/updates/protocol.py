@@ -20,6 +20,7 @@ class Rates:
 
     learning_rate: float
     clip: float | None
+    beta: float = 0.0  # weight of a KL to the reference in the loss
 
 
 class Update(Protocol):

@@ -7,7 +7,7 @@ by the fused optimiser's own flag. The host asks once at the end, and once an ep
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from distrl.maths import losses
 from distrl.policies.observe import channels_first
+from distrl.policies.protocol import Evaluation
 from distrl.recipes import Recipe
+from distrl.telemetry.spans import span
 from distrl.trajectory import Trajectory
 from distrl.trees import Tree, tree_map
 from distrl.updates.protocol import Index, Rates
@@ -32,8 +34,9 @@ class OptimiserGroup:
     max_grad_norm: float | None
 
     @classmethod
-    def adam(cls, policy: nn.Module, recipe: Recipe) -> OptimiserGroup:
-        parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    def adam(cls, parameters: Iterable[nn.Parameter], recipe: Recipe) -> OptimiserGroup:
+        """Those of the parameters that are learned, under the recipe's Adam."""
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
         adam = torch.optim.Adam(parameters, lr=recipe.learning_rate, eps=recipe.adam_eps, fused=True)
         return cls(parameters, adam, recipe.max_grad_norm)
 
@@ -44,6 +47,10 @@ class OptimiserGroup:
         """
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        return self.step_gradients(held)
+
+    def step_gradients(self, held: Tensor | None = None) -> Tensor:
+        """As `step`, down the gradients that the parameters hold."""
         limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         skipped = (~torch.isfinite(norm)).float()
@@ -53,6 +60,22 @@ class OptimiserGroup:
         setattr(self.optimiser, "found_inf", skipped)  # noqa: B010
         self.optimiser.step()
         return skipped
+
+    def state(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """Adam's `step`, `exp_avg`, `exp_avg_sq` of each parameter, by its number in the group."""
+        return {
+            str(number): {name: tensor.cpu().numpy().copy() for name, tensor in slots.items()}
+            for number, slots in self.optimiser.state_dict()["state"].items()
+        }
+
+    def load_state(self, state: dict[str, dict[str, Any]]) -> None:
+        """Put back what `state` gave."""
+        whole = self.optimiser.state_dict()
+        whole["state"] = {
+            int(number): {name: torch.from_numpy(np.array(array)) for name, array in slots.items()}
+            for number, slots in state.items()
+        }
+        self.optimiser.load_state_dict(whole)
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -95,6 +118,7 @@ class Batch:
     valid: Tensor | None
     episode_start: Tensor | None
     initial_state: Tree
+    reference_log_prob: Tensor | None = None  # of a frozen reference, where the loss looks at it
 
     def take(self, index: Tensor) -> Batch:
         """Rows of a flat batch, columns of one with memory."""
@@ -118,7 +142,8 @@ class TorchUpdate:
         self.policy = cast(Any, policy)
         self.recipe = recipe
         self.device = next(policy.parameters()).device
-        self.group = OptimiserGroup.adam(policy, recipe)
+        self.group = OptimiserGroup.adam(policy.parameters(), recipe)
+        self.learns_policy, self.learns_value = True, recipe.trains_value
 
     def batch(self, trajectory: Trajectory, advantage: NDArray[Any], target: NDArray[Any]) -> Batch:
         columns = self.policy.recurrent
@@ -154,7 +179,9 @@ class TorchUpdate:
         for parts in epochs:
             begun = len(rows)
             for index in parts:
-                loss, metrics = self._loss(batch.take(to_device(index, self.device)), rates.clip)
+                with span("learn: rows"):
+                    rows_taken = batch.take(to_device(index, self.device))
+                loss, metrics = self._loss(rows_taken, rates.clip)
                 skipped = self.group.step(loss)
                 names = [*metrics]
                 rows.append(torch.stack([*metrics.values(), skipped]))
@@ -165,42 +192,41 @@ class TorchUpdate:
         return names, torch.stack(rows).double().cpu().numpy() if rows else np.zeros((0, 1))
 
     def _loss(self, rows: Batch, clip: float | Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        recipe = self.recipe
         evaluation = self.policy.evaluate(
             rows.observation, rows.action, rows.action_mask, rows.initial_state, rows.episode_start
         )
-        advantage = rows.advantage
-        if recipe.normalize_advantage:
-            advantage = losses.normalise_advantage(advantage, rows.valid)
-        if clip is None:
-            loss, metrics = losses.policy_gradient(evaluation.log_prob, advantage, rows.valid)
-        else:
-            loss, metrics = losses.clipped_surrogate(
-                evaluation.log_prob, rows.log_prob, advantage, clip, rows.valid
-            )
-        entropy_loss, entropy_metrics = losses.entropy_bonus(evaluation.entropy, rows.valid)
-        metrics |= entropy_metrics
-        if recipe.entropy_coef:
-            loss = loss + recipe.entropy_coef * entropy_loss
-        if recipe.trains_value:
+        if self.recipe.normalize_advantage:
+            rows = replace(rows, advantage=losses.normalise_advantage(rows.advantage, rows.valid))
+        return self._loss_of(evaluation, rows, clip)
+
+    def _loss_of(
+        self, evaluation: Evaluation, rows: Batch, clip: float | Tensor | None, count: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The recipe's loss of what the policy says of rows; `count` valid rows are in the whole minibatch."""
+        recipe = self.recipe
+        loss = torch.zeros((), device=self.device)
+        metrics: dict[str, Tensor] = {}
+        if self.learns_policy:
+            if clip is None:
+                loss, metrics = losses.policy_gradient(evaluation.log_prob, rows.advantage, rows.valid, count)
+            else:
+                loss, metrics = losses.clipped_surrogate(
+                    evaluation.log_prob, rows.log_prob, rows.advantage, clip, rows.valid, count
+                )
+            entropy_loss, entropy_metrics = losses.entropy_bonus(evaluation.entropy, rows.valid, count)
+            metrics |= entropy_metrics
+            if recipe.entropy_coef:
+                loss = loss + recipe.entropy_coef * entropy_loss
+        if self.learns_value:
             value_loss, value_metrics = losses.value_loss(
-                evaluation.value, rows.target, rows.value, recipe.clip_value, rows.valid
+                evaluation.value, rows.target, rows.value, recipe.clip_value, rows.valid, count
             )
             loss = loss + recipe.value_coef * value_loss
             metrics["value_loss"] = value_metrics["value_loss"]
         return loss, metrics
 
-    def optimiser_state(self) -> dict[str, dict[str, NDArray[Any]]]:
-        optimiser = self.group.optimiser.state_dict()["state"]
-        return {
-            str(number): {name: tensor.cpu().numpy().copy() for name, tensor in slots.items()}
-            for number, slots in optimiser.items()
-        }
+    def optimiser_state(self) -> dict[str, Any]:
+        return self.group.state()
 
-    def load_optimiser_state(self, state: dict[str, dict[str, Any]]) -> None:
-        whole = self.group.optimiser.state_dict()
-        whole["state"] = {
-            int(number): {name: torch.from_numpy(np.array(array)) for name, array in slots.items()}
-            for number, slots in state.items()
-        }
-        self.group.optimiser.load_state_dict(whole)
+    def load_optimiser_state(self, state: dict[str, Any]) -> None:
+        self.group.load_state(state)

@@ -1,0 +1,213 @@
+"""A causal language model as a policy with memory: what it remembers is the text, prompt and tokens so far.
+
+    state        the texts, right-padded: {"token": [N, S], "length": [N]}
+    observation  where in its text a decision is made: the position of the last token seen, [T, N]
+    action       the token that comes next, [T, N]; NO_ACTION in rows that are no decision
+
+Rows are decisions of the policy alone. Tokens that somebody else wrote, a tool say, are part of the text and of no
+row, so no padding or mask comes between a decision and the next. N responses, T decisions, S tokens of the longest
+text, B decisions of a batch, H hidden width, V vocabulary.
+
+Texts are right-padded: under causal attention nothing before a pad sees it, so neither masks nor positions need care.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from distrl.policies.protocol import Evaluation
+from distrl.trees import Tree
+
+NO_ACTION = -1
+LOGITS_AT_A_TIME = 1 << 22  # floats: 16 MiB; more rows than that go through the head in parts
+
+
+class TokenEvaluation(NamedTuple):
+    """Of decisions [B]: float32."""
+
+    log_prob: Tensor
+    entropy: Tensor
+
+
+class LanguagePolicy(nn.Module):
+    """Actor and critic over texts; either may be missing where another worker has it.
+
+    Args:
+        actor: a transformers causal LM, or None.
+        critic: a `ScalarModel` of its own, or a `ScalarHead` on the actor's trunk, or None.
+        temperature: that responses are sampled at: log-probs are log softmax(logits / temperature).
+    """
+
+    recurrent = True
+
+    def __init__(self, actor: nn.Module | None, critic: nn.Module | None, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.actor = actor
+        self.critic = critic
+        self.temperature = temperature
+        self._head = (
+            [causal_head(actor)] if actor is not None else []
+        )  # in a list: its parameters are the actor's
+
+    def evaluate(
+        self,
+        observation: Tree,
+        action: Tensor,
+        action_mask: Tensor | None,
+        state: Tree,
+        episode_start: Tensor | None,
+    ) -> Evaluation:
+        """Log-prob, entropy and value of each decision, [T, N]; 0 in rows that are none.
+
+        What is missing, actor or critic, gives zeros.
+        """
+        token_NS, position_TN = trimmed(state["token"], state["length"]), observation
+        decision_TN = action != NO_ACTION
+        column_B = torch.arange(action.shape[1], device=action.device).expand_as(action)[decision_TN]
+        position_B, action_B = position_TN[decision_TN], action[decision_TN]
+
+        def spread(found_B: Tensor) -> Tensor:
+            return torch.zeros(action.shape, device=action.device).masked_scatter(decision_TN, found_B)
+
+        nothing = torch.zeros(action.shape, device=action.device)
+        log_prob, entropy, value = nothing, nothing, nothing
+        hidden_NSH = None
+        if self.actor is not None:
+            hidden_NSH = trunk_hidden(self.actor, token_NS)
+            told = self.token_log_probs(hidden_NSH[column_B, position_B], action_B)
+            log_prob, entropy = spread(told.log_prob), spread(told.entropy)
+        if self.critic is not None:
+            value_NS = self.values(token_NS, hidden_NSH)
+            value = spread(value_NS[column_B, position_B])
+        return Evaluation(log_prob, entropy, value)
+
+    def values(self, token_NS: Tensor, hidden_NSH: Tensor | None = None) -> Tensor:
+        """V at every position of texts, [N, S]; `hidden_NSH` is the actor's, where the critic is a head on it."""
+        critic = cast(Any, self.critic)
+        if not critic.has_trunk:
+            if hidden_NSH is None:
+                hidden_NSH = trunk_hidden(cast(nn.Module, self.actor), token_NS)
+            return cast(Tensor, critic(hidden_NSH))
+        return cast(Tensor, critic(token_NS))
+
+    def token_log_probs(self, hidden_BH: Tensor, token_B: Tensor) -> TokenEvaluation:
+        """Log-prob of the tokens and entropy, [B]: no more than LOGITS_AT_A_TIME logits exist at a time.
+
+        With a gradient, parts are computed again going back instead of kept.
+        """
+        head, temperature = self._head[0], self.temperature
+        rows = max(1, LOGITS_AT_A_TIME // head.vocabulary)
+
+        def part(hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+            log_probs = torch.log_softmax(head(hidden).float() / temperature, dim=-1)
+            entropy = -(log_probs.exp() * log_probs).sum(-1)
+            return log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1), entropy
+
+        if len(token_B) <= rows:
+            return TokenEvaluation(*part(hidden_BH, token_B))
+        parts = zip(hidden_BH.split(rows), token_B.split(rows), strict=True)
+        if torch.is_grad_enabled() and hidden_BH.requires_grad:
+            told = [checkpoint(part, *one, use_reentrant=False) for one in parts]
+        else:
+            told = [part(*one) for one in parts]
+        log_prob, entropy = zip(*told, strict=True)
+        return TokenEvaluation(torch.cat(log_prob), torch.cat(entropy))
+
+    def optimiser_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters that step together, by role: actor and critic apart, unless the critic is the actor's head."""
+        parts = {"actor": self.actor, "critic": self.critic}
+        if self.critic is not None and self.actor is not None and not cast(Any, self.critic).has_trunk:
+            parts = {"actor": self}
+        return {
+            name: [parameter for parameter in part.parameters() if parameter.requires_grad]
+            for name, part in parts.items()
+            if part is not None
+        }
+
+
+class ScalarModel(nn.Module):
+    """A number at every position of a text: V of a critic, or, read at the last token, the score of a reward model.
+
+    `model` is a transformers sequence classifier with one label: its trunk and its `score` head are used, its own
+    search for the last token is not (it looks for a pad id, which may be a token like any other).
+    """
+
+    has_trunk = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_NS: Tensor) -> Tensor:
+        """[N, S], float32."""
+        head = cast(Any, core(self.model)).score
+        return cast(Tensor, head(trunk_hidden(self.model, token_NS))).float().squeeze(-1)
+
+
+class ScalarHead(nn.Module):
+    """V from the hidden states of the actor's trunk; starts at zero."""
+
+    has_trunk = False
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, hidden_NSH: Tensor) -> Tensor:
+        """[N, S], float32."""
+        return cast(Tensor, self.score(hidden_NSH.float())).squeeze(-1)
+
+
+def core(model: nn.Module) -> nn.Module:
+    """The transformers model itself; the one inside where peft has put adapters into it."""
+    return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def trunk_hidden(model: nn.Module, token_NS: Tensor) -> Tensor:
+    """The last hidden states, [N, S, H], of texts that are right-padded."""
+    own = cast(Any, core(model))
+    # embeddings, since given ids transformers looks for pads in them and warns; in these texts a pad is never seen
+    found = own.base_model(inputs_embeds=own.get_input_embeddings()(token_NS), use_cache=False)
+    return cast(Tensor, found.last_hidden_state)
+
+
+def trimmed(token_NS: Tensor, length_N: Tensor) -> Tensor:
+    """The texts without columns that are padding in all of them."""
+    return token_NS[:, : int(length_N.max())]
+
+
+class _Given(nn.Module):
+    """Stands in a trunk's place: hands on the hidden states that it is given."""
+
+    def forward(self, input_ids: Tensor | None = None, **given: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=given["inputs_embeds"])
+
+
+class CausalHead:
+    """From hidden states to logits by the family's own code, with whatever scale or soft cap it has after its head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        own = cast(Any, core(model))
+        self.vocabulary = int(own.get_output_embeddings().weight.shape[0])
+        self.model = copy.copy(own)
+        self.model._modules = {**own._modules, own.base_model_prefix: _Given()}
+
+    def __call__(self, hidden_BH: Tensor) -> Tensor:
+        """Logits, [B, V]."""
+        found = self.model(inputs_embeds=hidden_BH.unsqueeze(0), use_cache=False)
+        return cast(Tensor, found.logits).squeeze(0)
+
+
+def causal_head(model: nn.Module) -> CausalHead:
+    """The head of a causal LM; it reads the model's own weights as they are."""
+    return CausalHead(model)

@@ -1,0 +1,201 @@
+"""Generation: a policy writes responses to prompts, behind one narrow protocol.
+
+`CachedGenerator` is a plain loop over a key-value cache that has its room from the start. Rows that have ended leave
+the batch. A row's tokens are picked by uniform numbers of its own, drawn beforehand from a keyed stream; the rows of a
+batch are a fixed group of the configuration's, so who generates changes no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distrl.maths.random import stream
+from distrl.policies.lm import causal_head, core
+from distrl.rlhf.responses import Responses
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer to one prompt: its tokens, with the end of text where it ended of itself, and their log-probs."""
+
+    tokens: list[int]
+    log_probs: list[float]
+    ended: bool
+
+
+class Generator(Protocol):
+    """What RLHF asks of whoever samples. One's own, an inference server say, needs this method alone."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
+        """One answer to each prompt; token t of row n is the one that `uniform_NT[n, t]` picks.
+
+        Log-probs are those of the distribution sampled from, at its temperature. T is the length limit.
+        """
+        ...
+
+
+def uniforms(seed: int, iteration: int, rows: Sequence[int], max_response: int) -> NDArray[np.float32]:
+    """[N, T] in [0, 1), each row from the stream of its place in the run's batch."""
+    return np.stack(
+        [stream(seed, "token", iteration, row).random(max_response, dtype=np.float32) for row in rows]
+    )
+
+
+def pick(log_probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """The token where the cumulative probability passes u, [N]: the inverse of the distribution function."""
+    cumulative_NV = log_probs_NV.exp().cumsum(-1)
+    threshold_N1 = (uniform_N * cumulative_NV[:, -1]).unsqueeze(-1)
+    # at most the last token with a probability, where rounding puts the threshold on the sum itself
+    return (
+        torch.searchsorted(cumulative_NV, threshold_N1, right=True)
+        .squeeze(-1)
+        .clamp(max=log_probs_NV.shape[1] - 1)
+    )
+
+
+class CachedGenerator:
+    """`Generator` with a transformers causal LM on any device.
+
+    `end_tokens` end a response and belong to it. `greedy` takes the likeliest token instead. `top_k` and `top_p` are
+    for evaluation alone: what they leave out, the log-probs do not know.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        end_tokens: Sequence[int],
+        temperature: float = 1.0,
+        greedy: bool = False,
+        choose: Callable[[Tensor, Tensor], Tensor] = pick,
+    ) -> None:
+        self.model = model
+        self.end_tokens = sorted(set(end_tokens))
+        self.temperature = temperature
+        self.greedy = greedy
+        self.choose = choose
+        self.head = causal_head(model)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
+        limit = uniform_NT.shape[1]
+        device = next(self.model.parameters()).device
+        batch = _Batch.start(prompts, limit, self.model, device)
+        uniform = torch.from_numpy(np.ascontiguousarray(uniform_NT)).to(device)
+        ends = torch.tensor(self.end_tokens, device=device)
+        token_NT = torch.zeros((len(prompts), limit), dtype=torch.long, device=device)
+        log_prob_NT = torch.zeros((len(prompts), limit), device=device)
+        count_N = torch.full((len(prompts),), limit, device=device)
+        rows = torch.arange(len(prompts), device=device)  # that are still written
+        for t in range(limit):
+            log_probs = torch.log_softmax(self.head(batch.hidden).float() / self.temperature, dim=-1)
+            chosen = log_probs.argmax(-1) if self.greedy else self.choose(log_probs, uniform[rows, t])
+            token_NT[rows, t] = chosen
+            log_prob_NT[rows, t] = log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+            if len(ends):
+                ended = torch.isin(chosen, ends)
+                if bool(ended.any()):
+                    count_N[rows[ended]] = t + 1
+                    stay = (~ended).nonzero().squeeze(-1)
+                    rows, chosen = rows[stay], chosen[stay]
+                    if not len(rows):
+                        break
+                    batch.keep(stay)
+            if t + 1 < limit:
+                batch.go_on(chosen)
+        return _written(token_NT, log_prob_NT, count_N, set(self.end_tokens))
+
+
+def _written(token_NT: Tensor, log_prob_NT: Tensor, count_N: Tensor, ends: set[int]) -> list[Written]:
+    tokens, log_probs, counts = token_NT.tolist(), log_prob_NT.tolist(), count_N.tolist()
+    return [
+        Written(tokens[n][:count], log_probs[n][:count], tokens[n][count - 1] in ends)
+        for n, count in enumerate(counts)
+    ]
+
+
+class _Batch:
+    """Rows being written: the hidden state of each one's last token, and the cache of what came before."""
+
+    def __init__(
+        self, model: nn.Module, cache: Any, hidden: Tensor, position_N: Tensor, mask: Tensor | None
+    ) -> None:
+        self.trunk = cast(Any, core(model)).base_model
+        self.embed = cast(Any, core(model)).get_input_embeddings()
+        self.cache = cache
+        self.hidden = hidden  # [N, H]
+        self.position_N = position_N  # of the next token in its own text
+        self.mask = mask  # [N, room]: True where a key may be seen; None where no prompt is padded
+
+    @classmethod
+    def start(
+        cls, prompts: Sequence[Sequence[int]], limit: int, model: nn.Module, device: torch.device
+    ) -> _Batch:
+        """Prompts lie left-padded, so that all rows write in the same column."""
+        from distrl.rlhf.cache import make_cache
+
+        longest = max(len(prompt) for prompt in prompts)
+        token = torch.zeros((len(prompts), longest), dtype=torch.long)
+        mask = torch.zeros((len(prompts), longest + limit), dtype=torch.bool)
+        for n, prompt in enumerate(prompts):
+            token[n, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[n, longest - len(prompt) :] = True
+        token, mask = token.to(device), mask.to(device)
+        length_N = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        padded = any(len(prompt) != longest for prompt in prompts)
+        own = cast(Any, core(model))
+        batch = cls(model, make_cache(own.config, longest + limit), token, length_N, mask if padded else None)
+        position = (torch.arange(longest, device=device) - (longest - length_N).unsqueeze(1)).clamp(min=0)
+        batch._forward(token, position)
+        return batch
+
+    def _forward(self, token: Tensor, position: Tensor) -> None:
+        seen = self.cache.get_seq_length() + token.shape[1]
+        found = self.trunk(
+            inputs_embeds=self.embed(token),
+            attention_mask=None if self.mask is None else self.mask[:, :seen].long(),
+            position_ids=position,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.hidden = found.last_hidden_state[:, -1]
+
+    def go_on(self, token_N: Tensor) -> None:
+        """Takes in one more token of each row."""
+        self._forward(token_N.unsqueeze(1), self.position_N.unsqueeze(1))
+        self.position_N = self.position_N + 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Lets the other rows go."""
+        self.cache.batch_select_indices(rows)
+        self.position_N = self.position_N[rows]
+        if self.mask is not None:
+            self.mask = self.mask[rows]
+
+
+def respond(
+    generator: Generator,
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int] | NDArray[np.int64],
+    seed: int,
+    iteration: int,
+    rows: Sequence[int],
+    max_response: int,
+    version: int,
+) -> Responses:
+    """One response to each prompt. `rows` are their places in the run's batch, `numbers` the prompts' in the data."""
+    written = generator.generate(prompts, uniforms(seed, iteration, rows, max_response))
+    return Responses.write(
+        prompts,
+        [one.tokens for one in written],
+        [one.log_probs for one in written],
+        [one.ended for one in written],
+        numbers,
+        version,
+    )

@@ -1,0 +1,339 @@
+"""What runs in a role's worker: an ordinary class, the same in-process and behind Ray.
+
+    generator  ->  responses  ->  actor, reference, critic, reward say what they think  ->  actor and critic learn
+
+A `RoleWorker` hosts one role or several, and is one of `num_shares` that share each role's work. Responses are written
+in batches that the configuration fixes, models look at pieces that it fixes, and gradients are joined by a fixed tree:
+which worker has which share changes no bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distrl.learner import Learner, Snapshot, digest
+from distrl.policies.lm import LanguagePolicy, ScalarHead, ScalarModel
+from distrl.policies.protocol import load_parameters, parameters_and_buffers
+from distrl.rlhf.experience import Opinions, experience, summary
+from distrl.rlhf.generation import CachedGenerator, respond
+from distrl.rlhf.models import ModelParts, width
+from distrl.rlhf.opinions import Part, join, log_probs, pieces, values
+from distrl.rlhf.prompts import PromptOrder
+from distrl.rlhf.recipes import ResponseRecipe
+from distrl.rlhf.responses import Responses, share_of
+from distrl.telemetry import spans
+from distrl.telemetry.spans import TakenWhenSent, span
+from distrl.updates.shares import Share, SharedUpdate, joined, stops
+
+Role = Literal["actor", "critic", "reward", "reference", "generator"]
+ROLES: tuple[Role, ...] = ("generator", "actor", "critic", "reference", "reward")
+Layout = tuple[tuple[str, int], ...]
+WAITING = "wait: driver"
+
+
+class Scorer(Protocol):
+    """What gives responses a score; made on the worker by `RewardSource.build`."""
+
+    def score(self, responses: Responses, columns: Sequence[NDArray[np.int64]]) -> Part:
+        """Of the responses in `columns` (pieces), [n]; NaN where there is none."""
+        ...
+
+
+class RewardSource(Protocol):
+    """What travels to the reward's workers."""
+
+    def build(self, device: str) -> Scorer: ...
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """All that a role's worker needs to know of a run; travels to each once, the models beside it."""
+
+    recipe: ResponseRecipe
+    seed: int
+    prompts: tuple[tuple[int, ...], ...]  # tokens of each
+    num_prompts: int  # of an iteration
+    end_tokens: tuple[int, ...]
+    reward: RewardSource
+    value_head: bool = False  # the critic is a head on the actor's trunk
+    critic_rate: float = 1.0  # the critic's learning rate as a multiple of the actor's
+    generation_batch: int = 64  # responses that are written together
+    forward_batch: int = 64  # texts that go through a model together where nothing is learned
+    micro_batch: int | None = None  # texts that go through it together where something is
+    threads: int = 1
+    devices: dict[str, str] = field(default_factory=dict)
+    max_skipped_updates: int = 10
+    record_events: bool = False
+
+    def device(self, role: str) -> str:
+        """Where a role computes."""
+        return self.devices.get(role, "cpu")
+
+    @property
+    def num_responses(self) -> int:
+        """Of an iteration."""
+        return self.num_prompts * self.recipe.group_size
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What the driver learns of an update."""
+
+    metrics: dict[str, float]
+    version: int
+    digests: dict[str, str]  # role -> of its parameters after the update
+    num_responses: int
+    num_tokens: int
+    pid: int
+
+
+class RoleWorker:
+    """Hosts `roles`; `models` are theirs, `states` what trained ones go on from (`state`)."""
+
+    def __init__(
+        self,
+        spec: RoleSpec,
+        roles: Sequence[str],
+        models: dict[str, ModelParts],
+        states: dict[str, Any] | None = None,
+        share: int = 0,
+        num_shares: int = 1,
+        remote: bool = False,
+    ) -> None:
+        if remote:
+            torch.set_num_threads(spec.threads)
+            spans.start(WAITING, spec.record_events)
+        self.spec, self.roles = spec, tuple(roles)
+        self.share, self.num_shares = share, num_shares
+        self.learner: Learner | None = None
+        if "actor" in roles or "critic" in roles:
+            self.learner = self._make_learner(models)
+        if "generator" in roles:
+            # on the actor's own weights where that lives here too
+            own = self.learner.policy.actor if self.learner is not None else None
+            self.writer = own if own is not None else models["actor"].build(spec.device("generator"))
+            self.generator = CachedGenerator(self.writer, spec.end_tokens, spec.recipe.temperature)
+            self.order = PromptOrder(len(spec.prompts), spec.seed)
+            self.written_by = 0
+        if "reference" in roles:
+            model = models["reference"].build(spec.device("reference")).requires_grad_(False)
+            self.reference = LanguagePolicy(model, None, spec.recipe.temperature)
+        if "reward" in roles:
+            self.scorer = spec.reward.build(spec.device("reward"))
+        if states is not None:
+            self.load_states(states)
+
+    def _make_learner(self, models: dict[str, ModelParts]) -> Learner:
+        spec, recipe = self.spec, self.spec.recipe
+        actor = models["actor"].build(spec.device("actor")) if "actor" in self.roles else None
+        critic: Any = None
+        if recipe.trains_value and spec.value_head and actor is not None:
+            critic = ScalarHead(width(models["actor"])).to(spec.device("actor"))
+        elif "critic" in self.roles and not spec.value_head:
+            critic = ScalarModel(models["critic"].build(spec.device("critic")))
+        policy = LanguagePolicy(actor, critic, recipe.temperature)
+        return Learner(
+            policy,
+            recipe,
+            spec.seed,
+            spec.device("actor" if actor is not None else "critic"),
+            max_skipped_updates=spec.max_skipped_updates,
+            update=SharedUpdate(policy, recipe, spec.micro_batch, {"critic": spec.critic_rate}),
+        )
+
+    # writing
+
+    def write(self, iteration: int) -> list[Responses]:
+        """This share's batches of an iteration's responses, with the weights that were loaded last."""
+        spec = self.spec
+        size = spec.recipe.group_size
+        with span("generate"):
+            numbers = np.repeat(self.order.of(iteration, spec.num_prompts), size)
+            starts = range(0, spec.num_responses, spec.generation_batch)
+            written = []
+            for i in share_of(len(starts), self.share, self.num_shares):
+                rows = range(starts[i], min(starts[i] + spec.generation_batch, spec.num_responses))
+                written.append(
+                    respond(
+                        self.generator, [spec.prompts[numbers[row]] for row in rows], numbers[rows.start : rows.stop],
+                        spec.seed, iteration, rows, spec.recipe.max_response, self.written_by,
+                    )
+                )  # fmt: skip
+        return written
+
+    def load_writer(self, snapshot: Snapshot | None) -> tuple[int, str]:
+        """Takes the actor's new weights over; None where it writes with the actor's own.
+
+        Returns the version and the digest of what it writes with from now on.
+        """
+        with span("load weights"):
+            if snapshot is not None:
+                load_parameters(self.writer, snapshot.arrays)
+                self.written_by = snapshot.version
+            else:
+                self.written_by = cast(Learner, self.learner).version
+            return self.written_by, digest(parameters_and_buffers(self.writer))
+
+    # opinions
+
+    def _look(self, *written: list[Responses]) -> tuple[Responses, list[NDArray[np.int64]]]:
+        responses = Responses.concatenate([one for part in written for one in part])
+        return responses, pieces(responses, self.spec.forward_batch, self.share, self.num_shares)
+
+    def actor_log_probs(self, *written: list[Responses]) -> Part:
+        """Under the actor as it stands."""
+        with span("actor: log-probs"):
+            assert self.learner is not None
+            return log_probs(self.learner.policy, *self._look(*written))
+
+    def reference_log_probs(self, *written: list[Responses]) -> Part:
+        """Under the frozen reference."""
+        with span("reference"):
+            return log_probs(self.reference, *self._look(*written))
+
+    def values(self, *written: list[Responses]) -> Part:
+        """By the critic."""
+        with span("critic: values"):
+            assert self.learner is not None
+            return values(self.learner.policy, *self._look(*written))
+
+    def scores(self, *written: list[Responses]) -> Part:
+        """By the reward."""
+        with span("reward"):
+            return self.scorer.score(*self._look(*written))
+
+    # learning
+
+    def begin(self, progress: float, beta: float, layout: Layout, *parts: Any) -> dict[str, float]:
+        """Makes experience of what was written and said; returns what it was like.
+
+        `layout` names the parts in their order: ("written", 2), ("reference", 1), ... (top-level arguments, so that
+        references to them travel instead of themselves).
+        """
+        learner, recipe = cast(Learner, self.learner), self.spec.recipe
+        with span("advantage"):
+            given = iter(parts)
+            said = {name: [next(given) for _ in range(count)] for name, count in layout}
+            responses = Responses.concatenate([one for part in said.pop("written") for one in part])
+            columns = {name: join(told, responses.num_responses) for name, told in said.items()}
+            opinions = Opinions(
+                columns.get("actor"), columns["reference"], columns["reward"], columns.get("critic")
+            )
+            trajectory = experience(responses, opinions, recipe, beta)
+            self.told = summary(responses, opinions, beta)
+            self.size = responses.num_responses, int(responses.valid.sum())
+        learner.begin([trajectory], progress, beta if recipe.kl_in == "loss" else 0.0)
+        self.rows: list[NDArray[np.float64]] = []
+        self.names: list[str] = []
+        return self.told
+
+    def learn(self, progress: float, beta: float, layout: Layout, *parts: Any) -> LearnReport:
+        """A whole update, where no other worker shares it: `begin` to `finish`."""
+        told = self.begin(progress, beta, layout, *parts)
+        learner = cast(Learner, self.learner)
+        with span(self._updating):
+            epochs = (learner.minibatches(epoch) for epoch in range(self.spec.recipe.epochs))
+            found = learner.optimisation.optimise(learner.task.batch, epochs, learner.task.rates)
+        return self._report(told, *found)
+
+    def gradient(self, epoch: int, minibatch: int) -> Share:
+        """This share of a minibatch's gradient."""
+        learner = cast(Learner, self.learner)
+        with span(self._updating):
+            index = learner.minibatches(epoch)[minibatch]
+            update = cast(SharedUpdate, learner.optimisation)
+            return update.gradient(learner.task.batch, index, learner.task.rates, self.share, self.num_shares)
+
+    def step(self, *shares: Share) -> None:
+        """Steps down all shares' gradient."""
+        learner = cast(Learner, self.learner)
+        with span(self._updating):
+            whole = joined(shares)
+            self.names = [*whole.names]
+            self.rows.append(cast(SharedUpdate, learner.optimisation).step(whole, learner.task.rates))
+
+    def goes_on(self, epoch: int) -> bool:
+        """Whether the KL of an epoch that is over allows another."""
+        rows = np.array(self.rows[epoch * self.spec.recipe.minibatches :])
+        return not stops(self.spec.recipe, self.names, rows)
+
+    def finish(self) -> LearnReport:
+        """The end of an update in shares."""
+        return self._report(self.told, self.names, np.array(self.rows))
+
+    @property
+    def _updating(self) -> str:
+        trained = [role for role in ("actor", "critic") if role in self.roles]
+        return f"{' and '.join(trained)}: update"
+
+    def _report(self, told: dict[str, float], names: list[str], table: NDArray[np.float64]) -> LearnReport:
+        learner = cast(Learner, self.learner)
+        metrics = learner.finish(names, table)
+        trained = {role: digest(self._arrays(role)) for role in ("actor", "critic") if self._has(role)}
+        return LearnReport(told | metrics, learner.version, trained, *self.size, os.getpid())
+
+    # state
+
+    def _has(self, role: str) -> bool:
+        return self.learner is not None and getattr(self.learner.policy, role) is not None
+
+    def _arrays(self, role: str) -> dict[str, NDArray[Any]]:
+        assert self.learner is not None
+        return parameters_and_buffers(getattr(self.learner.policy, role))
+
+    def snapshot(self) -> Snapshot:
+        """The actor as it stands."""
+        assert self.learner is not None
+        return Snapshot.of(self.learner.policy.actor, self.learner.version)
+
+    def snapshot_name(self) -> tuple[int, str]:
+        """Its version and digest."""
+        return cast(Learner, self.learner).version, digest(self._arrays("actor"))
+
+    def state(self) -> dict[str, Any]:
+        """Role -> state tree of all that its next update depends on."""
+        assert self.learner is not None
+        learner, optimiser = self.learner, self.learner.optimisation.optimiser_state()
+        return {
+            role: {
+                "parameters": self._arrays(role),
+                "optimiser": optimiser.get(role),
+                "version": learner.version,
+                "skipped": learner.skipped,
+                "streak": learner.streak,
+            }
+            for role in ("actor", "critic")
+            if self._has(role)
+        }
+
+    def load_states(self, states: dict[str, Any]) -> None:
+        """Puts back what `state` of workers that together hosted these roles gave."""
+        if self.learner is None:
+            if "generator" in self.roles:
+                load_parameters(self.writer, states["actor"]["parameters"])
+                self.written_by = int(states["actor"]["version"])
+            return
+        mine = {role: states[role] for role in ("actor", "critic") if self._has(role)}
+        for role, state in mine.items():
+            load_parameters(getattr(self.learner.policy, role), state["parameters"])
+        optimiser = {
+            role: state["optimiser"] for role, state in mine.items() if state["optimiser"] is not None
+        }
+        self.learner.optimisation.load_optimiser_state(optimiser)
+        first = next(iter(mine.values()))
+        self.learner.version = int(first["version"])
+        self.learner.skipped = int(first["skipped"])
+        self.learner.streak = float(first["streak"])
+        if "generator" in self.roles:
+            self.written_by = self.learner.version
+
+    def take_spans(self) -> TakenWhenSent:
+        """Seconds by name since the last take, the sending of this answer included."""
+        return TakenWhenSent(WAITING)

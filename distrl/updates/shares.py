@@ -1,0 +1,258 @@
+"""The update in pieces: micro-batches, joined by one fixed tree, so that several learners may share them.
+
+    minibatch    |  0  |  1  |  2  |  3  |       micro-batches: columns of about one length
+    learner 0     g0 + g1 = g01     \\
+    learner 1     g2 + g3 = g23  ->  g01 + g23   every learner joins all shares, and steps alike
+
+A gradient is the sum over micro-batches of sums over their rows, each divided by the valid rows of the whole
+minibatch: split and number of learners change no row's weight. The tree splits in halves, and learners, a power of
+two of them, take its nodes, so 1, 2 and 4 learners add in one order and agree to the bit. Parameters step in groups,
+actor and critic apart, each with its own optimiser, gradient clip and skip: which of them a process has changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distrl.maths import losses
+from distrl.policies.protocol import Evaluation
+from distrl.recipes import Recipe
+from distrl.telemetry.spans import span
+from distrl.trajectory import Trajectory
+from distrl.trees import tree_map
+from distrl.updates.protocol import Index, Rates
+from distrl.updates.torch import Batch, OptimiserGroup, TorchUpdate, to_device
+
+T = TypeVar("T")
+Sums = tuple[
+    dict[str, Tensor], dict[str, list[Tensor]]
+]  # metrics, and the gradients of each group's parameters
+
+
+@dataclass(frozen=True)
+class Share:
+    """A learner's part of a minibatch's gradient: sums that add up. Arrays, so that it travels."""
+
+    names: tuple[str, ...]
+    metrics: NDArray[np.float32]
+    gradients: dict[str, NDArray[np.float32]]  # group -> all its parameters', flat
+
+    def __add__(self, other: Share) -> Share:
+        gradients = {name: flat + other.gradients[name] for name, flat in self.gradients.items()}
+        return Share(self.names, self.metrics + other.metrics, gradients)
+
+
+def halves(low: int, high: int) -> tuple[range, range]:
+    """The two sides of the tree's node over low..high-1."""
+    middle = (low + high + 1) // 2
+    return range(low, middle), range(middle, high)
+
+
+def node(count: int, share: int, num_shares: int) -> range:
+    """The pieces of one of `num_shares` learners: a node of the tree over `count`. ValueError for no power of two."""
+    if num_shares & (num_shares - 1):
+        raise ValueError(f"learners that share a role's update are 1, 2, 4, 8, ..., got {num_shares}")
+    pieces = range(count)
+    while num_shares > 1:
+        num_shares //= 2
+        pieces = halves(pieces.start, pieces.stop)[share // num_shares]
+        share %= num_shares
+    return pieces
+
+
+def tree_sum(pieces: range, leaf: Callable[[int], T], add: Callable[[T, T], T]) -> T:
+    """The sum of the leaves by the tree. There must be one at least."""
+    if len(pieces) == 1:
+        return leaf(pieces.start)
+    left, right = halves(pieces.start, pieces.stop)
+    return add(tree_sum(left, leaf, add), tree_sum(right, leaf, add))
+
+
+class SharedUpdate(TorchUpdate):
+    """`Update` by groups and micro-batches of columns; alone, or as one of several learners by `gradient` and `step`.
+
+    The policy says by `optimiser_groups()` which parameters step together; without an actor the policy's loss is left
+    out, without a critic the value's. Advantages come normalised. `micro_batch` columns go through the models at a
+    time (default: a minibatch); `rate_factors` multiply a group's learning rate.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        recipe: Recipe,
+        micro_batch: int | None = None,
+        rate_factors: dict[str, float] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.recipe = replace(recipe, normalize_advantage=False)
+        self.device = next(policy.parameters()).device
+        self.micro_batch = micro_batch
+        groups: dict[str, list[nn.Parameter]] = policy.optimiser_groups()
+        self.groups = {name: OptimiserGroup.adam(own, recipe) for name, own in groups.items()}
+        self.rate_factors = rate_factors or {}
+        self.learns_policy = self.policy.actor is not None
+        self.learns_value = recipe.trains_value and self.policy.critic is not None
+
+    def batch(self, trajectory: Trajectory, advantage: NDArray[Any], target: NDArray[Any]) -> Batch:
+        batch = super().batch(trajectory, advantage, target)
+        reference = to_device(trajectory.extra["reference_log_prob"], self.device)
+        valid = to_device(trajectory.valid, self.device)
+        return replace(batch, reference_log_prob=reference, valid=valid)
+
+    def optimise(
+        self, batch: Batch, epochs: Iterable[list[Index]], rates: Rates
+    ) -> tuple[list[str], NDArray[np.float64]]:
+        """As `Update.optimise`, all shares here."""
+        rows: list[NDArray[np.float64]] = []
+        names: list[str] = []
+        for parts in epochs:
+            begun = len(rows)
+            for index in parts:
+                metrics, gradients = self._sums(batch, index, rates)
+                skipped = self._step(gradients, rates)
+                names = [*metrics]
+                rows.append(torch.stack([*metrics.values(), skipped]).double().cpu().numpy())
+            if stops(self.recipe, names, np.array(rows[begun:])):
+                break
+        return names, np.array(rows) if rows else np.zeros((0, 1))
+
+    def gradient(
+        self, batch: Batch, index: Index, rates: Rates, share: int = 0, num_shares: int = 1
+    ) -> Share:
+        """This learner's share of the gradient of a minibatch, the columns `index`; an empty one where it has no piece."""
+        sums = self._sums(batch, index, rates, share, num_shares)
+        if not sums[1]:
+            return Share((), np.zeros(0, np.float32), {})
+        metrics, gradients = sums
+        told = torch.stack([*metrics.values()]).float().cpu().numpy()
+        flat = {
+            name: torch.cat([one.flatten() for one in parts]).float().cpu().numpy()
+            for name, parts in gradients.items()
+        }
+        return Share(tuple(metrics), told, flat)
+
+    def step(self, whole: Share, rates: Rates) -> NDArray[np.float64]:
+        """Steps every group down the whole gradient. Its metrics, then 1 where a group's was not finite and skipped."""
+        gradients = {}
+        for name, group in self.groups.items():
+            flat = to_device(whole.gradients[name], self.device)
+            parts = flat.split([parameter.numel() for parameter in group.parameters])
+            gradients[name] = [part.view_as(own) for own, part in zip(group.parameters, parts, strict=True)]
+        return np.append(whole.metrics.astype(np.float64), float(self._step(gradients, rates)))
+
+    def _sums(self, batch: Batch, index: Index, rates: Rates, share: int = 0, num_shares: int = 1) -> Sums:
+        """Metrics and gradients of this learner's pieces; nothing where it has none."""
+        pieces = self._pieces(batch, index)
+        assert batch.valid is not None
+        count = batch.valid[:, to_device(index, self.device)].sum().clamp(min=1)
+        mine = node(len(pieces), share, num_shares)
+        if not len(mine):
+            return {}, {}
+        return tree_sum(mine, lambda i: self._piece(batch, pieces[i], rates, count), _added)
+
+    def _step(self, gradients: dict[str, list[Tensor]], rates: Rates) -> Tensor:
+        skipped = torch.zeros((), device=self.device)
+        for name, group in self.groups.items():
+            for options in group.optimiser.param_groups:
+                options["lr"] = rates.learning_rate * self.rate_factors.get(name, 1.0)
+            for parameter, gradient in zip(group.parameters, gradients[name], strict=True):
+                parameter.grad = gradient
+            skipped = torch.maximum(skipped, group.step_gradients())
+            group.optimiser.zero_grad(set_to_none=True)
+        return skipped
+
+    def _pieces(self, batch: Batch, index: Index) -> list[Index]:
+        """Micro-batches of the columns `index`, texts of about one length together."""
+        if self.micro_batch is None:
+            return [index]
+        length: Tensor = batch.initial_state["length"]
+        order = index[np.argsort(-length.cpu().numpy()[index], kind="stable")]
+        return [order[begin : begin + self.micro_batch] for begin in range(0, len(order), self.micro_batch)]
+
+    def _piece(self, batch: Batch, columns: Index, rates: Rates, count: Tensor) -> Sums:
+        """Metrics and gradients of one micro-batch."""
+        with span("learn: rows"):
+            rows = batch.take(to_device(columns, self.device))
+            rows = _without_padding(rows)
+        evaluation = self.policy.evaluate(
+            rows.observation, rows.action, rows.action_mask, rows.initial_state, rows.episode_start
+        )
+        loss, metrics = self._loss_of(evaluation, rows, rates.clip, count)
+        if self.learns_policy and rates.beta:
+            loss, metrics = self._with_kl(loss, metrics, evaluation, rows, rates.beta, count)
+        every = [parameter for group in self.groups.values() for parameter in group.parameters]
+        found = torch.autograd.grad(loss, every, allow_unused=True)
+        filled = iter(
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(every, found, strict=True)
+        )
+        return metrics, {
+            name: [next(filled) for _ in group.parameters] for name, group in self.groups.items()
+        }
+
+    def _with_kl(
+        self,
+        loss: Tensor,
+        metrics: dict[str, Tensor],
+        evaluation: Evaluation,
+        rows: Batch,
+        beta: float,
+        count: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert rows.reference_log_prob is not None
+        estimator: str = getattr(self.recipe, "kl_estimator")  # noqa: B009 - a ResponseRecipe's
+        kl, kl_metrics = losses.kl_penalty(
+            evaluation.log_prob, rows.reference_log_prob, estimator, rows.valid, count
+        )
+        return loss + beta * kl, metrics | kl_metrics
+
+    def optimiser_state(self) -> dict[str, Any]:
+        """Of each group by its name, as `OptimiserGroup.state`."""
+        return {name: group.state() for name, group in self.groups.items()}
+
+    def load_optimiser_state(self, state: dict[str, Any]) -> None:
+        for name, group in self.groups.items():
+            group.load_state(state[name])
+
+
+def joined(shares: Sequence[Share]) -> Share:
+    """The whole of all learners' shares, in their order, by the upper part of the tree."""
+    some = [share for share in shares if share.gradients]
+    return tree_sum(range(len(some)), lambda i: some[i], lambda a, b: a + b)
+
+
+def stops(recipe: Recipe, names: Sequence[str], rows: NDArray[np.float64]) -> bool:
+    """Whether an epoch's rows (metrics, then skipped) passed `target_kl`."""
+    if recipe.target_kl is None or "approx_kl" not in names or not len(rows):
+        return False
+    return bool(
+        np.where(rows[:, -1] > 0, 0.0, rows[:, list(names).index("approx_kl")]).mean() > recipe.target_kl
+    )
+
+
+def _added(a: Sums, b: Sums) -> Sums:
+    metrics = {name: value + b[0][name] for name, value in a[0].items()}
+    gradients = {
+        name: [one.add_(other) for one, other in zip(parts, b[1][name], strict=True)]
+        for name, parts in a[1].items()
+    }
+    return metrics, gradients
+
+
+def _without_padding(rows: Batch) -> Batch:
+    """Without the rows at the end that are no decision in any of these columns."""
+    assert rows.valid is not None
+    used = int(rows.valid.any(dim=1).sum())
+    columns = {
+        name: tree_map(lambda leaf: leaf[: max(used, 1)], value)
+        for name, value in vars(rows).items()
+        if name != "initial_state"
+    }
+    return Batch(**columns, initial_state=rows.initial_state)
