@@ -269,3 +269,55 @@ def normalised(advantage_B: Array) -> Array:
     """To mean 0 and population deviation 1."""
     mean, variance = moments(advantage_B)
     return (advantage_B - mean) / (math.sqrt(float(variance)) + 1e-8)
+
+
+def group_relative(return_N: Array, size: int, baseline: str, scale: bool) -> Array:
+    """R_i less the mean of its group of neighbours, or of the others in it; over the group's deviation + 1e-4."""
+    advantage_N = np.zeros(len(return_N))
+    for i in range(len(return_N)):
+        first = i - i % size
+        group = [float(return_N[j]) for j in range(first, first + size)]
+        rest = group if baseline == "mean" else group[: i - first] + group[i - first + 1 :]
+        advantage_N[i] = float(return_N[i]) - math.fsum(rest) / len(rest)
+        if scale:
+            mean = math.fsum(group) / size
+            advantage_N[i] /= math.sqrt(math.fsum((x - mean) ** 2 for x in group) / size) + 1e-4
+    return advantage_N
+
+
+def shaped_rewards(
+    score: float, log_prob: list[float], reference_log_prob: list[float], beta: float
+) -> list[float]:
+    """Of one response's actions: -beta (log pi - log pi_ref) each, and the score added to the last (arXiv 1909.08593)."""
+    rewards = [-beta * (p - q) for p, q in zip(log_prob, reference_log_prob, strict=True)]
+    rewards[-1] += score
+    return rewards
+
+
+def response_gae(rewards: list[float], values: list[float], after: float, gamma: float, lam: float) -> Array:
+    """Advantages of one response's actions alone, nothing between them: `after` is V of what follows the last."""
+    count = len(rewards)
+    column = np.asarray(rewards)[:, None], np.asarray(values)[:, None]
+    following = np.asarray([*values[1:], after])[:, None]
+    done = (np.arange(count) == count - 1)[:, None]
+    return gae(*column, following, np.zeros((count, 1), bool), done, gamma, lam)[:, 0]
+
+
+def full_kl(log_p_V: Array, log_q_V: Array) -> float:
+    """KL(p || q) over the whole vocabulary."""
+    return math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p_V, log_q_V, strict=True))
+
+
+def adapted_beta(
+    beta: float, kls: list[float], num_responses: int, target: float, horizon: float
+) -> list[float]:
+    """The weights after each batch's KL: a product of 1 + e N / horizon (arXiv 1909.08593, sec. 2.2)."""
+    errors = [max(-0.2, min(0.2, kl / target - 1)) for kl in kls]
+    return [
+        beta * math.prod(1 + e * num_responses / horizon for e in errors[: i + 1]) for i in range(len(kls))
+    ]
+
+
+def log_softmax(logits_V: Array, temperature: float = 1.0) -> Array:
+    """log of softmax(logits / T)."""
+    return np.array(_log_softmax(np.asarray(logits_V, np.float64) / temperature))
