@@ -7,13 +7,13 @@ Where a value came from (flag, TOML, preset, default) is kept beside it: see `di
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from distrl.clashes import clashes
-from distrl.recipes import PPO, Recipe
+from distrl.clashes import clashes, implied, warnings
+from distrl.fields import Schema
+from distrl.recipes import LADDER, PPO, Recipe
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -149,21 +149,13 @@ class TrainConfig(BaseModel):
     @classmethod
     def _recipe_within_bounds(cls, recipe: Recipe) -> Recipe:
         """A `Recipe` made by hand is checked as flags are: the dataclass itself checks nothing."""
-        from distrl.fields import read_value
-
-        for field in dataclasses.fields(Recipe):
-            try:
-                read_value(field.name, getattr(recipe, field.name))
-            except ValueError as error:
-                raise ValueError(f"{field.name}: {error}") from None
+        TRAIN.check_recipe(recipe)
         return recipe
 
     @field_validator("algo", "env_kwargs", "policy_kwargs", mode="after")
     @classmethod
     def _as_a_flag_would_be(cls, value: Any, info: ValidationInfo) -> Any:
-        from distrl.fields import read_value
-
-        return read_value(str(info.field_name), value)
+        return TRAIN.read_value(str(info.field_name), value)
 
     @model_validator(mode="after")
     def _fields_do_not_clash(self) -> TrainConfig:
@@ -186,3 +178,42 @@ class TrainConfig(BaseModel):
     def steps_per_iteration(self) -> int | None:
         """Env steps of one iteration; None where whole episodes are collected."""
         return self.recipe.num_envs * self.recipe.num_steps if self.recipe.collects == "steps" else None
+
+
+# The comment groups above and in recipes.py.
+SECTIONS: dict[str, str] = {
+    "what is trained": "env",
+    "the envs": "groups",
+    "the policy": "network",
+    "who does the work": "workers",
+    "what is kept": "run_dir",
+    "when things break": "nonfinite",
+    "what is collected": "collects",
+    "how credit is given": "gamma",
+    "how a batch is used": "clip",
+    "the optimiser: Adam": "learning_rate",
+}
+
+# What a resumed run may be given anew: how long, how fast, by whom, and what is kept. All else decides the
+# curve or the shapes, and a changed value would make the saved state mean something different.
+CHANGEABLE = (
+    "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "rollout_device", "address",
+    "checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "tensorboard",
+    "wandb", "wandb_project", "step_timeout_sec", "max_save_failures", "max_skipped_updates",
+    "max_env_restarts", "max_worker_restarts", "max_replay_steps",
+)  # fmt: skip
+
+TRAIN = Schema(
+    command="distrl train",
+    config=TrainConfig,
+    sections=SECTIONS,
+    changeable=CHANGEABLE,
+    fixed="the env, the shapes and the curve cannot change on resume",
+    start_from=" (--init-from takes this one's parameters)",
+    clashes=clashes,
+    warnings=warnings,
+    recipe=Recipe,
+    presets=LADDER,
+    implied=implied,
+    modules=("env", "wrapper", "policy"),
+)

@@ -1,8 +1,9 @@
 """The flat set of names that flags, TOML and `config.json` share, and how one value of it is read.
 
-A field is one of `TrainConfig`'s or one of its `Recipe`'s: `env`, `workers`, `learning_rate`, …
-Each is described once, there; this file reads that description and checks one value at a time,
-so that every wrong value of a command line is found and not only the first.
+A command's `Schema` names its configuration and, where it has algorithms, their recipe. A field is one of
+the configuration's or one of the recipe's: `env`, `workers`, `learning_rate`, … Each is described once, there;
+this file reads that description and checks one value at a time, so that every wrong value of a command line is
+found and not only the first.
 """
 
 from __future__ import annotations
@@ -12,29 +13,17 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from functools import cache
-from typing import Annotated, Any, Literal
+from functools import cache, cached_property
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from distrl.recipes import LADDER, Recipe
+from distrl.clashes import Clash
 
-# Each heading of the help and the field that it starts with: the comment groups of config.py and recipes.py.
-SECTIONS: dict[str, str] = {
-    "what is trained": "env",
-    "the envs": "groups",
-    "the policy": "network",
-    "who does the work": "workers",
-    "what is kept": "run_dir",
-    "when things break": "nonfinite",
-    "what is collected": "collects",
-    "how credit is given": "gamma",
-    "how a batch is used": "clip",
-    "the optimiser: Adam": "learning_rate",
-}
+C = TypeVar("C", bound=BaseModel)
 
 LARGEST_EXPONENT = 18  # --total-steps 1e6 is meant well, 1e999999999 would fill the memory
 
@@ -49,6 +38,7 @@ class FlatField:
     help: str
     section: str
     in_recipe: bool
+    presets: Mapping[str, Any] = field(default_factory=dict)  # algorithm -> its recipe
 
     @property
     def flag(self) -> str:
@@ -78,7 +68,7 @@ class FlatField:
     def choices(self) -> tuple[str, ...]:
         """The words it may be; empty where it is not a choice."""
         if self.name == "algo":
-            return tuple(LADDER)
+            return tuple(self.presets)
         return next(
             (typing.get_args(one) for one in self._alternatives if typing.get_origin(one) is Literal), ()
         )
@@ -92,11 +82,11 @@ class FlatField:
 
     @property
     def default_text(self) -> str:
-        """The default as the help shows it: one value, or one per rung where the rungs differ."""
+        """The default as the help shows it: one value, or one per algorithm where they differ."""
         if not self.in_recipe:
             return show(self.default)
         by_value: dict[str, list[str]] = {}
-        for algo, recipe in LADDER.items():
+        for algo, recipe in self.presets.items():
             by_value.setdefault(show(getattr(recipe, self.name)), []).append(algo)
         if len(by_value) == 1:
             return next(iter(by_value))
@@ -107,34 +97,111 @@ def _without_bounds(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
+@dataclass(frozen=True, eq=False)
+class Schema(Generic[C]):
+    """What a command's configuration is: flags, TOML, `config.json` and `--dry-run` all follow from it."""
+
+    command: str  # as a person types it
+    config: type[C]
+    sections: Mapping[str, str]  # each heading of the help and the field that it starts with
+    changeable: tuple[str, ...]  # what a resumed run may be given anew
+    fixed: str  # why nothing else may
+    clashes: Callable[[C], list[Clash]]
+    warnings: Callable[[C], list[str]]
+    recipe: type | None = None  # a dataclass of `recipes.option`s; the configuration has it as `recipe`
+    presets: Mapping[str, Any] = field(default_factory=dict)  # what `--algo` may be -> its recipe
+    implied: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda values: {}  # by other fields
+    modules: tuple[str, ...] = ()  # fields that name code as module:name
+    start_from: str = ""  # how a new run takes a resumed one's parameters
+    hidden: tuple[str, ...] = ()  # the recipe's fields that mean nothing here
+
+    @cached_property
+    def fields(self) -> dict[str, FlatField]:
+        """All names in the order of the help: the configuration's fields, then the recipe's."""
+        starts = {first: heading for heading, first in self.sections.items()}
+        found: dict[str, FlatField] = {}
+        section = ""
+        for name, info in self.config.model_fields.items():
+            if name == "recipe":
+                continue
+            section = starts.get(name, section)
+            hint = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+            found[name] = FlatField(
+                name, hint, info.default, info.description or "", section, False, self.presets
+            )
+        hints = typing.get_type_hints(self.recipe) if self.recipe else {}
+        for name, one in self.recipe_fields.items():
+            section = starts.get(name, section)
+            bounds = {key: value for key, value in one.metadata.items() if key in ("gt", "ge", "lt", "le")}
+            hint = Annotated[hints[name], Field(**bounds)] if bounds else hints[name]
+            found[name] = FlatField(
+                name, hint, one.default, one.metadata["help"], section, True, self.presets
+            )
+        order = list(self.sections)
+        return dict(sorted(found.items(), key=lambda item: order.index(item[1].section)))
+
+    @cached_property
+    def recipe_fields(self) -> dict[str, dataclasses.Field[Any]]:
+        """The recipe's fields that are flags, by name."""
+        if self.recipe is None:
+            return {}
+        return {one.name: one for one in dataclasses.fields(self.recipe) if one.name not in self.hidden}
+
+    @cached_property
+    def _adapters(self) -> dict[str, TypeAdapter[Any]]:
+        return {}
+
+    def _adapter(self, name: str) -> TypeAdapter[Any]:
+        if name not in self._adapters:
+            hint = self.fields[name].hint
+            self._adapters[name] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+        return self._adapters[name]
+
+    def unknown_name(self, name: str, where: str = "", also: Iterable[str] = ()) -> str:
+        """The message for a name that is no field; `also` are further options of the command."""
+        names = [one.replace("_", "-") for one in (*self.fields, *also)]
+        guess = nearest(name.replace("_", "-"), names, "--") or f" `{self.command} --help` lists them"
+        return f"--{name.replace('_', '-')}{where}: no such option;{guess}"
+
+    def read_value(self, name: str, given: Any) -> Any:
+        """One value of the flat set, from a string of the command line or a value of TOML, JSON or Python.
+
+        Raises ValueError: the rule, what was given and what to do, without the field's name.
+        """
+        field = self.fields[name]
+        value = _from_text(field, given)
+        if field.kind in (int, float) and isinstance(value, bool):
+            raise ValueError(f"must be a number, got {show(given)};{_way_out(field)}")
+        try:
+            value = self._adapter(name).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(_rule(field, given, error)) from None
+        if field.choices and value is not None and value not in field.choices:
+            raise ValueError(_choice_rule(field, given))
+        if field.kind is dict:
+            return {canonical(key): plain(one, f"{field.flag}.{key}") for key, one in value.items()}
+        return value
+
+    def check_recipe(self, recipe: Any) -> None:
+        """Checks a recipe made by hand as flags are: the dataclass itself checks nothing. Raises ValueError."""
+        for name in self.recipe_fields:
+            try:
+                self.read_value(name, getattr(recipe, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+
 @cache
+def train_schema() -> Schema[Any]:
+    """That of `distrl train`."""
+    from distrl.config import TRAIN  # which is made by this file
+
+    return TRAIN
+
+
 def flat_fields() -> dict[str, FlatField]:
-    """All names in the order of the help: TrainConfig's fields, then the Recipe's."""
-    from distrl.config import TrainConfig  # config.py checks a Recipe by this file
-
-    starts = {first: heading for heading, first in SECTIONS.items()}
-    found: dict[str, FlatField] = {}
-    section = ""
-    for name, info in TrainConfig.model_fields.items():
-        if name == "recipe":
-            continue
-        section = starts.get(name, section)
-        hint = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
-        found[name] = FlatField(name, hint, info.default, info.description or "", section, in_recipe=False)
-    hints = typing.get_type_hints(Recipe)
-    for one in dataclasses.fields(Recipe):
-        section = starts.get(one.name, section)
-        bounds = {key: value for key, value in one.metadata.items() if key in ("gt", "ge", "lt", "le")}
-        hint = Annotated[hints[one.name], Field(**bounds)] if bounds else hints[one.name]
-        found[one.name] = FlatField(
-            one.name, hint, one.default, one.metadata["help"], section, in_recipe=True
-        )
-    return found
-
-
-@cache
-def _adapter(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(flat_fields()[name].hint, config=ConfigDict(allow_inf_nan=False))
+    """The names of `distrl train`."""
+    return train_schema().fields
 
 
 def show(value: Any) -> str:
@@ -159,41 +226,16 @@ def canonical(name: str) -> str:
     return name.replace("-", "_")
 
 
-def unknown_name(name: str, where: str = "", also: Iterable[str] = ()) -> str:
-    """The message for a name that is no field; `also` are further options of the command."""
-    names = [one.replace("_", "-") for one in (*flat_fields(), *also)]
-    guess = nearest(name.replace("_", "-"), names, "--") or " `distrl train --help` lists them"
-    return f"--{name.replace('_', '-')}{where}: no such option;{guess}"
-
-
-def read_value(name: str, given: Any) -> Any:
-    """One value of the flat set, from a string of the command line or a value of TOML, JSON or Python.
-
-    Raises ValueError: the rule, what was given and what to do, without the field's name.
-    """
-    field = flat_fields()[name]
-    value = _from_text(field, given)
-    if field.kind in (int, float) and isinstance(value, bool):
-        raise ValueError(f"must be a number, got {show(given)};{_way_out(field)}")
-    try:
-        value = _adapter(name).validate_python(value)
-    except ValidationError as error:
-        raise ValueError(_rule(field, given, error)) from None
-    if field.choices and value is not None and value not in field.choices:
-        raise ValueError(_choice_rule(field, given))
-    if field.kind is dict:
-        return {canonical(key): plain(one, f"{field.flag}.{key}") for key, one in value.items()}
-    return value
-
-
 def _from_text(field: FlatField, given: Any) -> Any:
     """What a string stands for, where the field is not itself text."""
     if isinstance(given, os.PathLike):
         return os.fspath(given)
     if field.kind is tuple:
+        if field.optional and isinstance(given, str) and given.lower() == "none":
+            return None
         if isinstance(given, str):
             return tuple(part.strip() for part in given.split(",")) if given.strip() else ()
-        return (given,) if isinstance(given, int) else given
+        return (given,) if isinstance(given, (int, float)) else given
     if not isinstance(given, str):
         return given
     if field.optional and given.lower() == "none":

@@ -13,84 +13,80 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
-from distrl.clashes import clashes, warnings
-from distrl.config import TrainConfig
+from distrl.config import CHANGEABLE as CHANGEABLE
+from distrl.config import TRAIN, TrainConfig
 from distrl.errors import BadInput
-from distrl.fields import canonical, flat_fields, read_value, show, unknown_name
-from distrl.recipes import LADDER, Recipe
+from distrl.fields import C, Schema, canonical, show
 
 SCHEMA = 1
 CONFIG_FILE = "config.json"
 
 Source = Literal["flag", "toml", "implied", "preset", "default"]
 
-# What a resumed run may be given anew: how long, how fast, by whom, and what is kept. All else decides the
-# curve or the shapes, and a changed value would make the saved state mean something different.
-CHANGEABLE = (
-    "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "rollout_device", "address",
-    "checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "tensorboard",
-    "wandb", "wandb_project", "step_timeout_sec", "max_save_failures", "max_skipped_updates",
-    "max_env_restarts", "max_worker_restarts", "max_replay_steps",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedAs(Generic[C]):
     """A configuration, where each of its values came from, and what a person should be told about it."""
 
-    config: TrainConfig
+    config: C
     sources: dict[str, Source]  # by flat name; a table's keys also one by one: `env_kwargs.goal_velocity`
     warnings: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()  # on resume: `learning_rate: 0.001 -> 0.0005`
 
 
+Resolved = ResolvedAs[TrainConfig]
+
+
 def resolve(flags: Mapping[str, Any], toml: Path | None = None, problems: Iterable[str] = ()) -> Resolved:
+    """`resolve_as` for `distrl train`."""
+    return resolve_as(TRAIN, flags, toml, problems)
+
+
+def resolve_as(
+    schema: Schema[C], flags: Mapping[str, Any], toml: Path | None = None, problems: Iterable[str] = ()
+) -> ResolvedAs[C]:
     """The configuration of a new run.
 
     `flags` are flat names (with `-` or `_`) and values, as text or as Python has them; `problems` were found
     before, by whoever read the command line. Raises BadInput with them and all that is wrong here.
     """
     found = list(problems)
-    given, sources, bad = _read_all(flags, toml, found)
-    preset = LADDER[given.get("algo", flat_fields()["algo"].default)]
+    known = schema.fields
+    given, sources, bad = _read_all(schema, flags, toml, found)
     if (
         "algo" in bad
-    ):  # no rung: nothing is known of the Recipe's other fields, so nothing said of their clashes
-        bad |= {name for name, field in flat_fields().items() if field.in_recipe and name not in given}
-    fallback = {name: field.default for name, field in flat_fields().items()}
-    values = {**fallback, **to_flat_recipe(preset), **given}
-    follows = implied(values) if not bad & {"overlap", "clip"} else {}
-    for name, value in follows.items():
+    ):  # no preset: nothing is known of the recipe's other fields, so nothing said of their clashes
+        bad |= {name for name, field in known.items() if field.in_recipe and name not in given}
+    fallback = {name: field.default for name, field in known.items()}
+    values = {**fallback, **_flat_recipe(schema, _preset(schema, given)), **given}
+    for name, value in schema.implied(values).items():
         if name not in given and name not in bad:
             values[name] = given[name] = value
             sources[name] = "implied"
-    for name in flat_fields():
+    for name in known:
         if name not in given:
             sources[name] = "preset" if values[name] != fallback[name] else "default"
-    config = _build(values, found, bad)
-    return Resolved(config, sources, tuple(warnings(config)))
+    config = _build(schema, values, found, bad)
+    return ResolvedAs(config, sources, tuple(schema.warnings(config)))
 
 
-def implied(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What other fields make of those that nobody gave: an older policy's data is corrected.
-
-    At lag 1 the clipped ratio alone would do, but the critic's targets and its own clip would hang on values of
-    the critic before: on CartPole that costs a tenth of the return, on 5 seeds (benchmarks/learning.py).
-    """
-    return {"credit": "vtrace"} if values["credit"] == "gae" and values["overlap"] else {}
+def _preset(schema: Schema[Any], values: Mapping[str, Any]) -> Any:
+    """The recipe of the algorithm; None where the command has none."""
+    return schema.presets[values.get("algo", schema.fields["algo"].default)] if schema.presets else None
 
 
 def _read_all(
-    flags: Mapping[str, Any], toml: Path | None, found: list[str]
+    schema: Schema[Any], flags: Mapping[str, Any], toml: Path | None, found: list[str]
 ) -> tuple[dict[str, Any], dict[str, Source], set[str]]:
     """The values given, flag over TOML, their sources, and the names whose value is wrong."""
     given: dict[str, Any] = {}
     sources: dict[str, Source] = {}
     bad: set[str] = set()
+    known = schema.fields
     layers: list[tuple[Source, str, Mapping[str, Any]]] = []
     if toml is not None:
         layers.append(("toml", f" (in {toml})", _read_toml(toml, found)))
@@ -98,13 +94,13 @@ def _read_all(
     for source, where, layer in layers:
         for key, raw in layer.items():
             name = canonical(key)
-            if name not in flat_fields():
-                found.append(unknown_name(key, where))
+            if name not in known:
+                found.append(schema.unknown_name(key, where))
                 continue
             try:
-                value = read_value(name, raw)
+                value = schema.read_value(name, raw)
             except ValueError as error:
-                found.append(f"{flat_fields()[name].flag}{where}: {error}")
+                found.append(f"{known[name].flag}{where}: {error}")
                 bad.add(name)
                 continue
             if isinstance(value, dict):
@@ -134,43 +130,62 @@ def _read_toml(path: Path, found: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _build(values: Mapping[str, Any], found: list[str], bad: set[str]) -> TrainConfig:
+def _build(schema: Schema[C], values: Mapping[str, Any], found: list[str], bad: set[str]) -> C:
     """The configuration, or BadInput with `found` and each clash of values that are right by themselves."""
-    recipe = Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
-    own = {name: value for name, value in values.items() if not flat_fields()[name].in_recipe}
-    unchecked = TrainConfig.model_construct(**own, recipe=recipe)
-    found += [clash.message for clash in clashes(unchecked) if not bad & set(clash.fields)]
+    own = {name: value for name, value in values.items() if not schema.fields[name].in_recipe}
+    if schema.recipe is not None:
+        own["recipe"] = replace(
+            _preset(schema, values), **{name: values[name] for name in schema.recipe_fields}
+        )
+    unchecked = schema.config.model_construct(**own)
+    found += [clash.message for clash in schema.clashes(unchecked) if not bad & set(clash.fields)]
     if found:
         raise BadInput(*found)
-    return TrainConfig(**own, recipe=recipe)
+    return schema.config(**own)
 
 
 # --- config.json ---------------------------------------------------------------------------------
 
 
-def to_flat_recipe(recipe: Recipe) -> dict[str, Any]:
-    """A Recipe's fields by name."""
-    return {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
+def _flat_recipe(schema: Schema[Any], recipe: Any) -> dict[str, Any]:
+    """A recipe's fields by name."""
+    return {name: getattr(recipe, name) for name in schema.recipe_fields}
+
+
+def flat_values(schema: Schema[Any], config: Any) -> dict[str, Any]:
+    """Every name's value."""
+    own = {name: getattr(config, name) for name, field in schema.fields.items() if not field.in_recipe}
+    return own | (_flat_recipe(schema, config.recipe) if schema.recipe is not None else {})
 
 
 def to_flat(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as one flat dict that JSON can hold; `from_flat` gives the configuration back."""
-    own = {name: getattr(config, name) for name in TrainConfig.model_fields if name != "recipe"}
-    flat = own | to_flat_recipe(config.recipe)
+    """`to_flat_as` for `distrl train`."""
+    return to_flat_as(TRAIN, config)
+
+
+def to_flat_as(schema: Schema[Any], config: Any) -> dict[str, Any]:
+    """The configuration as one flat dict that JSON can hold; `from_flat_as` gives the configuration back."""
+    flat = flat_values(schema, config)
     return {name: _encode(list(value) if isinstance(value, tuple) else value) for name, value in flat.items()}
 
 
 def from_flat(flat: Mapping[str, Any]) -> TrainConfig:
-    """The configuration that `to_flat` wrote. Raises BadInput for names and values that are not its."""
+    """`from_flat_as` for `distrl train`."""
+    return from_flat_as(TRAIN, flat)
+
+
+def from_flat_as(schema: Schema[C], flat: Mapping[str, Any]) -> C:
+    """The configuration that `to_flat_as` wrote. Raises BadInput for names and values that are not its."""
     found: list[str] = []
-    given, _, bad = _read_all({name: _decode(value) for name, value in flat.items()}, None, found)
-    missing = [name for name in flat_fields() if name not in flat]
+    decoded = {name: _decode(value) for name, value in flat.items()}
+    given, _, bad = _read_all(schema, decoded, None, found)
+    missing = [name for name in schema.fields if name not in flat]
     if missing:
         found.append(
             f"the configuration lacks {', '.join(missing)}; was it written by another version of distrl?"
         )
-    fallback = {name: field.default for name, field in flat_fields().items()}
-    return _build({**fallback, **given}, found, bad)
+    fallback = {name: field.default for name, field in schema.fields.items()}
+    return _build(schema, {**fallback, **given}, found, bad)
 
 
 def _encode(value: Any) -> Any:
@@ -195,24 +210,50 @@ def _decode(value: Any) -> Any:
 
 
 def write_config(path: Path, resolved: Resolved) -> None:
-    """Writes `config.json` in one step: `schema`, every flat name, and `sources`. RunFailed from the disk."""
+    """`write_config_as` for `distrl train`."""
+    write_config_as(TRAIN, path, resolved)
+
+
+def write_config_as(schema: Schema[C], path: Path, resolved: ResolvedAs[C]) -> None:
+    """Writes `config.json` in one step: `schema`, every flat name, and `sources`. RunFailed from the disk.
+
+    `command` says whose it is, where it is not `distrl train`'s.
+    """
     from distrl.run_directory import write_json_atomic
 
-    write_json_atomic(path, {"schema": SCHEMA, **to_flat(resolved.config), "sources": resolved.sources})
+    whose = {} if schema is TRAIN else {"command": schema.command}
+    flat = to_flat_as(schema, resolved.config)
+    write_json_atomic(path, {"schema": SCHEMA, **whose, **flat, "sources": resolved.sources})
 
 
 def read_config(path: Path) -> Resolved:
-    """What `write_config` wrote. Raises BadInput where the file is missing, damaged or not such a file."""
+    """`read_config_as` for `distrl train`."""
+    return read_config_as(TRAIN, path)
+
+
+def read_config_as(schema: Schema[C], path: Path) -> ResolvedAs[C]:
+    """What `write_config_as` wrote. Raises BadInput where the file is missing, damaged or another command's."""
+    flat = config_file(path)
+    sources, command = flat.pop("sources", {}), flat.pop("command", TRAIN.command)
+    if command != schema.command:
+        raise BadInput(f"{path} is a run of `{command}`, not of `{schema.command}`; use that command")
+    if not isinstance(sources, dict):
+        raise BadInput(f"{path}: `sources` must be a table, got {type(sources).__name__}; restore the file")
     try:
-        with path.open(encoding="utf-8") as file:
-            return _parse_config(path, file.read())
+        config = from_flat_as(schema, flat)
+    except BadInput as error:
+        raise BadInput(*(f"{path}: {problem}" for problem in error.problems)) from error
+    return ResolvedAs(config, sources, tuple(schema.warnings(config)))
+
+
+def config_file(path: Path) -> dict[str, Any]:
+    """A `config.json` without its schema number, whichever command wrote it. BadInput where it is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(
             f"{path} cannot be read ({error.strerror}); is {path.parent} a run directory?"
         ) from error
-
-
-def _parse_config(path: Path, text: str) -> Resolved:
     try:
         flat = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -222,15 +263,8 @@ def _parse_config(path: Path, text: str) -> Resolved:
         raise BadInput(
             f"{path} must have schema {SCHEMA}, got {got!r}; use the version of distrl that wrote it"
         )
-    sources = flat.pop("sources", {})
     del flat["schema"]
-    if not isinstance(sources, dict):
-        raise BadInput(f"{path}: `sources` must be a table, got {type(sources).__name__}; restore the file")
-    try:
-        config = from_flat(flat)
-    except BadInput as error:
-        raise BadInput(*(f"{path}: {problem}" for problem in error.problems)) from error
-    return Resolved(config, sources, tuple(warnings(config)))
+    return flat
 
 
 # --- resume --------------------------------------------------------------------------------------
@@ -239,17 +273,24 @@ def _parse_config(path: Path, text: str) -> Resolved:
 def merge_for_resume(
     saved: TrainConfig, flags: Mapping[str, Any], toml: Path | None = None, problems: Iterable[str] = ()
 ) -> tuple[TrainConfig, list[str]]:
+    """`merge_for_resume_as` for `distrl train`."""
+    return merge_for_resume_as(TRAIN, saved, flags, toml, problems)
+
+
+def merge_for_resume_as(
+    schema: Schema[C],
+    saved: C,
+    flags: Mapping[str, Any],
+    toml: Path | None = None,
+    problems: Iterable[str] = (),
+) -> tuple[C, list[str]]:
     """The saved configuration with what may change, and a line `name: old -> new` for each change.
 
     Raises BadInput that shows saved against given for all else, with `problems` and every wrong value.
     """
     found = list(problems)
-    given, _, bad = _read_all(flags, toml, found)
-    values = {
-        **{name: getattr(saved, name) for name in TrainConfig.model_fields},
-        **to_flat_recipe(saved.recipe),
-    }
-    del values["recipe"]
+    given, _, bad = _read_all(schema, flags, toml, found)
+    values = flat_values(schema, saved)
     changes = []
     for name, value in given.items():
         old = values[name]
@@ -257,16 +298,15 @@ def merge_for_resume(
             value = merge_tables(old, value)
         if value == old:
             continue
-        if name not in CHANGEABLE:
+        if name not in schema.changeable:
             found.append(
-                f"{flat_fields()[name].flag}: the run has {show(old)}, given {show(value)}; the env, "
-                "the shapes and the curve cannot change on resume: leave it out, or start a new run "
-                "(--init-from takes this one's parameters)"
+                f"{schema.fields[name].flag}: the run has {show(old)}, given {show(value)}; {schema.fixed}: "
+                "leave it out, or start a new run" + schema.start_from
             )
             continue
         values[name] = value
         changes.append(f"{name}: {show(old)} -> {show(value)}")
-    return _build(values, found, bad), changes
+    return _build(schema, values, found, bad), changes
 
 
 def resolve_resume(
@@ -276,37 +316,74 @@ def resolve_resume(
     toml: Path | None = None,
     problems: Iterable[str] = (),
 ) -> Resolved:
+    """`resolve_resume_as` for `distrl train`."""
+    return resolve_resume_as(TRAIN, run_dir, flags, trust_run, toml, problems)
+
+
+def resolve_resume_as(
+    schema: Schema[C],
+    run_dir: Path,
+    flags: Mapping[str, Any],
+    trust_run: bool = False,
+    toml: Path | None = None,
+    problems: Iterable[str] = (),
+) -> ResolvedAs[C]:
     """The configuration to go on with in `run_dir`. Raises BadInput as the two above and below do."""
-    saved = read_config(run_dir / CONFIG_FILE)
-    config, changes = merge_for_resume(saved.config, flags, toml, problems)
+    saved = read_config_as(schema, run_dir / CONFIG_FILE)
+    config, changes = merge_for_resume_as(schema, saved.config, flags, toml, problems)
     named = frozenset(canonical(name) for name in flags)
-    check_trust(run_dir / CONFIG_FILE, config, trust_run, from_command_line=named)
+    check_trust_as(schema, run_dir / CONFIG_FILE, config, trust_run, from_command_line=named)
     sources = dict(saved.sources)
     for change in changes:
         name = change.split(":")[0]
         sources[name] = "flag" if name in named else "toml"
-    return Resolved(config, sources, tuple(warnings(config)), tuple(changes))
+    return ResolvedAs(config, sources, tuple(schema.warnings(config)), tuple(changes))
 
 
 # --- trust ---------------------------------------------------------------------------------------
 
 
 def modules_named(config: TrainConfig) -> dict[str, str]:
+    """`modules_named_as` for `distrl train`."""
+    return modules_named_as(TRAIN, config)
+
+
+def modules_named_as(schema: Schema[Any], config: Any) -> dict[str, str]:
     """The modules that a run imports by name: field -> module. This package's own are no news and need no trust."""
-    named = {"env": config.env, "wrapper": config.wrapper, "policy": config.policy}
-    modules = {field: text.partition(":")[0] for field, text in named.items() if text and ":" in text}
-    return {field: one for field, one in modules.items() if one.partition(".")[0] != __package__}
+    given = {field: getattr(config, field) for field in schema.modules}
+    named = {field: value if isinstance(value, tuple) else (value,) for field, value in given.items()}
+    modules = {
+        field: [text.partition(":")[0] for text in several if text and ":" in text]
+        for field, several in named.items()
+    }
+    foreign = {
+        field: [one for one in several if one.partition(".")[0] != __package__]
+        for field, several in modules.items()
+    }
+    return {field: ", ".join(several) for field, several in foreign.items() if several}
 
 
 def check_trust(
     path: Path, config: TrainConfig, trust_run: bool, from_command_line: frozenset[str] = frozenset()
+) -> None:
+    """`check_trust_as` for `distrl train`."""
+    check_trust_as(TRAIN, path, config, trust_run, from_command_line)
+
+
+def check_trust_as(
+    schema: Schema[Any],
+    path: Path,
+    config: Any,
+    trust_run: bool,
+    from_command_line: frozenset[str] = frozenset(),
 ) -> None:
     """Refuses to import what a file of somebody else names; prints what a file of this user names.
 
     `path` is the `config.json` (or TOML file) that named the modules; fields in `from_command_line` were
     typed by the person and need no trust. Raises BadInput.
     """
-    modules = {field: one for field, one in modules_named(config).items() if field not in from_command_line}
+    named = modules_named_as(schema, config)
+    modules = {field: one for field, one in named.items() if field not in from_command_line}
     if not modules:
         return
     owner = path.stat().st_uid

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from distrl import config as config_module
 from distrl import recipes as recipes_module
-from distrl.config import TrainConfig
+from distrl.config import SECTIONS, TrainConfig
 from distrl.errors import BadInput
-from distrl.fields import SECTIONS, flat_fields
+from distrl.fields import flat_fields
 from distrl.recipes import LADDER, Recipe
 from distrl.resolve import resolve
 

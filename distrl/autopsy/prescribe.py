@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from distrl.autopsy.model import Costs, Prediction, predict
+from distrl.clashes import implied
 from distrl.config import TrainConfig
 from distrl.envs.pools.choice import POOLS
 from distrl.errors import BadInput
 from distrl.fields import flat_fields, show
-from distrl.resolve import from_flat, implied, to_flat
+from distrl.resolve import from_flat, to_flat
 
 Effect = Literal["same curve", "other bits", "changes the curve"]
 

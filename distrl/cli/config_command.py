@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from distrl.cli.parsing import is_switch, parse
-from distrl.fields import SECTIONS, FlatField, canonical, flat_fields
+from distrl.cli.parsing import Parsed, is_switch, parse
+from distrl.fields import C, FlatField, Schema, canonical, train_schema
+from distrl.resolve import ResolvedAs, check_trust_as, resolve_as, resolve_resume_as
 
 
 class ConfigCommand(click.Command):
     """Shows and completes the fields as click options, but reads them with `distrl.cli.parsing`.
 
-    The callback gets `parsed: Parsed`. `own_options` are the command's own, above the fields in the help.
+    The callback gets `parsed: Parsed`. `own_options` are the command's own, above the fields in the help; `schema`
+    says which fields (default: `distrl train`'s).
     """
 
-    def __init__(self, *args: Any, own_options: Sequence[click.Option] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        own_options: Sequence[click.Option] = (),
+        schema: Schema[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.own_options = list(own_options)
+        self.schema = schema or train_schema()
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The command's own options and one per field: for the help and the shell's completion."""
-        fields = [_option(one) for one in flat_fields().values()]
+        fields = [_option(one) for one in self.schema.fields.values()]
         help_option = self.get_help_option(ctx)
         return [*self.own_options, *fields, *([help_option] if help_option else [])]
 
@@ -33,7 +43,7 @@ class ConfigCommand(click.Command):
             click.echo(self.get_help(ctx), color=ctx.color)
             ctx.exit()
         takes_value = {canonical(one.name or ""): not one.is_flag for one in self.own_options}
-        ctx.params = {"parsed": parse(args, takes_value)}
+        ctx.params = {"parsed": parse(args, takes_value, self.schema)}
         return []
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -41,8 +51,10 @@ class ConfigCommand(click.Command):
         own = [record for one in self.own_options if (record := one.get_help_record(ctx))]
         with formatter.section("Options"):
             formatter.write_dl(own)
-        for heading in SECTIONS:
-            rows = [(_usage(one), _help(one)) for one in flat_fields().values() if one.section == heading]
+        for heading in self.schema.sections:
+            rows = [
+                (_usage(one), _help(one)) for one in self.schema.fields.values() if one.section == heading
+            ]
             with formatter.section(heading[0].upper() + heading[1:]):
                 formatter.write_dl(rows, col_max=34)
 
@@ -68,3 +80,20 @@ def _option(one: FlatField) -> click.Option:
         return click.Option([f"{one.flag}/--no-{one.flag[2:]}"], help=_help(one), default=None)
     kind = click.Choice(one.choices) if one.choices else click.STRING
     return click.Option([one.flag], help=_help(one), type=kind)
+
+
+def resolve_command_line_as(schema: Schema[C], parsed: Parsed) -> tuple[ResolvedAs[C], Path | None]:
+    """The configuration of a new run or of the one resumed, and that run's directory.
+
+    Reads the options `config`, `resume` and `trust_run`, where the command has them.
+    """
+    trust = bool(parsed.options.get("trust_run"))
+    toml = Path(parsed.options["config"]) if "config" in parsed.options else None
+    if "resume" in parsed.options:
+        run_dir = Path(parsed.options["resume"])
+        return resolve_resume_as(schema, run_dir, parsed.flags, trust, toml, parsed.problems), run_dir
+    resolved = resolve_as(schema, parsed.flags, toml, parsed.problems)
+    if toml is not None:
+        typed = frozenset(name for name, source in resolved.sources.items() if source != "toml")
+        check_trust_as(schema, toml, resolved.config, trust, from_command_line=typed)
+    return resolved, None

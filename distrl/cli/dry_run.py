@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from distrl.config import TrainConfig
-from distrl.fields import flat_fields, show
-from distrl.resolve import Resolved
+from typing import Any
+
+from distrl.config import TRAIN, TrainConfig
+from distrl.fields import Schema, show
+from distrl.resolve import Resolved, ResolvedAs, flat_values
+
+Rows = list[tuple[str, str]]
 
 
 def table(resolved: Resolved) -> str:
-    """`name | value | source`, one line each, under the headings of the help."""
-    config = resolved.config
+    """`table_as` for `distrl train`."""
+    return table_as(TRAIN, resolved, derived(resolved.config))
+
+
+def table_as(schema: Schema[Any], resolved: ResolvedAs[Any], follows: Rows) -> str:
+    """`name | value | source`, one line each, in the order of the help; then names and values that follow from them."""
     rows: list[tuple[str, str, str]] = []
-    for name, field in flat_fields().items():
-        value = getattr(config.recipe if field.in_recipe else config, name)
+    for name, value in flat_values(schema, resolved.config).items():
         if isinstance(value, dict) and value:
             for key, one in value.items():
                 full = f"{name}.{key}"
@@ -22,13 +29,13 @@ def table(resolved: Resolved) -> str:
             continue
         rows.append((name, show(value), resolved.sources.get(name, "default")))
     lines = _columns([("name", "value", "source"), *rows])
-    lines += ["", *_columns([(name, value, "") for name, value in derived(config)])]
+    lines += ["", *_columns([(name, value, "") for name, value in follows])]
     if resolved.changes:
         lines += ["", "changed on resume:", *(f"  {change}" for change in resolved.changes)]
     return "\n".join(lines)
 
 
-def derived(config: TrainConfig) -> list[tuple[str, str]]:
+def derived(config: TrainConfig) -> Rows:
     """The numbers that follow from the configuration: iterations, batch, minibatch and group sizes."""
     recipe = config.recipe
     groups = (

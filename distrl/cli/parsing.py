@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distrl.fields import FlatField, canonical, flat_fields, unknown_name
+from distrl.fields import FlatField, Schema, canonical, train_schema
 
 
 @dataclass
@@ -25,12 +25,13 @@ class Parsed:
     problems: list[str] = field(default_factory=list)
 
 
-def parse(arguments: Sequence[str], options: Mapping[str, bool]) -> Parsed:
-    """Reads `arguments` into the configuration's flags and the command's own `options`.
+def parse(arguments: Sequence[str], options: Mapping[str, bool], schema: Schema[Any] | None = None) -> Parsed:
+    """Reads `arguments` into the configuration's flags (default: `distrl train`'s) and the command's own `options`.
 
     `options` maps a name to whether it takes a value. The last of a repeated flag counts.
     """
     parsed = Parsed()
+    schema = schema or train_schema()
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -40,9 +41,9 @@ def parse(arguments: Sequence[str], options: Mapping[str, bool]) -> Parsed:
         written, equals, value = word[2:].partition("=")
         name, _, path = written.partition(".")
         name = canonical(name)
-        takes_value, setting = _what_is_it(name, options)
+        takes_value, setting = _what_is_it(name, options, schema)
         if setting is None:
-            parsed.problems.append(unknown_name(written, also=options))
+            parsed.problems.append(schema.unknown_name(written, also=options))
             if not equals and rest and not rest[0].startswith("-"):
                 rest.pop(0)  # most likely its value, which would only be a second message for one slip
             continue
@@ -54,13 +55,14 @@ def parse(arguments: Sequence[str], options: Mapping[str, bool]) -> Parsed:
         if not takes_value and equals:
             parsed.problems.append(f"--{written}: takes no value, got {value!r}; write --x or --no-x")
             continue
-        _store(parsed, setting, path, value if takes_value else not name.startswith("no_"), options)
+        given = value if takes_value else not name.startswith("no_")
+        _store(parsed, setting, path, given, options, schema)
     return parsed
 
 
-def _what_is_it(name: str, options: Mapping[str, bool]) -> tuple[bool, str | None]:
+def _what_is_it(name: str, options: Mapping[str, bool], schema: Schema[Any]) -> tuple[bool, str | None]:
     """Whether a flag takes a value, and the name that it sets; None where there is no such flag."""
-    known = flat_fields()
+    known = schema.fields
     if name in options:
         return options[name], name
     if name in known:
@@ -75,13 +77,15 @@ def is_switch(one: FlatField) -> bool:
     return one.kind is bool
 
 
-def _store(parsed: Parsed, name: str, path: str, value: Any, options: Mapping[str, bool]) -> None:
+def _store(
+    parsed: Parsed, name: str, path: str, value: Any, options: Mapping[str, bool], schema: Schema[Any]
+) -> None:
     if name in options:
         if path:
             parsed.problems.append(f"--{name}.{path}: --{name} is no table; write --{name} alone")
         parsed.options[name] = value
         return
-    one = flat_fields()[name]
+    one = schema.fields[name]
     if one.kind is not dict:
         if path:
             parsed.problems.append(f"{one.flag}.{path}: {one.flag} is no table; write {one.flag} VALUE")

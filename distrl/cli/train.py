@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from distrl.cli.config_command import ConfigCommand
+from distrl.cli.config_command import ConfigCommand, resolve_command_line_as
 from distrl.cli.parsing import Parsed
-from distrl.resolve import Resolved, resolve, resolve_resume
+from distrl.config import TRAIN
+from distrl.resolve import Resolved
 
 CONFIG_OPTION = click.Option(
     ["--config"], metavar="FILE.toml", help="read fields from a TOML file; flags win over it"
@@ -49,15 +50,4 @@ def command(parsed: Parsed) -> int:
 
 def resolve_command_line(parsed: Parsed) -> tuple[Resolved, Path | None]:
     """The configuration of a new run or of the one resumed, and that run's directory."""
-    trust = bool(parsed.options.get("trust_run"))
-    toml = Path(parsed.options["config"]) if "config" in parsed.options else None
-    if "resume" in parsed.options:
-        run_dir = Path(parsed.options["resume"])
-        return resolve_resume(run_dir, parsed.flags, trust, toml, parsed.problems), run_dir
-    resolved = resolve(parsed.flags, toml, parsed.problems)
-    if toml is not None:
-        from distrl.resolve import check_trust
-
-        typed = frozenset(name for name, source in resolved.sources.items() if source != "toml")
-        check_trust(toml, resolved.config, trust, from_command_line=typed)
-    return resolved, None
+    return resolve_command_line_as(TRAIN, parsed)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from distrl.cli.main import COMMANDS
-from distrl.fields import SECTIONS, flat_fields
+from distrl.config import SECTIONS
+from distrl.fields import flat_fields
 from distrl.recipes import LADDER
 from distrl.resolve import resolve, write_config
 
