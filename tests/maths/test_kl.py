@@ -52,7 +52,7 @@ def test_the_score_lies_on_the_slot_of_the_last_action():
 
 
 def test_a_beta_of_zero_leaves_the_score_alone_whatever_the_log_ratio():
-    score, log_ratio, valid, last = _batch(1)
+    score, _, valid, last = _batch(1)
     found = kl_shaped_reward(score, np.where(valid, np.inf, np.nan), valid, last, 0.0)
     np.testing.assert_array_equal(found, kl_shaped_reward(score, 0 * valid.astype(float), valid, last, 1.0))
     np.testing.assert_array_equal(found.sum(axis=0), score)
