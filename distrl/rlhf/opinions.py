@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from distrl.policies.lm import LanguagePolicy, ScalarModel
 from distrl.rlhf.responses import Ints, Responses, chunks, share_of
@@ -71,7 +71,7 @@ def _rows(responses: Responses) -> int:
 
 def log_probs(policy: LanguagePolicy, responses: Responses, pieces: Sequence[Ints]) -> Part:
     """Of each decision, [T, n], by the very `evaluate` of the update: its ratio on the first minibatch is 1."""
-    device = next(policy.parameters()).device
+    device = next(cast(nn.Module, policy.actor).parameters()).device
 
     def look(some: Responses) -> Tensor:
         rows = _rows(some)
@@ -85,7 +85,7 @@ def log_probs(policy: LanguagePolicy, responses: Responses, pieces: Sequence[Int
 
 def values(policy: LanguagePolicy, responses: Responses, pieces: Sequence[Ints]) -> Part:
     """V at each decision, and in the row after a response's last one V of the whole text, [T + 1, n]."""
-    device = next(policy.parameters()).device
+    device = next(cast(nn.Module, policy.critic).parameters()).device
 
     def look(some: Responses) -> Tensor:
         position = np.vstack([some.position, np.zeros_like(some.position[:1])])

@@ -10,7 +10,8 @@ which worker has which share changes no bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
@@ -24,6 +25,7 @@ from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.experience import Opinions, experience, summary
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import ModelParts, width
+from distrl.rlhf.offload import Held, Turns
 from distrl.rlhf.opinions import Part, join, log_probs, pieces, values
 from distrl.rlhf.prompts import PromptOrder
 from distrl.rlhf.recipes import ResponseRecipe
@@ -42,7 +44,10 @@ class Scorer(Protocol):
     """What gives responses a score; made on the worker by `RewardSource.build`."""
 
     def score(self, responses: Responses, columns: Sequence[NDArray[np.int64]]) -> Part:
-        """Of the responses in `columns` (pieces), [n]; NaN where there is none."""
+        """Of the responses in `columns` (pieces), [n]; NaN where there is none.
+
+        A scorer that has models on a device names them by a method `models()`, so that they may take turns there.
+        """
         ...
 
 
@@ -95,7 +100,10 @@ class LearnReport:
 
 
 class RoleWorker:
-    """Hosts `roles`; `models` are theirs, `states` what trained ones go on from (`state`)."""
+    """Hosts `roles`; `models` are theirs, `states` what trained ones go on from (`state`).
+
+    Models of roles in `offload` are on their device for their turns alone, on the CPU in between.
+    """
 
     def __init__(
         self,
@@ -106,11 +114,13 @@ class RoleWorker:
         share: int = 0,
         num_shares: int = 1,
         remote: bool = False,
+        offload: Sequence[str] = (),
     ) -> None:
         if remote:
             torch.set_num_threads(spec.threads)
-            spans.start(WAITING, spec.record_events)
+            spans.start("start", spec.record_events)
         self.spec, self.roles = spec, tuple(roles)
+        self.turns = Turns(offload)
         self.share, self.num_shares = share, num_shares
         self.learner: Learner | None = None
         if "actor" in roles or "critic" in roles:
@@ -129,6 +139,10 @@ class RoleWorker:
             self.scorer = spec.reward.build(spec.device("reward"))
         if states is not None:
             self.load_states(states)
+        for owner in {self._owner(role) for role in roles}:
+            self.turns.leave(owner, self._held(owner, learns=True))
+        if remote:
+            spans.mark(WAITING)
 
     def _make_learner(self, models: dict[str, ModelParts]) -> Learner:
         spec, recipe = self.spec, self.spec.recipe
@@ -148,13 +162,49 @@ class RoleWorker:
             update=SharedUpdate(policy, recipe, spec.micro_batch, {"critic": spec.critic_rate}),
         )
 
+    # turns on a device
+
+    def _owner(self, role: str) -> str:
+        """Whose models a role uses: the actor's where it writes with them, or is a head on them."""
+        on_actor = role == "generator" or (role == "critic" and self.spec.value_head)
+        return "actor" if on_actor and self._has("actor") else role
+
+    def _held(self, owner: str, learns: bool = False) -> list[Held]:
+        """What it has on the device: its models, where it learns its optimiser's moments too."""
+        if owner == "reward":
+            return [*getattr(self.scorer, "models", tuple)()]
+        if owner in ("generator", "reference"):
+            return [self.writer if owner == "generator" else self.reference]
+        if not self._has(owner):
+            return []
+        learner = cast(Learner, self.learner)
+        held: list[Held] = [getattr(learner.policy, owner)]
+        if owner == "actor" and self.spec.value_head and self._has("critic"):
+            held.append(learner.policy.critic)
+        if learns:
+            held.append(cast(SharedUpdate, learner.optimisation).groups[owner].optimiser)
+        return held
+
+    @contextmanager
+    def _turn(self, *roles: str, learns: bool = False) -> Iterator[None]:
+        with ExitStack() as stack:
+            for owner in dict.fromkeys(self._owner(role) for role in roles):
+                device = self.spec.device(owner)
+                stack.enter_context(self.turns.turn(owner, device, self._held(owner, learns)))
+            yield
+
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        """Which roles learn here."""
+        return tuple(role for role in ("actor", "critic") if self._has(role))
+
     # writing
 
     def write(self, iteration: int) -> list[Responses]:
         """This share's batches of an iteration's responses, with the weights that were loaded last."""
         spec = self.spec
         size = spec.recipe.group_size
-        with span("generate"):
+        with span("generate"), self._turn("generator"):
             numbers = np.repeat(self.order.of(iteration, spec.num_prompts), size)
             starts = range(0, spec.num_responses, spec.generation_batch)
             written = []
@@ -189,24 +239,24 @@ class RoleWorker:
 
     def actor_log_probs(self, *written: list[Responses]) -> Part:
         """Under the actor as it stands."""
-        with span("actor: log-probs"):
+        with span("actor: log-probs"), self._turn("actor"):
             assert self.learner is not None
             return log_probs(self.learner.policy, *self._look(*written))
 
     def reference_log_probs(self, *written: list[Responses]) -> Part:
         """Under the frozen reference."""
-        with span("reference"):
+        with span("reference"), self._turn("reference"):
             return log_probs(self.reference, *self._look(*written))
 
     def values(self, *written: list[Responses]) -> Part:
         """By the critic."""
-        with span("critic: values"):
+        with span("critic: values"), self._turn("critic"):
             assert self.learner is not None
             return values(self.learner.policy, *self._look(*written))
 
     def scores(self, *written: list[Responses]) -> Part:
         """By the reward."""
-        with span("reward"):
+        with span("reward"), self._turn("reward"):
             return self.scorer.score(*self._look(*written))
 
     # learning
@@ -229,9 +279,12 @@ class RoleWorker:
             trajectory = experience(responses, opinions, recipe, beta)
             self.told = summary(responses, opinions, beta)
             self.size = responses.num_responses, int(responses.valid.sum())
+        self.learning = ExitStack()
+        self.learning.enter_context(self._turn(*self._trained, learns=True))
         learner.begin([trajectory], progress, beta if recipe.kl_in == "loss" else 0.0)
         self.rows: list[NDArray[np.float64]] = []
         self.names: list[str] = []
+        self.epoch, self.epoch_begun, self.stopped = 0, 0, False
         return self.told
 
     def learn(self, progress: float, beta: float, layout: Layout, *parts: Any) -> LearnReport:
@@ -244,25 +297,27 @@ class RoleWorker:
         return self._report(told, *found)
 
     def gradient(self, epoch: int, minibatch: int) -> Share:
-        """This share of a minibatch's gradient."""
+        """This share of a minibatch's gradient; an empty one once an epoch's KL was too large."""
         learner = cast(Learner, self.learner)
         with span(self._updating):
+            if epoch != self.epoch:
+                self.stopped |= stops(self.spec.recipe, self.names, np.array(self.rows[self.epoch_begun :]))
+                self.epoch, self.epoch_begun = epoch, len(self.rows)
+            if self.stopped:
+                return Share((), np.zeros(0, np.float32), {})
             index = learner.minibatches(epoch)[minibatch]
             update = cast(SharedUpdate, learner.optimisation)
             return update.gradient(learner.task.batch, index, learner.task.rates, self.share, self.num_shares)
 
     def step(self, *shares: Share) -> None:
         """Steps down all shares' gradient."""
+        if self.stopped:
+            return
         learner = cast(Learner, self.learner)
         with span(self._updating):
             whole = joined(shares)
             self.names = [*whole.names]
             self.rows.append(cast(SharedUpdate, learner.optimisation).step(whole, learner.task.rates))
-
-    def goes_on(self, epoch: int) -> bool:
-        """Whether the KL of an epoch that is over allows another."""
-        rows = np.array(self.rows[epoch * self.spec.recipe.minibatches :])
-        return not stops(self.spec.recipe, self.names, rows)
 
     def finish(self) -> LearnReport:
         """The end of an update in shares."""
@@ -270,13 +325,14 @@ class RoleWorker:
 
     @property
     def _updating(self) -> str:
-        trained = [role for role in ("actor", "critic") if role in self.roles]
-        return f"{' and '.join(trained)}: update"
+        return f"{' and '.join(self._trained)}: update"
 
     def _report(self, told: dict[str, float], names: list[str], table: NDArray[np.float64]) -> LearnReport:
         learner = cast(Learner, self.learner)
+        self.learning.close()
         metrics = learner.finish(names, table)
-        trained = {role: digest(self._arrays(role)) for role in ("actor", "critic") if self._has(role)}
+        with span("digest"):
+            trained = {role: digest(self._arrays(role)) for role in self._trained}
         return LearnReport(told | metrics, learner.version, trained, *self.size, os.getpid())
 
     # state
@@ -309,8 +365,7 @@ class RoleWorker:
                 "skipped": learner.skipped,
                 "streak": learner.streak,
             }
-            for role in ("actor", "critic")
-            if self._has(role)
+            for role in self._trained
         }
 
     def load_states(self, states: dict[str, Any]) -> None:
@@ -320,7 +375,7 @@ class RoleWorker:
                 load_parameters(self.writer, states["actor"]["parameters"])
                 self.written_by = int(states["actor"]["version"])
             return
-        mine = {role: states[role] for role in ("actor", "critic") if self._has(role)}
+        mine = {role: states[role] for role in self._trained}
         for role, state in mine.items():
             load_parameters(getattr(self.learner.policy, role), state["parameters"])
         optimiser = {

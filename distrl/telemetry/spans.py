@@ -122,6 +122,14 @@ class Spans:
             self._charge()
         self._stack[0] = name
 
+    def waited_for(self, name: str) -> None:
+        """Time outside any span since the last one was `name`: whom one waited for shows when the wait is over."""
+        if get_ident() != self._owner or len(self._stack) > 1:
+            return
+        base, self._stack[0] = self._stack[0], name
+        self._charge()
+        self._stack[0] = base
+
     def take(self) -> dict[str, float]:
         """Seconds by name since the last take (or the start), then starts anew; they sum to the wall between."""
         return self.take_totals().seconds()

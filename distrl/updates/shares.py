@@ -144,7 +144,10 @@ class SharedUpdate(TorchUpdate):
         for name, group in self.groups.items():
             flat = to_device(whole.gradients[name], self.device)
             parts = flat.split([parameter.numel() for parameter in group.parameters])
-            gradients[name] = [part.view_as(own) for own, part in zip(group.parameters, parts, strict=True)]
+            # arrays of their own: what came from another process is read-only, and the clip scales in place
+            gradients[name] = [
+                part.view_as(own).clone() for own, part in zip(group.parameters, parts, strict=True)
+            ]
         return np.append(whole.metrics.astype(np.float64), float(self._step(gradients, rates)))
 
     def _sums(self, batch: Batch, index: Index, rates: Rates, share: int = 0, num_shares: int = 1) -> Sums:
@@ -163,7 +166,7 @@ class SharedUpdate(TorchUpdate):
             for options in group.optimiser.param_groups:
                 options["lr"] = rates.learning_rate * self.rate_factors.get(name, 1.0)
             for parameter, gradient in zip(group.parameters, gradients[name], strict=True):
-                parameter.grad = gradient
+                parameter.grad = gradient.contiguous()  # norms add in the order of memory
             skipped = torch.maximum(skipped, group.step_gradients())
             group.optimiser.zero_grad(set_to_none=True)
         return skipped
