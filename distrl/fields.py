@@ -78,6 +78,8 @@ class FlatField:
         """What the help shows in the place of a value."""
         if self.choices:
             return "|".join(self.choices)
+        if self.kind is tuple and str in typing.get_args(self._alternatives[0]):
+            return "TEXT,TEXT"
         return {int: "N", float: "X", tuple: "N,N", dict: "TABLE"}.get(self.kind, "TEXT")
 
     @property
@@ -103,7 +105,9 @@ class Schema(Generic[C]):
 
     command: str  # as a person types it
     config: type[C]
-    sections: Mapping[str, str]  # each heading of the help and the field that it starts with
+    sections: Mapping[
+        str, str | tuple[str, ...]
+    ]  # each heading of the help and the fields that it starts with
     changeable: tuple[str, ...]  # what a resumed run may be given anew
     fixed: str  # why nothing else may
     clashes: Callable[[C], list[Clash]]
@@ -118,7 +122,11 @@ class Schema(Generic[C]):
     @cached_property
     def fields(self) -> dict[str, FlatField]:
         """All names in the order of the help: the configuration's fields, then the recipe's."""
-        starts = {first: heading for heading, first in self.sections.items()}
+        starts = {
+            first: heading
+            for heading, several in self.sections.items()
+            for first in ((several,) if isinstance(several, str) else several)
+        }
         found: dict[str, FlatField] = {}
         section = ""
         for name, info in self.config.model_fields.items():
@@ -211,7 +219,7 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return ",".join(str(one) for one in value)
+        return ",".join(str(one) for one in value) or "none"
     return str(value)
 
 

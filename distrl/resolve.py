@@ -75,8 +75,10 @@ def resolve_as(
 
 
 def _preset(schema: Schema[Any], values: Mapping[str, Any]) -> Any:
-    """The recipe of the algorithm; None where the command has none."""
-    return schema.presets[values.get("algo", schema.fields["algo"].default)] if schema.presets else None
+    """The recipe of the algorithm; the defaults where there is one way alone, None where nothing is to be chosen."""
+    if schema.presets:
+        return schema.presets[values.get("algo", schema.fields["algo"].default)]
+    return schema.recipe() if schema.recipe is not None else None
 
 
 def _read_all(

@@ -31,7 +31,6 @@ class ResponseRecipe(Recipe):
         "weight of log-prob: GAE from a critic, or the response's return less the batch's mean (batch), less the mean of "
         "the prompt's other responses (others), or less its group's mean and over its deviation (group)",
     )
-    group_size: int = option(1, "responses to each prompt", ge=1)
     normalize_advantage: bool = option(
         True, "advantages to mean 0 and deviation 1, once over all actions of a batch"
     )
@@ -62,6 +61,7 @@ class ResponseRecipe(Recipe):
 
     # responses
     temperature: float = option(1.0, "of sampling, and so of every log-prob", gt=0)
+    group_size: int = option(1, "responses to each prompt", ge=1)
     max_response: int = option(64, "tokens that a response may have", ge=1)
     cut_off: Literal["score", "penalty", "bootstrap"] = option(
         "score",
