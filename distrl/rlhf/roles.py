@@ -370,10 +370,11 @@ class RoleWorker:
 
     def load_states(self, states: dict[str, Any]) -> None:
         """Puts back what `state` of workers that together hosted these roles gave."""
-        if self.learner is None:
-            if "generator" in self.roles:
+        if "generator" in self.roles:
+            self.written_by = int(states["actor"]["version"])
+            if not self._has("actor"):
                 load_parameters(self.writer, states["actor"]["parameters"])
-                self.written_by = int(states["actor"]["version"])
+        if self.learner is None:
             return
         mine = {role: states[role] for role in self._trained}
         for role, state in mine.items():
@@ -386,8 +387,6 @@ class RoleWorker:
         self.learner.version = int(first["version"])
         self.learner.skipped = int(first["skipped"])
         self.learner.streak = float(first["streak"])
-        if "generator" in self.roles:
-            self.written_by = self.learner.version
 
     def take_spans(self) -> TakenWhenSent:
         """Seconds by name since the last take, the sending of this answer included."""

@@ -12,29 +12,47 @@ same time where they live apart, and so do actor and critic learn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from distrl.errors import RunFailed
 from distrl.learner import Snapshot
+from distrl.rlhf.models import ModelParts
 from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
-from distrl.telemetry.spans import SpanTotals, span
+from distrl.telemetry.spans import SpanTotals
 
 
 @dataclass(frozen=True)
 class Host:
-    """Workers that host the same roles and share their work. `cpus` and `gpus` are of each worker."""
+    """Workers that host the same roles and share their work; 0 of them: this process. `cpus` and `gpus` are of each.
+
+    Models of roles in `offload` are on the device for their turns alone.
+    """
 
     roles: tuple[str, ...]
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    offload: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """`actor`, or `actor+generator`."""
+        """`actor`, or `generator+actor`."""
         return "+".join(self.roles)
+
+
+class RoleLost(RunFailed):
+    """A role's worker died or does not answer. What it was asked may be asked again of new ones: `Roles.restart`."""
+
+    def __init__(self, role: str, worker: int, asked: str, cause: str) -> None:
+        self.role, self.worker, self.asked, self.cause = role, worker, asked, cause
+        super().__init__(f"{role} worker {worker} is lost ({asked}): {cause}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RoleLost, (self.role, self.worker, self.asked, self.cause)
 
 
 class Workers(Protocol):
@@ -46,8 +64,12 @@ class Workers(Protocol):
         """Calls it in every worker; a handle for each answer, which is good as an argument of another call."""
         ...
 
+    def first(self, method: str, *args: Any) -> Any:
+        """As `call`, in the first worker alone."""
+        ...
+
     def get(self, handles: Sequence[Any]) -> list[Any]:
-        """Waits for answers. RunFailed names the role whose worker failed or did not answer in time."""
+        """Waits for answers. RoleLost names the worker that died or did not answer in time."""
         ...
 
 
@@ -59,20 +81,83 @@ class LocalWorkers:
         self.worker = worker
 
     def call(self, method: str, *args: Any) -> list[Any]:
-        return [getattr(self.worker, method)(*args)]
+        return [self.first(method, *args)]
+
+    def first(self, method: str, *args: Any) -> Any:
+        return getattr(self.worker, method)(*args)
 
     def get(self, handles: Sequence[Any]) -> list[Any]:
         return list(handles)
 
 
-class Roles:
-    """An iteration's steps over hosts that together have every role."""
+class Stage(Protocol):
+    """Where roles are started, and started anew."""
 
-    def __init__(self, spec: RoleSpec, hosts: Sequence[Workers]) -> None:
+    def start(self, states: dict[str, Any] | None) -> Sequence[Workers]:
+        """All of them; trained ones go on from `states` (`Roles.state`)."""
+        ...
+
+    def close(self) -> None:
+        """Ends what it started."""
+        ...
+
+
+class LocalStage:
+    """Every role in this process, without Ray."""
+
+    def __init__(self, spec: RoleSpec, models: dict[str, ModelParts], host: Host) -> None:
+        self.spec, self.models, self.host = spec, models, host
+
+    def start(self, states: dict[str, Any] | None) -> Sequence[Workers]:
+        torch.set_num_threads(self.spec.threads)
+        worker = RoleWorker(self.spec, self.host.roles, self.models, states, offload=self.host.offload)
+        return [LocalWorkers(self.host, worker)]
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
+
+def start_roles(
+    spec: RoleSpec,
+    models: dict[str, ModelParts],
+    states: dict[str, Any] | None,
+    hosts: Sequence[Host],
+    address: str | None = None,
+    answer_timeout_sec: float = 1800.0,
+    start_timeout_sec: float = 300.0,
+    check_interrupt: Callable[[], None] = lambda: None,
+) -> Roles:
+    """The roles at work, in this process where the one host has no workers, else on Ray, by the same arguments.
+
+    `models` are what roles start with, `states` what trained ones go on from. A call that takes a worker longer than
+    `answer_timeout_sec` loses it. BadInput where the cluster can never hold the hosts, RunFailed where it does not
+    within `start_timeout_sec`: needed against available.
+    """
+    if all(host.workers == 0 for host in hosts):
+        return Roles(spec, LocalStage(spec, models, hosts[0]), states)
+    from distrl.runtime.roles_ray import RayStage
+
+    stage = RayStage(spec, models, hosts, address, answer_timeout_sec, start_timeout_sec, check_interrupt)
+    try:
+        return Roles(spec, stage, states)
+    except BaseException:
+        stage.close()
+        raise
+
+
+class Roles:
+    """An iteration's steps over hosts that together have every role. `close` ends them."""
+
+    def __init__(self, spec: RoleSpec, stage: Stage, states: dict[str, Any] | None = None) -> None:
         self.spec = spec
-        self.hosts = list(hosts)
-        self.of = {role: workers for workers in hosts for role in workers.host.roles}
+        self.stage = stage
         self.recipe = spec.recipe
+        self.restart(states)
+
+    def restart(self, states: dict[str, Any] | None) -> None:
+        """Every worker anew, trained ones from `states`: after one was lost, the iteration can be done again."""
+        self.hosts = list(self.stage.start(states))
+        self.of = {role: workers for workers in self.hosts for role in workers.host.roles}
         self.published: tuple[int, str] | None = None
 
     @property
@@ -110,21 +195,18 @@ class Roles:
         waiting = [(workers, self._begin_learning(workers, given)) for workers in self.learners]
         reports = []
         for workers, handles in waiting:
-            with span(f"wait: {workers.host.name}"):
-                told: list[LearnReport] = workers.get(handles)
+            told: list[LearnReport] = workers.get(handles)
             self._agree(workers, told)
             reports.append(told[0])
         return _merged(reports)
 
     def _begin_learning(self, workers: Workers, given: tuple[Any, ...]) -> list[Any]:
-        if workers.host.workers == 1:
+        if workers.host.workers <= 1:
             return workers.call("learn", *given)
         workers.call("begin", *given)
         for epoch in range(self.recipe.epochs):
             for minibatch in range(min(self.recipe.minibatches, self.spec.num_responses)):
                 workers.call("step", *workers.call("gradient", epoch, minibatch))
-            if self.recipe.target_kl is not None and not workers.get(workers.call("goes_on", epoch))[0]:
-                break
         return workers.call("finish")
 
     @staticmethod
@@ -138,45 +220,43 @@ class Roles:
         """The actor's weights to whoever samples; returns when all have acknowledged version and digest."""
         actor, generator = self.of["actor"], self.of["generator"]
         # who samples with the very weights that it trained is asked too
-        snapshot = None if generator is actor else actor.call("snapshot")[0]
-        with span(f"wait: {actor.host.name}"):
-            version, digest = actor.get(actor.call("snapshot_name"))[0]
+        snapshot = None if generator is actor else actor.first("snapshot")
         acknowledged = generator.call("load_writer", snapshot)
-        with span(f"wait: {generator.host.name}"):
-            for number, answer in enumerate(generator.get(acknowledged)):
-                if answer != (version, digest):
-                    raise RunFailed(
-                        f"generator worker {number} samples with version {answer[0]} ({answer[1][:12]}), the actor "
-                        f"published version {version} ({digest[:12]}): its weights did not arrive"
-                    )
+        version, digest = actor.get([actor.first("snapshot_name")])[0]
+        for number, answer in enumerate(generator.get(acknowledged)):
+            if tuple(answer) != (version, digest):
+                raise RunFailed(
+                    f"generator worker {number} samples with version {answer[0]} ({answer[1][:12]}), the actor "
+                    f"published version {version} ({digest[:12]}): its weights did not arrive"
+                )
         self.published = version, digest
 
     def snapshot(self) -> Snapshot:
         """The actor as it stands."""
         actor = self.of["actor"]
-        found: Snapshot = actor.get(actor.call("snapshot"))[0]
+        found: Snapshot = actor.get([actor.first("snapshot")])[0]
         return found
 
     def state(self) -> dict[str, Any]:
         """Role -> state tree, of actor and critic."""
         states: dict[str, Any] = {}
         for workers in self.learners:
-            states |= workers.get(workers.call("state")[:1])[0]
+            states |= workers.get([workers.first("state")])[0]
         return states
 
     def take_spans(self) -> dict[str, SpanTotals]:
-        """Seconds by name of each worker apart from the driver."""
+        """Seconds by name of each worker apart from the driver since the last take; they sum to its wall time."""
+        asked = [(workers, workers.call("take_spans")) for workers in self.hosts if workers.host.workers > 0]
         totals: dict[str, SpanTotals] = {}
-        for workers in self.hosts:
-            if isinstance(workers, LocalWorkers):
-                continue
-            for number, told in enumerate(workers.get(workers.call("take_spans"))):
+        for workers, handles in asked:
+            for number, told in enumerate(workers.get(handles)):
                 name = workers.host.name if workers.host.workers == 1 else f"{workers.host.name} {number}"
                 totals[name] = told
         return totals
 
     def close(self) -> None:
-        """Nothing outlives the process."""
+        """Ends every worker; nothing is left running."""
+        self.stage.close()
 
 
 def _merged(reports: Sequence[LearnReport]) -> LearnReport:
