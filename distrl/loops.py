@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
+from distrl.rlhf.roles import LearnReport
 from distrl.runtime.protocol import Runtime
+from distrl.runtime.roles import Roles
 from distrl.runtime.workers import CollectReport, UpdateReport
 
 
@@ -65,3 +67,76 @@ def train_overlapped(runtime: Runtime, run: Keeper, lag: int) -> None:
         with run.uninterrupted():
             updated = runtime.update(run.progress)
             run.keep(collected, updated)
+
+
+class ResponseKeeper(Protocol):
+    """What a loop over responses tells, and asks: distrl/stages/ppo.py keeps the run behind it."""
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are whole."""
+        ...
+
+    @property
+    def progress(self) -> float:
+        """Share of the run's iterations done, 0 to 1; 1 ends the loop."""
+        ...
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL to the reference."""
+        ...
+
+    def uninterrupted(self) -> AbstractContextManager[None]:
+        """Ctrl-C waits inside: a boundary is whole or not there."""
+        ...
+
+    def keep(self, report: LearnReport) -> None:
+        """An iteration is whole: metrics, the next beta, and what is due of checkpoints and evaluations."""
+        ...
+
+
+class ResponsesAhead(ResponseKeeper, Protocol):
+    """Also knows the responses that were written before the last update: a checkpoint holds them."""
+
+    ahead: list[Any] | None
+
+
+def train_responses(roles: Roles, run: ResponseKeeper) -> None:
+    """Write, ask for opinions, learn, publish, again: lag 0.
+
+    generator  |write i|                                |write i+1|
+    others             |opinions of i|
+    actor, critic                    |learn from i| -> v
+    """
+    roles.publish()
+    while run.progress < 1.0:
+        written = roles.write(run.iteration)
+        said = roles.opinions(written)
+        with run.uninterrupted():
+            report = roles.learn(run.progress, run.beta, written, said)
+            roles.publish()
+            run.keep(report)
+
+
+def train_responses_overlapped(roles: Roles, run: ResponsesAhead) -> None:
+    """Write responses i + 1 while learning from i: responses i are always by version max(i - 1, 0).
+
+    generator  |write 0, v0|write 1, v0     |        |write 2, v1     |        |write 3, v2 ...
+    others                 |opinions of 0|           |opinions of 1|
+    actor, critic                        |learn 0| v1              |learn 1| v2
+
+    What is written ahead is the run's to keep: a resumed one goes on with the very same. What is ahead at the end is
+    thrown away.
+    """
+    roles.publish()
+    if run.ahead is None:
+        run.ahead = roles.write(run.iteration)
+    while run.progress < 1.0:
+        written, ahead = run.ahead, roles.write(run.iteration + 1)
+        said = roles.opinions(written)
+        with run.uninterrupted():
+            report = roles.learn(run.progress, run.beta, written, said)
+            run.ahead = ahead
+            roles.publish()
+            run.keep(report)

@@ -163,7 +163,7 @@ def _train(
     state = RunState.from_tree(content.trees["run"])
     notes = [*resolved.warnings, *notes]
     if resumed:
-        if state.env_steps >= config.total_steps and _has_ended(directory):
+        if state.env_steps >= config.total_steps and has_ended(directory):
             return _already_finished(directory, state, config)
         state.resumes += 1
         notes += _resume_notes(resolved, content.meta, _meta(spec))
@@ -200,8 +200,8 @@ def _train(
                 directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec), started
             )
             if resumed:
-                run.record = _last_record(directory / "metrics.jsonl")
-        stack.enter_context(_warnings_to(run))
+                run.record = last_record(directory / "metrics.jsonl")
+        stack.enter_context(warnings_told_to(run.warn))
         # what stays to the end, modules above all, is not looked through again whenever episodes have made objects
         gc.collect()
         gc.freeze()
@@ -285,7 +285,7 @@ def _write_summary(run: Run, exit_reason: str, evaluation: dict[str, Any] | None
 
 
 @contextlib.contextmanager
-def _warnings_to(run: Run) -> Iterator[None]:
+def warnings_told_to(warn: Callable[[str], None]) -> Iterator[None]:
     """RuntimeWarnings, which the sinks give, are told and kept as the run's own."""
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -293,7 +293,7 @@ def _warnings_to(run: Run) -> Iterator[None]:
 
         def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, RuntimeWarning):
-                run.warn(str(message))
+                warn(str(message))
             else:
                 show(message, category, *where, **more)
 
@@ -322,13 +322,13 @@ def _how_to_resume(run: Run) -> str:
     )
 
 
-def _last_record(path: Path) -> dict[str, Any]:
+def last_record(path: Path) -> dict[str, Any]:
     """The record that the run goes on from; empty before the first."""
     lines = path.read_bytes().splitlines()
     return json.loads(lines[-1]) if lines else {}
 
 
-def _has_ended(directory: Path) -> bool:
+def has_ended(directory: Path) -> bool:
     """Whether the run was told to its end; one killed in its last evaluation, say, still owes that and the summary."""
     try:
         return bool(json.loads((directory / "summary.json").read_text())["exit_reason"] == "finished")

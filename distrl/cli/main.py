@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 import click
 
+from distrl.cli.commands import Commands
 from distrl.errors import BadInput, RunFailed
-from distrl.fields import nearest
 
 # command -> module that holds it as `command`
 COMMANDS = {
@@ -19,33 +18,16 @@ COMMANDS = {
     "show": "distrl.cli.show",
     "profile": "distrl.cli.profile",
     "doctor": "distrl.cli.doctor",
+    "rlhf": "distrl.cli.rlhf",
 }
 INTERRUPTED = 130
 
 
-class Commands(click.Group):
-    """Subcommands imported when they are asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of `COMMANDS`."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, or None where there is none of that name."""
-        module = COMMANDS.get(cmd_name)
-        return importlib.import_module(module).command if module else None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Suggests the nearest command for an unknown one."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            guess = nearest(args[0], COMMANDS) or f" the commands are {', '.join(COMMANDS)}"
-            raise BadInput(f"{args[0]!r}: no such command;{guess}")
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="distrl", message="%(prog)s %(version)s")
 def group() -> None:
     """Train a policy on any Gymnasium env with PPO on Ray workers, and see how REINFORCE becomes PPO."""

@@ -29,11 +29,23 @@ _BAR_WIDTH = 36
 
 
 class ConsoleSink:
-    """A sink that shows the newest record. `title` names the run; `total_steps` gives progress and time left."""
+    """A sink that shows the newest record. `title` names the run; `total_steps` gives progress and time left.
+
+    `counted` is the key of what they are steps of, `headline` a word and the key of the number that matters.
+    """
 
     def __init__(
-        self, title: str, total_steps: int, *, stream: TextIO | None = None, plain_every_sec: float = 5.0
+        self,
+        title: str,
+        total_steps: int,
+        *,
+        stream: TextIO | None = None,
+        plain_every_sec: float = 5.0,
+        counted: str = "env_steps",
+        headline: tuple[str, str] = ("return", "episode_return_mean"),
     ) -> None:
+        self._counted = counted
+        self._headline = headline
         self.console = Console(file=stream, stderr=stream is None, highlight=False)
         self._title = title
         self._total_steps = total_steps
@@ -83,7 +95,7 @@ class ConsoleSink:
             return Panel(
                 Text("starting", style="dim"), title=self._title, title_align="left", width=_panel_width(self)
             )
-        done = min(int(record["env_steps"]), self._total_steps)
+        done = min(int(record[self._counted]), self._total_steps)
         left_sec = self._left_sec()
         if left_sec is not None:
             left_sec = max(0.0, left_sec - (time.monotonic() - self._received_sec))
@@ -95,20 +107,27 @@ class ConsoleSink:
         percent = 100 * done / max(1, self._total_steps)
         steps.add_row(
             ProgressBar(total=self._total_steps, completed=done, width=_BAR_WIDTH),
-            f"{record['env_steps']:,} / {self._total_steps:,}  ({percent:.0f} %)",
+            f"{record[self._counted]:,} / {self._total_steps:,}  ({percent:.0f} %)",
         )
-        grid.add_row("env steps", steps)
+        grid.add_row("env steps" if self._counted == "env_steps" else "done", steps)
         grid.add_row("steps/s", _number(record.get("steps_per_sec"), ",.0f"))
-        grid.add_row("return", Text(_number(record.get("episode_return_mean"), ",.1f"), style="bold"))
+        word, key = self._headline
+        grid.add_row(word, Text(_number(record.get(key), self._format(",")), style="bold"))
         grid.add_row("time left", f"{duration(left_sec)}   elapsed {duration(record.get('wall_sec'))}")
         grid.add_row("time goes to", share_bar(self._shares, _BAR_WIDTH))
         return Panel(grid, title=self._title, title_align="left", width=_panel_width(self))
 
     def _left_sec(self) -> float | None:
         rate = self._record.get("steps_per_sec")
+        if self._counted != "env_steps" and (wall_sec := self._record.get("wall_sec")):
+            rate = self._record[self._counted] / wall_sec
         if not isinstance(rate, int | float) or not rate > 0:
             return None
-        return max(0, self._total_steps - int(self._record["env_steps"])) / rate
+        return max(0, self._total_steps - int(self._record[self._counted])) / rate
+
+    def _format(self, comma: str = "") -> str:
+        """Of the headline: a return has one digit behind the point, what is not counted in env steps has three."""
+        return f"{comma}.{1 if self._counted == 'env_steps' else 3}f"
 
     def _print_plain(self) -> None:
         record = self._record
@@ -116,10 +135,16 @@ class ConsoleSink:
             f"{name} {100 * share:.0f} %" for name, share in self._shares.items() if share >= 0.005
         )
         fields = [
-            f"iteration {record['iteration']}",
-            f"env steps {record['env_steps']:,}/{self._total_steps:,}",
+            *(
+                [
+                    f"iteration {record['iteration']}",
+                    f"env steps {record['env_steps']:,}/{self._total_steps:,}",
+                ]
+                if self._counted == "env_steps"
+                else [f"{self._counted} {record[self._counted]:,}/{self._total_steps:,}"]
+            ),
             f"{_number(record.get('steps_per_sec'), ',.0f')} steps/s",
-            f"return {_number(record.get('episode_return_mean'), '.1f')}",
+            f"{self._headline[0]} {_number(record.get(self._headline[1]), self._format())}",
             f"left {duration(self._left_sec())}",
         ]
         line = "  ".join(fields) + (f"  [{shares}]" if shares else "")

@@ -1,0 +1,19 @@
+"""`distrl rlhf`: the stages of RLHF, each a command."""
+
+from __future__ import annotations
+
+import click
+
+from distrl.cli.commands import Commands
+
+COMMANDS = {
+    "ppo": "distrl.cli.rlhf.ppo",
+}
+
+
+@click.group("rlhf", cls=Commands, table=COMMANDS)
+def command() -> None:
+    """RLHF of a causal language model: SFT, a reward model, PPO, and a look at what came of it.
+
+    Each stage takes a model's folder as transformers saves it, and leaves another in RUN_DIR/model.
+    """

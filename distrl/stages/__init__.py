@@ -1,0 +1,1 @@
+"""The stages of RLHF as sessions: configuration, run directory, checkpoints, summary. The parts are in `distrl.rlhf`."""

@@ -1,0 +1,75 @@
+"""What all stages of RLHF are configured by: frozen, validated, every field a flag, as `distrl.config` for train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from distrl.clashes import Clash
+from distrl.config import Count, CountOrZero
+
+S = TypeVar("S", bound="StageConfig")
+
+
+class StageConfig(BaseModel):
+    """The fields that every stage has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # who does the work
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models compute")
+    threads: Count = Field(1, description="CPU threads of a model's passes; part of the curve")
+
+    # the texts
+    chat: bool = Field(
+        False, description="put prompts that are text into the tokenizer's chat template, as a user's message"
+    )
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="a text above the limit: an error, or left out and counted; never cut"
+    )
+    skip_bad: bool = Field(False, description="leave corrupt lines out and count them")
+
+    # what is kept
+    run_dir: str | None = Field(
+        None, description="exact path; default runs/<model>-<algo or stage>-s<seed>-<UTC time>"
+    )
+    checkpoint_every: Count = Field(10, description="iterations between checkpoints")
+    keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
+    keep_every: CountOrZero = Field(0, description="and every so many iterations one for good (0: none)")
+    max_save_failures: Count = Field(3, description="checkpoints that may fail in a row, a full disk say")
+    tensorboard: bool = Field(True, description="write TensorBoard events")
+    wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline works")
+    wandb_project: str = Field("distrl", description="its project")
+
+    # what is trained
+    model: str | None = Field(None, description="folder of a causal LM and its tokenizer (save_pretrained)")
+    seed: CountOrZero = Field(1, description="seed of everything random")
+
+    @property
+    def folder(self) -> str:
+        """That of the model."""
+        assert self.model is not None
+        return self.model
+
+
+KEPT = (
+    "device", "threads", "checkpoint_every", "keep_checkpoints", "keep_every", "max_save_failures", "tensorboard",
+    "wandb", "wandb_project",
+)  # fmt: skip
+FIXED = "models, data and the curve cannot change on resume"
+
+
+def needed(config: BaseModel, **why: str) -> Iterator[Clash]:
+    """A clash for each of these fields that was not given."""
+    for name, advice in why.items():
+        if not getattr(config, name):
+            yield Clash((name,), f"--{name.replace('_', '-')}: must be given; {advice}")
+
+
+def no_clashes(find: Callable[[Any], list[Clash]], config: S) -> S:
+    """Raises ValueError, as pydantic's validators do, for what `find` finds."""
+    if found := find(config):
+        raise ValueError("\n".join(clash.message for clash in found))
+    return config

@@ -1,0 +1,196 @@
+"""What a stage reads before anything starts: models, tokenizers and data, checked against each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distrl.errors import BadInput
+from distrl.learner import digest
+from distrl.rlhf import data
+from distrl.rlhf.models import (
+    LoraOptions,
+    ModelParts,
+    context_length,
+    read_causal,
+    read_scalar,
+    scalar_from,
+    with_lora,
+)
+from distrl.rlhf.rewards import FunctionReward, Weighted, check_function, read_reward
+from distrl.rlhf.roles import RewardSource
+from distrl.rlhf.tokenizers import (
+    check_same_tokenizer,
+    check_vocabulary,
+    end_tokens,
+    padding_note,
+    read_tokenizer,
+)
+from distrl.stages.config import StageConfig
+from distrl.stages.ppo_config import PPOConfig
+
+T = TypeVar("T")
+
+
+class Problems:
+    """What several checks found, raised as one."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def of(self, flag: str, check: Callable[..., T], *given: Any, **more: Any) -> T | None:
+        """The check's result, or None and its problems kept under the flag's name."""
+        try:
+            return check(*given, **more)
+        except BadInput as error:
+            self.found += [f"{flag}: {problem}" for problem in error.problems]
+            return None
+
+    def stop(self) -> None:
+        """Raises them, if there are any."""
+        if self.found:
+            raise BadInput(*dict.fromkeys(self.found))
+
+
+def device_of(config: StageConfig) -> str:
+    """`cuda` or `cpu`. BadInput where a GPU is asked for and none is there."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise BadInput("--device cuda needs 1 GPU, and 0 are available; use --device auto or cpu")
+    return "cuda" if there and config.device != "cpu" else "cpu"
+
+
+def file_sha256(path: str | Path) -> str:
+    """Of a data file, so that a resumed run finds the same."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def require_context(parts: ModelParts, tokens: int, told: str) -> None:
+    """BadInput where texts of so many tokens do not fit the model."""
+    limit = context_length(parts.config)
+    if limit is not None and tokens > limit:
+        raise BadInput(
+            f"{told} = {tokens} tokens, and the model reads {limit}: {tokens - limit} too many; shorten one of the two"
+        )
+
+
+@dataclass(frozen=True)
+class PPOMaterials:
+    """All that `distrl rlhf ppo` starts from."""
+
+    tokenizer: Any
+    prompts: data.DataSet[data.Prompt]
+    eval_prompts: data.DataSet[data.Prompt] | None
+    end_tokens: tuple[int, ...]
+    models: dict[str, ModelParts]  # actor, reference, and critic where it has a trunk of its own
+    reward: RewardSource
+    notes: list[str]
+    facts: dict[str, str]
+
+
+def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
+    """Reads and checks it all; data before models, since it is cheap. Raises one BadInput with what is wrong."""
+    problems = Problems()
+    tokenizer = problems.of("--model", read_tokenizer, config.folder)
+    for function in config.reward_function:
+        problems.of("--reward-function", check_function, function)
+    problems.stop()
+    prompts = problems.of("--prompts", read_prompt_file, str(config.prompts), tokenizer, config)
+    eval_prompts = None
+    if config.eval_prompts:
+        eval_prompts = problems.of("--eval-prompts", read_prompt_file, config.eval_prompts, tokenizer, config)
+    problems.stop()
+    assert prompts is not None
+    models = _models(config, tokenizer, problems)
+    rewards = [problems.of("--reward", reward_model, folder, tokenizer) for folder in config.reward]
+    problems.stop()
+    longest = max(len(prompt.tokens) for some in (prompts, eval_prompts) if some for prompt in some.rows)
+    told = f"the longest prompt's {longest} + --max-response {config.recipe.max_response}"
+    for parts in models.values():
+        problems.of("--max-response", require_context, parts, longest + config.recipe.max_response, told)
+    problems.stop()
+    notes = [
+        note
+        for note in (prompts.note(), eval_prompts and eval_prompts.note(), padding_note(tokenizer))
+        if note
+    ]
+    functions = [
+        FunctionReward(function, prompts.rows, tokenizer, config.reward_timeout_sec, config.max_unscored)
+        for function in config.reward_function
+    ]
+    facts = {name: digest(parts.arrays) for name, parts in models.items()}
+    facts |= {f"reward {i}": digest(one.parts.arrays) for i, one in enumerate(rewards) if one is not None}
+    facts["prompts"] = file_sha256(str(config.prompts))
+    return PPOMaterials(
+        tokenizer,
+        prompts,
+        eval_prompts,
+        end_tokens(tokenizer, config.folder),
+        models,
+        weighted([*filter(None, rewards), *functions], config.reward_weights),
+        notes,
+        facts,
+    )
+
+
+def read_prompt_file(path: str, tokenizer: Any, config: Any) -> data.DataSet[data.Prompt]:
+    """The prompts of a file, by a stage's own limits."""
+    return data.read_prompts(
+        path, tokenizer, config.max_prompt_tokens, config.too_long, config.skip_bad, config.chat
+    )
+
+
+def weighted(sources: Sequence[RewardSource], weights: Sequence[float]) -> RewardSource:
+    """One source of several."""
+    if len(sources) == 1 and (not weights or weights[0] == 1.0):
+        return sources[0]
+    return Weighted(tuple(zip(weights or [1.0] * len(sources), sources, strict=True)))
+
+
+def reward_model(folder: str, tokenizer: Any) -> Any:
+    """The reward model of a folder, which must read the actor's tokens. Raises BadInput."""
+    found = read_reward(folder)
+    _check_reads(folder, tokenizer, found.parts, "--reward")
+    return found
+
+
+def _check_reads(folder: str, tokenizer: Any, parts: ModelParts, flag: str) -> None:
+    """BadInput where a model's vocabulary or its tokenizer is another one."""
+    check_vocabulary(tokenizer, parts.config, folder)
+    if any((Path(folder) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        check_same_tokenizer(tokenizer, read_tokenizer(folder), ("--model", flag))
+
+
+def _models(config: PPOConfig, tokenizer: Any, problems: Problems) -> dict[str, ModelParts]:
+    """By role; problems are kept."""
+    models: dict[str, ModelParts] = {}
+    actor = problems.of("--model", read_causal, config.folder)
+    if actor is None:
+        return models
+    problems.of("--model", check_vocabulary, tokenizer, actor.config, config.folder)
+    models["actor"] = models["reference"] = actor
+    if config.reference is not None:
+        reference = problems.of("--reference", read_causal, config.reference)
+        if reference is not None:
+            problems.of("--reference", _check_reads, config.reference, tokenizer, reference, "--reference")
+            models["reference"] = reference
+    if config.recipe.trains_value and not config.value_head:
+        if config.critic is None:
+            models["critic"] = scalar_from(actor)
+        else:
+            critic = problems.of("--critic", read_scalar, config.critic)
+            if critic is not None:
+                problems.of("--critic", _check_reads, config.critic, tokenizer, critic, "--critic")
+                models["critic"] = critic
+    if config.lora_rank:
+        options = LoraOptions(config.lora_rank, config.lora_alpha)
+        for role in ("actor", "critic"):
+            if role in models:
+                adapted = problems.of("--lora-rank", with_lora, models[role], options, config.seed)
+                models |= {role: adapted} if adapted is not None else {}
+    return models

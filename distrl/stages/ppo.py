@@ -1,0 +1,216 @@
+"""`distrl rlhf ppo`: the roles of a run, and what is kept of each iteration."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distrl.errors import RunFailed
+from distrl.loops import train_responses, train_responses_overlapped
+from distrl.maths.kl import AdaptiveBeta, BetaController, FixedBeta
+from distrl.rlhf.models import ModelParts, save
+from distrl.rlhf.responses import Responses
+from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
+from distrl.runtime.placement import devices, hosts_for, idle_warnings
+from distrl.runtime.roles import Host, Roles, start_roles
+from distrl.stages.evaluation import Evaluator
+from distrl.stages.materials import PPOMaterials, device_of, read_ppo_materials
+from distrl.stages.ppo_config import PPO, PPOConfig
+from distrl.stages.run import StageRun
+
+# what every record has; null where an algorithm has no such number
+KEYS = (
+    "score_mean", "kl", "beta", "objective", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction",
+    "explained_variance", "value_mean", "response_length_mean",
+)  # fmt: skip
+TRAINED = ("actor", "critic")
+
+
+class PPOStage:
+    """A `Stage`, and the keeper of its loop (`loops.ResponsesAhead`)."""
+
+    schema = PPO
+    headline = ("score", "score_mean")
+
+    def __init__(self, config: PPOConfig) -> None:
+        self.config = config
+        self.total = config.iterations
+        self.max_restarts = config.max_worker_restarts
+        self.device = device_of(config)
+        self.materials = read_ppo_materials(config)
+        self.hosts = self._hosts()
+        self.spec = role_spec(config, self.materials, self.hosts, self.device)
+        self.notes = [*self.materials.notes, *idle_warnings(self.spec, self.hosts)]
+        self.facts = self.materials.facts
+        self.ahead: list[Any] | None = None
+        self.roles: Roles | None = None
+        self.digests: dict[str, str] = {}
+        self._evaluator: Evaluator | None = None
+
+    def _hosts(self) -> tuple[Host, ...]:
+        config = self.config
+        gpus = 1.0 if self.device == "cuda" else 0.0
+        return hosts_for(config.roles or config.placement, config.recipe, config.value_head, gpus)
+
+    # a stage
+
+    def first_trees(self) -> dict[str, Any]:
+        """As a worker that hosts both has them before its first update."""
+        torch.set_num_threads(1)
+        roles = tuple(role for role in TRAINED if role == "actor" or self.config.recipe.trains_value)
+        worker = RoleWorker(replace(self.spec, devices={}), roles, self.materials.models)
+        return {**worker.state()}
+
+    def start(self, run: StageRun, trees: dict[str, Any]) -> None:
+        self.run = run
+        states = {role: trees[role] for role in TRAINED if role in trees}
+        told = trees.get("ahead")
+        self.ahead = None if told is None else [[Responses(**one) for one in told]]
+        self.controller = self._controller(run)
+        if self.roles is not None:
+            self.roles.restart(states)
+            return
+        run.interrupts.polled = self.config.placement != "in-process"
+        self.roles = start_roles(
+            self.spec,
+            self.materials.models,
+            states,
+            self.hosts,
+            self.config.address,
+            self.config.role_timeout_sec,
+            self.config.placement_timeout_sec,
+            run.interrupts.check,
+        )
+
+    def _controller(self, run: StageRun) -> BetaController:
+        recipe = self.config.recipe
+        beta = run.state.beta if run.iteration else recipe.beta
+        if recipe.kl_target is None:
+            return FixedBeta(beta)
+        return AdaptiveBeta(beta, recipe.kl_target, recipe.kl_horizon)
+
+    @property
+    def _roles(self) -> Roles:
+        assert self.roles is not None
+        return self.roles
+
+    def train(self) -> None:
+        if self.config.overlap:
+            train_responses_overlapped(self._roles, self)
+        else:
+            train_responses(self._roles, self)
+
+    def trees(self) -> dict[str, Any]:
+        trees = {**self._roles.state()}
+        if self.ahead is not None:
+            written = self._roles.of["generator"].get(self.ahead)
+            trees["ahead"] = [asdict(one) for part in written for one in part]
+        return trees
+
+    def finish(self, folder: Path | None) -> dict[str, Any]:
+        snapshot = self._roles.snapshot()
+        if folder is not None:
+            actor = self.materials.models["actor"].with_arrays(snapshot.arrays)
+            save(actor, folder, self.materials.tokenizer)
+        digests = {**self.digests, "actor": snapshot.digest}
+        return {"parameters_sha256": snapshot.digest, "digests": digests}
+
+    def close(self) -> None:
+        if self.roles is not None:
+            self.roles.close()
+
+    # the keeper of the loop
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are whole."""
+        return self.run.iteration
+
+    @property
+    def progress(self) -> float:
+        """Share of the iterations done."""
+        return self.run.progress
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL to the reference."""
+        return self.controller.beta
+
+    def uninterrupted(self) -> AbstractContextManager[None]:
+        """Ctrl-C waits inside."""
+        return self.run.uninterrupted()
+
+    def keep(self, report: LearnReport) -> None:
+        """An iteration is whole."""
+        self.digests = report.digests
+        unscored = report.metrics.get("unscored", 0.0)
+        if unscored > self.config.max_unscored * report.num_responses:
+            raise RunFailed(
+                f"{unscored:.0f} of {report.num_responses} responses have no score, more than --max-unscored "
+                f"{self.config.max_unscored:g}; look at the reward"
+            )
+        self.controller = self.controller.after(report.metrics["kl"], report.num_responses)
+        self.run.state.beta = self.controller.beta
+        metrics: dict[str, Any] = {name: report.metrics.get(name) for name in KEYS}
+        metrics |= report.metrics
+        metrics["policy_version"] = report.version
+        metrics["behaviour_version"] = report.version - 1 - int(report.metrics.get("policy_lag", 0.0))
+        self.run.keep(metrics, report.num_tokens, self._roles.take_spans(), self._evaluate)
+
+    def _evaluate(self, iteration: int) -> dict[str, Any]:
+        """Greedy responses to held-out prompts, where they are due."""
+        config, prompts = self.config, self.materials.eval_prompts
+        if prompts is None or not config.eval_every or iteration % config.eval_every:
+            return {}
+        if self._evaluator is None:
+            self._evaluator = evaluator_of(config, self.materials, self.device)
+        with self.run.interrupts.at_once():
+            told = self._evaluator.evaluate(self.actor()).told
+        return {f"eval/{name}": value for name, value in told.items()}
+
+    def actor(self) -> ModelParts:
+        """As it stands."""
+        return self.materials.models["actor"].with_arrays(self._roles.snapshot().arrays)
+
+
+def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...], device: str) -> RoleSpec:
+    """What workers are told of the run."""
+    placed = devices(hosts)
+    if config.placement == "in-process":
+        placed = dict.fromkeys(placed, device)
+    return RoleSpec(
+        recipe=config.recipe,
+        seed=config.seed,
+        prompts=tuple(prompt.tokens for prompt in materials.prompts.rows),
+        num_prompts=config.num_prompts,
+        end_tokens=materials.end_tokens,
+        reward=materials.reward,
+        value_head=config.value_head,
+        critic_rate=config.critic_rate,
+        generation_batch=config.generation_batch,
+        forward_batch=config.forward_batch,
+        micro_batch=config.micro_batch,
+        threads=config.threads,
+        devices=placed,
+        max_skipped_updates=config.max_skipped_updates,
+    )
+
+
+def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Evaluator:
+    """Of held-out prompts, by the run's own reward and reference."""
+    assert materials.eval_prompts is not None
+    return Evaluator(
+        prompts=materials.eval_prompts.rows,
+        reference=materials.models["reference"],
+        reward=materials.reward,
+        end_tokens=materials.end_tokens,
+        max_response=config.recipe.max_response,
+        temperature=config.recipe.temperature,
+        seed=config.seed,
+        batch=config.generation_batch,
+        device=device,
+    )

@@ -1,0 +1,299 @@
+"""The configuration of `distrl rlhf ppo`, and what must hold between its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from distrl.clashes import FUNCTION, Clash
+from distrl.config import Count, CountOrZero
+from distrl.fields import Schema
+from distrl.rlhf.recipes import RECIPES, RLHF_PPO, ResponseRecipe
+from distrl.stages.config import FIXED, KEPT, StageConfig, needed, no_clashes
+
+
+class PPOConfig(StageConfig):
+    """RLHF with PPO, or another algorithm on its loop."""
+
+    # what is trained
+    reference: str | None = Field(None, description="folder of the frozen reference; default: --model")
+    critic: str | None = Field(
+        None, description="folder of the critic's first parameters; default: --model's trunk with a head of 0"
+    )
+    value_head: bool = Field(
+        False, description="the critic is a head on the actor's trunk, and no model of its own"
+    )
+    lora_rank: CountOrZero = Field(
+        0, description="train adapters of this rank (LoRA) instead of the model (0: none)"
+    )
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
+    algo: str = Field("rlhf-ppo", description="rlhf-ppo, rlhf-reinforce, rloo or grpo")
+    recipe: ResponseRecipe = Field(RLHF_PPO, description="the algorithm's own fields, each a flag")
+    iterations: Count = Field(100, description="iterations in all: write, score, learn")
+
+    # the reward
+    reward: tuple[str, ...] = Field((), description="folder of a reward model; several with commas")
+    reward_function: tuple[str, ...] = Field(
+        (), description="module:function that scores responses; several with commas"
+    )
+    reward_weights: tuple[float, ...] = Field(
+        (), description="of the models, then of the functions, in the order given; default: 1 each"
+    )
+    reward_timeout_sec: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="a call of a reward function may take this long"
+    )
+    max_unscored: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="share of a batch that may be left without a score"
+    )
+
+    # the texts
+    prompts: str | None = Field(None, description='JSONL: {"prompt": text or messages, ...} a line')
+    max_prompt_tokens: Count = Field(512, description="limit of a prompt")
+
+    # a batch
+    num_prompts: Count = Field(64, description="prompts of an iteration")
+    generation_batch: Count = Field(64, description="responses that are written together")
+    forward_batch: Count = Field(
+        64, description="texts that go through a model together where nothing is learned"
+    )
+    micro_batch: Count | None = Field(
+        None, description="texts that go through it together where it learns; default: a minibatch"
+    )
+    critic_rate: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="the critic's learning rate as a multiple of the actor's"
+    )
+
+    # who does the work
+    placement: Literal["in-process", "colocate", "separate"] = Field(
+        "in-process",
+        description="where roles live: in this process without Ray, in one Ray worker, or each in its own",
+    )
+    roles: dict[str, Any] = Field(
+        {},
+        description="of one role: --roles.reward.workers 2; workers, cpus, gpus, together_with, offload",
+    )
+    address: str | None = Field(None, description="address of a Ray cluster; default: a local one")
+    overlap: Annotated[int, Field(ge=0, le=1)] = Field(
+        0,
+        description="1: the next responses are written while these are learned from, by a policy one version old",
+    )
+    role_timeout_sec: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="a role that does not answer for so long is named, and its worker replaced"
+    )
+    placement_timeout_sec: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="the cluster has so long to give every role its place"
+    )
+
+    # how it goes
+    eval_prompts: str | None = Field(None, description="JSONL of held-out prompts")
+    eval_every: CountOrZero = Field(
+        0, description="iterations between evaluations on --eval-prompts (0: none)"
+    )
+
+    # when things break
+    max_skipped_updates: Count = Field(10, description="minibatches with a NaN gradient skipped in a row")
+    max_worker_restarts: CountOrZero = Field(5, description="times a role's worker may die and be replaced")
+
+    @field_validator("recipe", mode="after")
+    @classmethod
+    def _recipe_within_bounds(cls, recipe: ResponseRecipe) -> ResponseRecipe:
+        PPO.check_recipe(recipe)
+        return recipe
+
+    @field_validator("algo", "roles", mode="after")
+    @classmethod
+    def _as_a_flag_would_be(cls, value: Any, info: ValidationInfo) -> Any:
+        return PPO.read_value(str(info.field_name), value)
+
+    @model_validator(mode="after")
+    def _fields_do_not_clash(self) -> PPOConfig:
+        return no_clashes(clashes, self)
+
+    @property
+    def num_responses(self) -> int:
+        """Of an iteration."""
+        return self.num_prompts * self.recipe.group_size
+
+
+def clashes(config: PPOConfig) -> list[Clash]:
+    """Every rule between fields that `config` breaks."""
+    return [
+        *_given(config),
+        *_rewards(config),
+        *_critic(config),
+        *_batch(config),
+        *_algorithm(config),
+        *_roles(config),
+    ]
+
+
+def warnings(config: PPOConfig) -> list[str]:
+    """What works but is hardly meant."""
+    recipe = config.recipe
+    found = []
+    if recipe.kl_in == "loss" and recipe.kl_estimator == "k1" and recipe.beta > 0:
+        found.append(
+            "--kl-estimator k1 with --kl-in loss: its gradient is 0 on average and pulls nowhere; use k3 or k2"
+        )
+    if config.overlap and recipe.importance_cap is None:
+        found.append(
+            "--overlap 1 without --importance-cap: responses of a policy one version old are corrected by the clipped "
+            "ratio alone; give --importance-cap 2, say"
+        )
+    if recipe.cut_off == "score" and recipe.max_response < 4:
+        found.append(f"--max-response {recipe.max_response}: hardly a response; the default is 64")
+    if config.eval_every and not config.eval_prompts:
+        found.append("--eval-every does nothing without --eval-prompts")
+    return found
+
+
+def _given(config: PPOConfig) -> Iterator[Clash]:
+    yield from needed(
+        config,
+        model="a folder that save_pretrained wrote, with its tokenizer",
+        prompts='a JSONL file, {"prompt": "..."} a line',
+    )
+    if not config.reward and not config.reward_function:
+        yield Clash(
+            ("reward", "reward_function"),
+            "--reward: must be given, or --reward-function; without either there is nothing to maximise: give a reward "
+            "model's folder or module:function",
+        )
+
+
+def _rewards(config: PPOConfig) -> Iterator[Clash]:
+    for function in config.reward_function:
+        if not FUNCTION.match(function):
+            yield Clash(
+                ("reward_function",),
+                f"--reward-function: must be module:function, got {function!r}; for example my_package.mine:score",
+            )
+    count = len(config.reward) + len(config.reward_function)
+    if config.reward_weights and len(config.reward_weights) != count:
+        yield Clash(
+            ("reward_weights", "reward", "reward_function"),
+            f"--reward-weights: {len(config.reward_weights)} for {count} rewards ({len(config.reward)} models + "
+            f"{len(config.reward_function)} functions); give {count}, models first",
+        )
+
+
+def _critic(config: PPOConfig) -> Iterator[Clash]:
+    if config.value_head and config.critic:
+        yield Clash(
+            ("value_head", "critic"),
+            f"--value-head and --critic {config.critic} are two critics; give one of the two",
+        )
+    if config.value_head and config.placement == "separate":
+        yield Clash(
+            ("value_head", "placement"),
+            "--value-head with --placement separate: a head on the actor's trunk cannot live apart from it; use "
+            "--placement colocate, or a critic of its own",
+        )
+    if (config.value_head or config.critic) and not config.recipe.trains_value:
+        flag = "--value-head" if config.value_head else f"--critic {config.critic}"
+        yield Clash(
+            ("value_head", "critic", "algo", "credit"),
+            f"{flag}: --algo {config.algo} with --credit {config.recipe.credit} has no critic; leave it out, or use "
+            "--algo rlhf-ppo",
+        )
+    if config.recipe.cut_off == "bootstrap" and not config.recipe.trains_value:
+        yield Clash(
+            ("cut_off", "credit"),
+            f"--cut-off bootstrap needs a critic, and --credit {config.recipe.credit} has none; use --cut-off score or "
+            "penalty",
+        )
+
+
+def _batch(config: PPOConfig) -> Iterator[Clash]:
+    recipe, responses = config.recipe, config.num_responses
+    shown = f"--num-prompts {config.num_prompts} x --group-size {recipe.group_size} = {responses} responses"
+    if recipe.minibatches > responses:
+        yield Clash(
+            ("minibatches", "num_prompts", "group_size"),
+            f"--minibatches {recipe.minibatches} of {shown}: {recipe.minibatches - responses} would be empty; use at "
+            f"most {responses}",
+        )
+    if recipe.credit in ("others", "group") and recipe.group_size < 2:
+        yield Clash(
+            ("group_size", "credit", "algo"),
+            f"--group-size {recipe.group_size} with --algo {config.algo}: a response is compared with the others to its "
+            "prompt, and there is none; use --group-size 4, say",
+        )
+    if recipe.credit == "batch" and responses < 2:
+        yield Clash(
+            ("num_prompts", "group_size", "credit"),
+            f"{shown}, and --credit batch compares a response with the others; use 2 or more",
+        )
+
+
+def _algorithm(config: PPOConfig) -> Iterator[Clash]:
+    recipe = config.recipe
+    if recipe.epochs > 1 and recipe.clip is None:
+        yield Clash(
+            ("epochs", "clip"),
+            f"--epochs {recipe.epochs} uses each batch {recipe.epochs} times, which needs --clip: after the first pass "
+            "the policy is no longer the one that wrote; use --clip 0.2 or --epochs 1",
+        )
+    if recipe.kl_in == "reward" and recipe.kl_estimator != "k1":
+        yield Clash(
+            ("kl_in", "kl_estimator"),
+            f"--kl-estimator {recipe.kl_estimator} with --kl-in reward: in the reward the KL is k1, token by token; use "
+            "--kl-in loss, or leave --kl-estimator out",
+        )
+    if config.overlap and recipe.clip is None and recipe.importance_cap is None:
+        yield Clash(
+            ("overlap", "clip", "importance_cap"),
+            "--overlap 1 without --clip learns from a policy one version old, which nothing corrects; give "
+            "--importance-cap 2, --clip 0.2 or --overlap 0",
+        )
+
+
+def _roles(config: PPOConfig) -> Iterator[Clash]:
+    if config.roles and config.placement != "separate":
+        yield Clash(
+            ("roles", "placement"),
+            f"--roles.{next(iter(config.roles))} places one role's workers, and --placement {config.placement} has all "
+            "roles together; use --placement separate",
+        )
+    if config.address is not None and config.placement == "in-process":
+        yield Clash(
+            ("address", "placement"),
+            f"--address {config.address} names a Ray cluster and --placement in-process runs without Ray; use "
+            "--placement separate or colocate, or leave --address out",
+        )
+
+
+PPO = Schema(
+    command="distrl rlhf ppo",
+    config=PPOConfig,
+    sections={
+        "what is trained": "model",
+        "the reward": "reward",
+        "the texts": ("chat", "prompts"),
+        "a batch": "num_prompts",
+        "how credit is given": "gamma",
+        "how a batch is used": "clip",
+        "the KL to the reference": "kl_in",
+        "the responses": "temperature",
+        "the optimiser: Adam": "learning_rate",
+        "who does the work": ("device", "placement"),
+        "evaluation": "eval_prompts",
+        "what is kept": "run_dir",
+        "when things break": "max_skipped_updates",
+    },
+    changeable=(
+        *KEPT, "iterations", "learning_rate", "learning_rate_schedule", "placement", "roles", "address",
+        "role_timeout_sec", "placement_timeout_sec", "eval_every", "eval_prompts", "max_skipped_updates",
+        "max_worker_restarts", "reward_timeout_sec", "max_unscored",
+    ),
+    fixed=FIXED,
+    start_from=" from --model RUN_DIR/model",
+    clashes=clashes,
+    warnings=warnings,
+    recipe=ResponseRecipe,
+    presets=RECIPES,
+    modules=("reward_function",),
+    hidden=("collects", "num_envs", "num_steps", "baseline"),
+)  # fmt: skip

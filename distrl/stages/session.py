@@ -1,0 +1,327 @@
+"""A session of a stage, new or resumed: as `distrl.session` for train, over what a `Stage` says of itself.
+
+    new      data and models are read and checked -> run directory with config.json and checkpoint 0, in one rename
+    resumed  lock -> newest whole checkpoint -> metrics cut back to it
+    both     roles -> loop -> model folder -> summary.json
+
+Where a role's worker is lost, all roles start anew from the newest checkpoint, and the iterations since are done again:
+they come out the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from distrl import machine
+from distrl.checkpoint import latest_checkpoint, write_checkpoint
+from distrl.errors import BadInput, RunFailed
+from distrl.fields import Schema
+from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
+from distrl.resolve import ResolvedAs, to_flat_as, write_config_as
+from distrl.run_directory import default_run_dir, lock_run_directory, new_run_directory
+from distrl.runtime.roles import RoleLost
+from distrl.session import Outcome, has_ended, last_record, warnings_told_to
+from distrl.stages.run import StageRun, StageState
+from distrl.telemetry import spans
+from distrl.telemetry.console import ConsoleSink, print_span_table
+from distrl.telemetry.sinks import Sinks, open_sinks
+from distrl.telemetry.spans import span
+
+
+class Stage(Protocol):
+    """What one stage is. Making it has read and checked data and models; BadInput came from there."""
+
+    schema: Schema[Any]
+    config: Any
+    total: int  # iterations
+    headline: tuple[str, str]  # what the console shows: a word, and the metric
+    notes: list[str]  # to be told when it begins
+    facts: dict[str, Any]  # digests of what was read: a resumed run must find the same
+    device: str
+    max_restarts: int
+
+    def first_trees(self) -> dict[str, Any]:
+        """State trees of a run that has not begun."""
+        ...
+
+    def start(self, run: StageRun, trees: dict[str, Any]) -> None:
+        """Gets ready to go on from `trees`; called again after a worker was lost."""
+        ...
+
+    def train(self) -> None:
+        """All iterations that are left."""
+        ...
+
+    def trees(self) -> dict[str, Any]:
+        """State trees of the last boundary."""
+        ...
+
+    def finish(self, folder: Path | None) -> dict[str, Any]:
+        """What summary.json says beside the counts; with a folder, the model is saved there first."""
+        ...
+
+    def close(self) -> None:
+        """Ends what it started."""
+        ...
+
+
+def run_stage(
+    stage: Stage, resolved: ResolvedAs[Any], resume: Path | None = None, quiet: bool = False
+) -> Outcome:
+    """Runs a stage to its end. Raises BadInput and RunFailed as `distrl.session.run_training` does."""
+    config = resolved.config
+    name = stage.schema.command.rpartition(" ")[2]
+    model = Path(config.folder).resolve().name
+    default = default_run_dir(model, getattr(config, "algo", name), config.seed, datetime.now(UTC))
+    directory = resume or (Path(config.run_dir) if config.run_dir else default)
+    started = time.monotonic()
+    with Interrupts() as interrupts:
+        try:
+            if resume is None:
+                _create(directory, stage, resolved)
+            with lock_run_directory(directory):
+                return _Session(
+                    directory, stage, resolved, interrupts, resume is not None, quiet, started
+                ).run()
+        except (
+            Interrupted
+        ) as interrupt:  # before the first iteration: nothing to save that is not there already
+            made = (directory / "config.json").exists()
+            how = _how_to_resume(stage, directory) if made else "nothing was started"
+            print(f"distrl: {interrupt.signal_name}: stopped; {how}", file=sys.stderr)
+            return Outcome(
+                EXIT_INTERRUPTED, directory, {"exit_reason": f"interrupted by {interrupt.signal_name}"}
+            )
+        except OSError as error:
+            made = (directory / "config.json").exists()
+            how = f"; {_how_to_resume(stage, directory)}" if made else ""
+            raise RunFailed(f"{error.filename or directory}: {error.strerror}{how}") from error
+
+
+def _create(directory: Path, stage: Stage, resolved: ResolvedAs[Any]) -> None:
+    """The run directory with config.json and checkpoint 0, all at once."""
+    with new_run_directory(directory) as folder:
+        trees = {**stage.first_trees(), "run": StageState().tree()}
+        write_checkpoint(folder / "checkpoints", 0, trees, _meta(stage))
+        write_config_as(stage.schema, folder / "config.json", resolved)
+
+
+def _meta(stage: Stage) -> dict[str, Any]:
+    return {
+        "command": stage.schema.command,
+        "facts": stage.facts,
+        "versions": _versions(),
+        "machine": machine.machine(stage.device),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return machine.versions() | {name: version(name) for name in ("transformers", "tokenizers", "peft")}
+
+
+def _how_to_resume(stage: Stage, directory: Path) -> str:
+    return f"continue with: {stage.schema.command} --resume {directory}"
+
+
+@dataclass
+class _Session:
+    directory: Path
+    stage: Stage
+    resolved: ResolvedAs[Any]
+    interrupts: Interrupts
+    resumed: bool
+    quiet: bool
+    started: float
+
+    def run(self) -> Outcome:
+        stage, directory = self.stage, self.directory
+        spans.start("other")
+        found = latest_checkpoint(directory / "checkpoints")
+        if found is None:
+            raise RunFailed(
+                f"{directory} has no checkpoint to continue from; start anew with another --run-dir"
+            )
+        _, content, notes = found
+        state = StageState.from_tree(content.trees["run"])
+        notes = [*self.resolved.warnings, *stage.notes, *notes]
+        if self.resumed:
+            if state.iteration >= stage.total and has_ended(directory):
+                return self._already_finished(state)
+            state.resumes += 1
+            notes += self._resume_notes(content.meta)
+            (directory / "summary.json").unlink(missing_ok=True)
+            if self.resolved.changes:
+                write_config_as(stage.schema, directory / "config.json", self.resolved)
+        with contextlib.ExitStack() as stack:
+            nowhere = stack.enter_context(open(os.devnull, "w")) if self.quiet else None
+            console = ConsoleSink(
+                self._title(), stage.total, stream=nowhere, counted="iteration", headline=stage.headline
+            )
+            stack.callback(console.close)
+            with span("start"), warnings.catch_warnings(record=True) as early:
+                warnings.simplefilter("always", RuntimeWarning)
+                run = StageRun(
+                    directory, self.resolved.config, stage.total, lambda at: self._open_sinks(at, console), console,
+                    self.interrupts, state, _meta(stage), stage.trees, self.resumed, self.started,
+                )  # fmt: skip
+                stack.callback(lambda: run.sinks.close())
+                stack.callback(stage.close)
+                stage.start(run, content.trees)
+                if self.resumed:
+                    run.record = last_record(directory / "metrics.jsonl")
+            notes += [str(one.message) for one in early if issubclass(one.category, RuntimeWarning)]
+            stack.enter_context(warnings_told_to(run.warn))
+            for note in notes:
+                run.warn(note)
+            return self._loop_and_finish(run, console)
+
+    def _title(self) -> str:
+        config = self.resolved.config
+        algo = getattr(config, "algo", "")
+        name = self.stage.schema.command.removeprefix("distrl ")
+        return " · ".join(
+            part for part in (name, Path(config.folder).name, algo, f"seed {config.seed}") if part
+        )
+
+    def _open_sinks(self, resume_iteration: int | None, console: ConsoleSink) -> Sinks:
+        config = self.resolved.config
+        return open_sinks(
+            self.directory,
+            resume_iteration=resume_iteration,
+            config=to_flat_as(self.stage.schema, config),
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            wandb_project=config.wandb_project,
+            extra=[console],
+        )
+
+    def _resume_notes(self, before: dict[str, Any]) -> Iterator[str]:
+        stage = self.stage
+        changed = machine.differences(before.get("facts", {}), stage.facts)
+        if changed:
+            raise BadInput(
+                f"{self.directory} was begun with other data or models: {', '.join(changed)}; put them back, or start a "
+                "new run"
+            )
+        for change in self.resolved.changes:
+            yield f"changed on resume: {change}"
+        if any(change.startswith("iterations") for change in self.resolved.changes):
+            yield "schedules are rescaled to the new end"
+        now = _meta(stage)
+        for kind in ("versions", "machine"):
+            found = machine.differences(before.get(kind, {}), now[kind])
+            if found:
+                yield f"the {kind} differ from the checkpoint's, so bits may: {', '.join(found)}"
+
+    def _already_finished(self, state: StageState) -> Outcome:
+        told = f"{self.directory} is finished: {state.iteration} of {self.stage.total} iterations"
+        print(told, file=sys.stderr)
+        return Outcome(0, self.directory, {"exit_reason": "already finished", "iterations": state.iteration})
+
+    def _loop_and_finish(self, run: StageRun, console: ConsoleSink) -> Outcome:
+        exit_reason, status = "finished", 0
+        described: dict[str, Any] = {}
+        how = _how_to_resume(self.stage, self.directory)
+        try:
+            described = self._train_through_losses(run)
+        except Interrupted as interrupt:
+            self.interrupts.settle()
+            exit_reason, status = f"interrupted by {interrupt.signal_name}", EXIT_INTERRUPTED
+            try:
+                run.checkpoint()
+                self._require_saved(run)
+                described = self.stage.finish(None)
+            except RunFailed as failure:
+                raise RunFailed(f"{failure}\ncheckpoint of iteration {run.saved_at} kept; {how}") from failure
+        except RunFailed as failure:
+            with contextlib.suppress(RunFailed, OSError):
+                self._write_summary(run, f"failed: {failure}", {})
+            raise RunFailed(f"{failure}\ncheckpoint of iteration {run.saved_at} kept; {how}") from failure
+        except OSError:
+            raise
+        except Exception as error:  # a fault of ours or of a reward function's: with its traceback
+            cause = f"{type(error).__name__}: {error}"
+            with contextlib.suppress(RunFailed, OSError):
+                self._write_summary(run, f"failed: {cause}", {})
+            raise RunFailed(
+                f"{cause}\n{traceback.format_exc()}checkpoint of iteration {run.saved_at} kept; {how}"
+            ) from error
+        self.interrupts.settle()
+        summary = self._write_summary(run, exit_reason, described)
+        console.close()
+        if not self.quiet:
+            print_span_table(summary["spans"])
+            told = [f"run        {self.directory}"]
+            told += [f"model      {self.directory / 'model'}"] if status == 0 else [how]
+            print("\n".join(told), file=sys.stderr)
+        return Outcome(status, self.directory, summary)
+
+    def _train_through_losses(self, run: StageRun) -> dict[str, Any]:
+        """The loop to its end, from the last checkpoint again where a role's worker is lost."""
+        while True:
+            try:
+                self.stage.train()
+                run.checkpoint()
+                self._require_saved(run)
+                with span("save model"), replaced_folder(self.directory / "model") as folder:
+                    return self.stage.finish(folder)
+            except RoleLost as lost:
+                run.restarts += 1
+                if run.restarts > self.stage.max_restarts:
+                    raise RunFailed(
+                        f"{lost}; --max-worker-restarts {self.stage.max_restarts} are used up"
+                    ) from lost
+                found = latest_checkpoint(self.directory / "checkpoints")
+                if found is None:
+                    raise
+                state = StageState.from_tree(found[1].trees["run"])
+                run.console.message(
+                    f"{lost}; all roles start anew from iteration {state.iteration}", "yellow"
+                )
+                with span("restart"), run.uninterrupted():
+                    run.rewind(state)
+                    self.stage.start(run, found[1].trees)
+
+    def _require_saved(self, run: StageRun) -> None:
+        if run.saved_at != run.iteration and not run.torn:
+            raise RunFailed(
+                f"the checkpoint of the last iteration, {run.iteration}, was not saved: {run.state.warnings[-1]}"
+            )
+
+    def _write_summary(self, run: StageRun, exit_reason: str, described: dict[str, Any]) -> dict[str, Any]:
+        about = {
+            "command": self.stage.schema.command,
+            "facts": self.stage.facts,
+            "versions": _versions(),
+            "git_revision": machine.git_revision(),
+            "machine": machine.machine(self.stage.device),
+        }
+        summary = run.finish(exit_reason, described | about)
+        run.sinks.close()
+        return summary
+
+
+@contextlib.contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Gives a folder to fill; a block that ends well puts it at `path`, in the place of what was there."""
+    temporary = path.with_name(f".{path.name}.new-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
