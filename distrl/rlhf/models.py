@@ -6,6 +6,11 @@ a folder brings is never run (`trust_remote_code` stays false).
 
 from __future__ import annotations
 
+import copy
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distrl.errors import BadInput
+from distrl.maths.random import derive_seed
 from distrl.policies.lm import core
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 
@@ -29,11 +35,14 @@ class ModelParts:
     kind: Kind
     config: Any  # a transformers configuration
     arrays: dict[str, NDArray[Any]]
-    lora: Any = None  # a peft configuration
+    lora: Any = None  # a peft configuration: its adapters alone are learned
+    generation: Any = None  # a causal LM's generation configuration, to be saved with it
 
     @classmethod
     def of(cls, model: nn.Module, kind: Kind, lora: Any = None) -> ModelParts:
-        return cls(kind, cast(Any, core(model)).config, parameters_and_buffers(model), lora)
+        own = cast(Any, core(model))
+        generation = own.generation_config if kind == "causal" else None
+        return cls(kind, own.config, parameters_and_buffers(model), lora, generation)
 
     def build(self, device: str = "cpu") -> nn.Module:
         """The model, in evaluation mode: no dropout, from the first log-prob on."""
@@ -52,11 +61,88 @@ def empty_model(kind: Kind, config: Any, lora: Any = None) -> nn.Module:
 
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     model: nn.Module = auto.from_config(config)
-    if lora is not None:
-        from peft import get_peft_model
+    return (model if lora is None else _adapted(model, lora)).float()
 
-        model = get_peft_model(cast(Any, model), lora)
-    return model.float()
+
+def _adapted(model: nn.Module, lora: Any) -> nn.Module:
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        # peft asks transformers for names that it will drop
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        return get_peft_model(cast(Any, model), copy.deepcopy(lora))
+
+
+def new_causal(config: Any, seed: int) -> ModelParts:
+    """A causal LM of that configuration with random parameters, its family's own initialisation."""
+    with _seeded(seed, "initial parameters"):
+        return ModelParts.of(empty_model("causal", config), "causal")
+
+
+def read_config(path: str | Path, vocabulary: int) -> Any:
+    """The configuration in a JSON file such as a model folder's config.json, with that many tokens. Raises BadInput."""
+    from transformers import AutoConfig
+
+    try:
+        described = json.loads(Path(path).read_text())
+        family = described.pop("model_type")
+        return AutoConfig.for_model(family, **(described | {"vocab_size": vocabulary}))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(
+            f"{path} must describe a transformers model as config.json does, model_type included: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters: W + alpha / rank * B A, of which A and B are learned (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ()  # names of layers; none: all linear ones but the head
+
+
+def with_lora(parts: ModelParts, options: LoraOptions, seed: int) -> ModelParts:
+    """With adapters that change nothing yet. A scalar model's head is learned beside them. Raises BadInput."""
+    from peft import LoraConfig
+
+    if parts.lora is not None:
+        raise BadInput("the model has adapters already: merge them first")
+    model = parts.build()
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=cast(Any, options.alpha),
+        target_modules=list(options.targets) if options.targets else "all-linear",
+        task_type="CAUSAL_LM" if parts.kind == "causal" else "SEQ_CLS",
+        modules_to_save=None if parts.kind == "causal" else ["score"],
+        # GPT-2 keeps its weights the other way round
+        fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in model.modules()),
+    )
+    try:
+        with _seeded(seed, "adapters"):
+            adapted = _adapted(model, config)
+    except ValueError as error:
+        raise BadInput(f"LoRA does not fit the model: {str(error).splitlines()[0]}") from error
+    return replace(parts, arrays=parameters_and_buffers(adapted), lora=config)
+
+
+def merged(parts: ModelParts) -> ModelParts:
+    """The same model without adapters: they are added to the weights that they adapt."""
+    if parts.lora is None:
+        return parts
+    model = cast(Any, parts.build()).merge_and_unload()
+    return replace(parts, arrays=parameters_and_buffers(model), lora=None)
+
+
+@contextmanager
+def _seeded(seed: int, purpose: str) -> Iterator[None]:
+    """torch's own random numbers, keyed, for code that takes no generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, purpose))
+        yield
 
 
 def read_causal(folder: str | Path) -> ModelParts:
@@ -74,6 +160,7 @@ def scalar_from(causal: ModelParts, initial_std: float = 0.0, seed: int = 0) -> 
 
     A reward model's is 1 / sqrt(width + 1) (Stiennon et al. 2020; "The N implementation details of RLHF with PPO").
     """
+    causal = merged(causal)
     described = {
         name: value for name, value in causal.config.to_dict().items() if not name.endswith(("2id", "2label"))
     }
@@ -96,17 +183,40 @@ def width(parts: ModelParts) -> int:
     return int(parts.config.hidden_size)
 
 
+def context_length(config: Any) -> int | None:
+    """Tokens that a text of the model may have; None where its configuration sets no limit."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
 def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:
     """In transformers' own layout, safetensors only; adapters are merged into the model that they adapt."""
-    model = cast(Any, parts.build())
-    if parts.lora is not None:
-        model = model.merge_and_unload()
-    model.save_pretrained(folder, safe_serialization=True)
+    whole = merged(parts)
+    model = cast(Any, whole.build())
+    if whole.generation is not None:
+        model.generation_config = copy.deepcopy(whole.generation)
+    with _without_bars():
+        model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers shows no progress of its own on standard error."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     path = Path(folder)
@@ -119,15 +229,16 @@ def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     more = {} if kind == "causal" else {"num_labels": 1}
     try:
-        model, told = auto.from_pretrained(
-            path,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **more,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        with _without_bars():
+            model, told = auto.from_pretrained(
+                path,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **more,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"{path} cannot be read as a {kind} model: {str(error).splitlines()[0]}") from error
     missing = sorted(told["missing_keys"])
     if missing:

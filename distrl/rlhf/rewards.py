@@ -1,0 +1,174 @@
+"""Where a response's score comes from: a reward model, a Python function, or a weighted sum of several.
+
+What travels to a reward's workers is a `RewardSource`; there it is built into a `Scorer`. A score of NaN means that
+there is none: that response is left out of the batch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distrl.errors import BadInput, RunFailed
+from distrl.policies.lm import ScalarModel
+from distrl.rlhf.data import Prompt
+from distrl.rlhf.models import ModelParts, read_scalar, save
+from distrl.rlhf.opinions import Part, scores
+from distrl.rlhf.responses import Responses
+from distrl.rlhf.reward_process import Fault, FunctionProcess
+from distrl.rlhf.roles import RewardSource, Scorer
+
+SCALE_FILE = "reward_scale.json"
+Columns = Sequence[NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """Mean and deviation of a reward model's scores on reference samples: scores are told in those units."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+    num_samples: int = 0
+
+
+@dataclass(frozen=True)
+class ModelReward:
+    """A reward model's score at the last token of a text, normalised."""
+
+    parts: ModelParts
+    scale: ScoreScale = ScoreScale()
+
+    def build(self, device: str) -> Scorer:
+        """On a worker."""
+        return _ModelScorer(self, device)
+
+
+class _ModelScorer:
+    def __init__(self, source: ModelReward, device: str) -> None:
+        self.scale = source.scale
+        self.model = ScalarModel(source.parts.build(device).requires_grad_(False)).eval()
+
+    def score(self, responses: Responses, columns: Columns) -> Part:
+        said = scores(self.model, responses, columns)
+        normal = (said.said.astype(np.float64) - self.scale.mean) / self.scale.deviation
+        return Part(said.columns, normal.astype(np.float32))
+
+
+def save_reward(parts: ModelParts, scale: ScoreScale, folder: str | Path, tokenizer: Any = None) -> None:
+    """A reward model's folder: a sequence classifier's as transformers has it, and SCALE_FILE beside."""
+    save(parts, folder, tokenizer)
+    (Path(folder) / SCALE_FILE).write_text(json.dumps({"schema": 1, **asdict(scale)}, indent=2) + "\n")
+
+
+def read_reward(folder: str | Path) -> ModelReward:
+    """The reward model of a folder; one without SCALE_FILE is taken as it is. Raises BadInput."""
+    return ModelReward(read_scalar(folder), read_scale(folder))
+
+
+def read_scale(folder: str | Path) -> ScoreScale:
+    """A reward model's normalisation; none, mean 0 and deviation 1, where its folder keeps none."""
+    path = Path(folder) / SCALE_FILE
+    if not path.is_file():
+        return ScoreScale()
+    try:
+        found = json.loads(path.read_text())
+        scale = ScoreScale(float(found["mean"]), float(found["deviation"]), int(found["num_samples"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} must have mean, deviation and num_samples: {error}") from error
+    if not (np.isfinite(scale.mean) and np.isfinite(scale.deviation) and scale.deviation > 0):
+        raise BadInput(
+            f"{path}: deviation must be positive and both finite, got {scale.mean}, {scale.deviation}"
+        )
+    return scale
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """`module:name`, called as f(prompt, response, **fields) -> float, the fields those of the prompt's line.
+
+    It gets the fields that it has parameters for, or all if it takes **fields. A call that raises, takes longer than
+    `timeout_sec`, ends the process, or gives no finite number masks its response alone; RunFailed where more than
+    `max_faults` of the responses were masked. `prompts` are the run's, by number.
+    """
+
+    function: str
+    prompts: tuple[Prompt, ...]
+    tokenizer: Any
+    timeout_sec: float = 10.0
+    max_faults: float = 0.25
+
+    def build(self, device: str) -> Scorer:
+        """On a worker: starts the function's process. BadInput where the function cannot be loaded."""
+        return FunctionScorer(self)
+
+
+class FunctionScorer:
+    """`FunctionReward` at work; `close` ends its process, as the end of this one does."""
+
+    def __init__(self, source: FunctionReward) -> None:
+        self.source = source
+        self.process = FunctionProcess(source.function, source.timeout_sec)
+        self.said_why = False
+
+    def score(self, responses: Responses, columns: Columns) -> Part:
+        mine = np.concatenate([np.zeros(0, np.int64), *columns])
+        found = [self._call(responses, int(column)) for column in mine]
+        faults = [one.cause for one in found if isinstance(one, Fault)]
+        if faults:
+            self._count(faults, len(mine))
+        said = [np.nan if isinstance(one, Fault) else one for one in found]
+        return Part(mine, np.array(said, np.float32))
+
+    def _call(self, responses: Responses, column: int) -> float | Fault:
+        prompt = self.source.prompts[int(responses.prompt[column])]
+        tokens = responses.token[column, len(prompt.tokens) : int(responses.length[column])]
+        response: str = self.source.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        return self.process.call(prompt.text, response, prompt.fields)
+
+    def _count(self, faults: list[str], num_responses: int) -> None:
+        source = self.source
+        told = (
+            f"reward function {source.function} gave no score to {len(faults)} of {num_responses} responses"
+        )
+        if len(faults) > source.max_faults * num_responses:
+            raise RunFailed(f"{told}, more than {source.max_faults:.0%} of them; the first: {faults[0]}")
+        if not self.said_why:
+            print(f"{told}, which are left out; the first: {faults[0]}", file=sys.stderr, flush=True)
+            self.said_why = True
+
+    def close(self) -> None:
+        """Ends the function's process."""
+        self.process.close()
+
+
+def check_function(function: str) -> None:
+    """BadInput where a reward function cannot be loaded: tried in a process of its own, before a run begins."""
+    FunctionProcess(function, timeout_sec=10.0).close()
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """sum of weight * score over several; NaN where one of them has none."""
+
+    sources: tuple[tuple[float, RewardSource], ...]
+
+    def build(self, device: str) -> Scorer:
+        """On a worker."""
+        return _WeightedScorer([(weight, source.build(device)) for weight, source in self.sources])
+
+
+class _WeightedScorer:
+    def __init__(self, scorers: Sequence[tuple[float, Scorer]]) -> None:
+        self.scorers = scorers
+
+    def score(self, responses: Responses, columns: Columns) -> Part:
+        parts = [(weight, scorer.score(responses, columns)) for weight, scorer in self.scorers]
+        total = sum(np.float64(weight) * part.said.astype(np.float64) for weight, part in parts)
+        return Part(parts[0][1].columns, np.asarray(total, np.float64).astype(np.float32))

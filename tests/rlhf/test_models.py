@@ -1,0 +1,241 @@
+"""Models of five families: read, saved, told apart from pickles, adapted; log-probs and generation as the family's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distrl.errors import BadInput
+from distrl.learner import Snapshot, digest
+from distrl.policies.lm import NO_ACTION, LanguagePolicy, ScalarModel, core
+from distrl.policies.protocol import load_parameters, parameters_and_buffers
+from distrl.recipes import PPO
+from distrl.rlhf.generation import CachedGenerator
+from distrl.rlhf.models import (
+    LoraOptions,
+    ModelParts,
+    context_length,
+    merged,
+    new_causal,
+    read_causal,
+    read_config,
+    read_scalar,
+    save,
+    scalar_from,
+    width,
+    with_lora,
+)
+from distrl.rlhf.tokenizers import read_tokenizer
+from distrl.updates.torch import OptimiserGroup
+from tests.rlhf.conftest import family_config
+
+
+def texts(count: int = 3, length: int = 24) -> torch.Tensor:
+    """Ids in the tiny models' vocabulary, [N, S]."""
+    return torch.from_numpy(np.random.default_rng(0).integers(5, 300, (count, length)))
+
+
+def logits(model: Any, token_NS: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(token_NS).logits
+        return found
+
+
+def stirred(parts: ModelParts) -> ModelParts:
+    """With adapters that change something."""
+    arrays = {
+        name: array + (0.3 if "lora_B" in name else 0.0) * np.ones_like(array)
+        for name, array in parts.arrays.items()
+    }
+    return parts.with_arrays(arrays)
+
+
+def test_a_folder_comes_back_with_equal_logits_tokenizer_and_chat_template(
+    family_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    first = AutoModelForCausalLM.from_pretrained(family_folder, dtype=torch.float32).eval()
+    tokenizer = read_tokenizer(family_folder)
+    save(read_causal(family_folder), tmp_path / "out", tokenizer)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert torch.equal(logits(again, texts()), logits(first, texts()))
+    back = read_tokenizer(tmp_path / "out")
+    assert back.chat_template == tokenizer.chat_template
+    assert back.get_vocab() == tokenizer.get_vocab()
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_log_probs_of_a_policy_are_its_familys_own(family_folder: Path) -> None:
+    model = read_causal(family_folder).build()
+    token_NS = texts()
+    for temperature in (0.5, 1.0, 1.5):
+        wanted = torch.log_softmax(logits(model, token_NS).double() / temperature, dim=-1)
+        wanted_NS = wanted[:, :-1].gather(-1, token_NS[:, 1:].unsqueeze(-1)).squeeze(-1)
+        position_TN = torch.arange(token_NS.shape[1] - 1).unsqueeze(1).expand(-1, len(token_NS))
+        state = {"token": token_NS, "length": torch.full((len(token_NS),), token_NS.shape[1])}
+        said = LanguagePolicy(model, None, temperature).evaluate(
+            position_TN, token_NS[:, 1:].T, None, state, None
+        )
+        torch.testing.assert_close(said.log_prob.T.double(), wanted_NS, atol=2e-5, rtol=0)
+        assert not (token_NS == NO_ACTION).any()
+
+
+def test_greedy_generation_is_transformers_own_token_for_token(family_folder: Path) -> None:
+    model = read_causal(family_folder).build()
+    prompts = [texts()[0, :5].tolist(), texts()[1, :9].tolist(), texts()[2, :2].tolist()]
+    limit = 20  # beyond the window of the family that has one
+    written = CachedGenerator(model, (), greedy=True).generate(prompts, np.zeros((3, limit), np.float32))
+    for prompt, one in zip(prompts, written, strict=True):
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            own = model.generate(  # type: ignore[operator]
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, eos_token_id=None
+            )  # fmt: skip
+        assert one.tokens == own[0, len(prompt) :].tolist()
+
+
+def test_rows_that_end_leave_the_others_tokens_alone(family_folder: Path) -> None:
+    model = read_causal(family_folder).build()
+    prompts = [texts()[0, :5].tolist(), texts()[1, :9].tolist(), texts()[2, :2].tolist()]
+    noise = np.zeros((3, 20), np.float32)
+    whole = CachedGenerator(model, (), greedy=True).generate(prompts, noise)
+    end = whole[0].tokens[3]
+    ended = CachedGenerator(model, (end,), greedy=True).generate(prompts, noise)
+    for full, cut in zip(whole, ended, strict=True):
+        until = full.tokens.index(end) + 1 if end in full.tokens else len(full.tokens)
+        assert cut.tokens == full.tokens[:until]
+        assert cut.ended == (end in full.tokens)
+    assert len({len(one.tokens) for one in ended}) > 1
+
+
+def test_adapters_alone_are_learned_and_change_nothing_at_first(family_folder: Path) -> None:
+    plain = read_causal(family_folder)
+    adapted = with_lora(plain, LoraOptions(rank=4), seed=1)
+    model = adapted.build()
+    assert torch.equal(logits(core(model), texts()), logits(plain.build(), texts()))
+    policy = LanguagePolicy(model, None)
+    groups = policy.optimiser_groups()
+    learned = {id(parameter) for parameter in groups["actor"]}
+    names = {name for name, parameter in policy.named_parameters() if id(parameter) in learned}
+    assert names and all("lora_" in name for name in names)
+    group = OptimiserGroup.adam(groups["actor"], PPO)
+    before = parameters_and_buffers(model)
+    state = {"token": texts(), "length": torch.full((3,), 24)}
+    rows = torch.arange(23).unsqueeze(1).expand(-1, 3)
+    group.step(-policy.evaluate(rows, texts()[:, 1:].T, None, state, None).log_prob.mean())
+    after = parameters_and_buffers(model)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed and all("lora_" in name for name in changed)
+
+
+def test_an_adapted_model_travels_whole_and_is_merged_when_saved(family_folder: Path, tmp_path: Path) -> None:
+    adapted = stirred(with_lora(read_causal(family_folder), LoraOptions(rank=4), seed=1))
+    model, other = adapted.build(), with_lora(read_causal(family_folder), LoraOptions(rank=4), seed=2).build()
+    snapshot = Snapshot.of(model, 3)
+    assert snapshot.digest != digest(parameters_and_buffers(other))
+    load_parameters(other, snapshot.arrays)
+    assert snapshot.digest == digest(parameters_and_buffers(other)) == digest(adapted.arrays)
+    wanted = logits(core(model), texts())
+    assert not torch.allclose(wanted, logits(read_causal(family_folder).build(), texts()), atol=1e-2)
+    save(adapted, tmp_path / "out")
+    torch.testing.assert_close(
+        logits(read_causal(tmp_path / "out").build(), texts()), wanted, atol=1e-4, rtol=1e-4
+    )
+    prompt = [texts()[0, :4].tolist()]
+    noise = np.zeros((1, 8), np.float32)
+    by_adapters = CachedGenerator(model, (), greedy=True).generate(prompt, noise)
+    by_merged = CachedGenerator(merged(adapted).build(), (), greedy=True).generate(prompt, noise)
+    assert by_adapters[0].tokens == by_merged[0].tokens
+
+
+def test_adapters_of_the_same_seed_are_the_same(gpt2_folder: Path) -> None:
+    plain = read_causal(gpt2_folder)
+    one, same, other = (with_lora(plain, LoraOptions(), seed).arrays for seed in (1, 1, 2))
+    assert digest(one) == digest(same) != digest(other)
+
+
+def test_a_scalar_model_adapts_its_trunk_and_learns_its_head(family_folder: Path, tmp_path: Path) -> None:
+    adapted = stirred(with_lora(scalar_from(read_causal(family_folder), 0.5), LoraOptions(rank=2), seed=1))
+    model = adapted.build()
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "score" in name for name in learned)
+    assert any("score" in name for name in learned)
+    with torch.no_grad():
+        wanted = ScalarModel(model)(texts())
+        save(adapted, tmp_path / "out")
+        found = ScalarModel(read_scalar(tmp_path / "out").build())(texts())
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_scalar_models_trunk_is_the_causal_models_and_its_head_as_asked(family_folder: Path) -> None:
+    causal = read_causal(family_folder)
+    with torch.no_grad():
+        assert not ScalarModel(scalar_from(causal).build())(texts()).any(), "a critic starts at 0"
+        hidden = core(causal.build()).base_model(texts(), use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
+        scalar = ScalarModel(scalar_from(causal, 0.5, seed=3).build())
+        weight = core(scalar.model).score.weight  # type: ignore[union-attr]
+        torch.testing.assert_close(scalar(texts()), (hidden @ weight.T).squeeze(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_drawn_with_a_deviation_has_it() -> None:
+    config = family_config("gpt2", 64)
+    config.n_embd, config.n_layer, config.n_positions = 1024, 1, 8
+    parts = scalar_from(new_causal(config, 0), 1025**-0.5, seed=5)
+    assert width(parts) == 1024
+    assert np.std(parts.arrays["score.weight"]) == pytest.approx(1025**-0.5, rel=0.08)
+    assert abs(np.mean(parts.arrays["score.weight"])) < 4 * 1025**-0.5 / 32
+
+
+def test_a_folder_without_safetensors_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(gpt2_folder, tmp_path / "pickled")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(BadInput, match="pickled weights are not read"):
+        read_causal(folder)
+
+
+def test_a_folder_that_is_none_or_lacks_the_head_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        read_causal(tmp_path)
+    with pytest.raises(BadInput, match=r"lacks parameters of a scalar model: score\.weight"):
+        read_scalar(gpt2_folder)
+
+
+def test_truncated_weights_are_refused(gpt2_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(gpt2_folder, tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BadInput, match="cannot be read as a causal model"):
+        read_causal(folder)
+
+
+def test_what_ends_a_response_is_kept_in_the_folder(gpt2_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(gpt2_folder, tmp_path / "chat")
+    told = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(told | {"eos_token_id": [2, 4]}))
+    save(read_causal(folder), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [2, 4]
+
+
+def test_a_model_is_made_from_a_configuration_file_alike_for_a_seed(
+    family_folder: Path, tmp_path: Path
+) -> None:
+    config = read_config(family_folder / "config.json", 77)
+    assert config.vocab_size == 77
+    assert context_length(config) == 128
+    one, same, other = (digest(new_causal(config, seed).arrays) for seed in (1, 1, 2))
+    assert one == same != other
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
+    with pytest.raises(BadInput, match="model_type"):
+        read_config(tmp_path / "config.json", 77)
+
+
+def test_targets_that_the_model_does_not_have_are_refused(gpt2_folder: Path) -> None:
+    with pytest.raises(BadInput, match="LoRA does not fit"):
+        with_lora(read_causal(gpt2_folder), LoraOptions(targets=("nowhere",)), 0)
