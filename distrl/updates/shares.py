@@ -142,17 +142,19 @@ class SharedUpdate(TorchUpdate):
         """Steps every group down the whole gradient. Its metrics, then 1 where a group's was not finite and skipped."""
         gradients = {}
         for name, group in self.groups.items():
-            flat = to_device(whole.gradients[name], self.device)
-            parts = flat.split([parameter.numel() for parameter in group.parameters])
-            # arrays of their own: what came from another process is read-only, and the clip scales in place
+            ends = np.cumsum([parameter.numel() for parameter in group.parameters])
+            parts = np.split(whole.gradients[name], ends[:-1])
+            # copies: what came from another process is read-only, and the clip scales in place
             gradients[name] = [
-                part.view_as(own).clone() for own, part in zip(group.parameters, parts, strict=True)
+                torch.tensor(part).to(self.device).view_as(own)
+                for own, part in zip(group.parameters, parts, strict=True)
             ]
         return np.append(whole.metrics.astype(np.float64), float(self._step(gradients, rates)))
 
     def _sums(self, batch: Batch, index: Index, rates: Rates, share: int = 0, num_shares: int = 1) -> Sums:
         """Metrics and gradients of this learner's pieces; nothing where it has none."""
-        pieces = self._pieces(batch, index)
+        length: Tensor = batch.initial_state["length"]
+        pieces = self.pieces(length.cpu().numpy(), index)
         assert batch.valid is not None
         count = batch.valid[:, to_device(index, self.device)].sum().clamp(min=1)
         mine = node(len(pieces), share, num_shares)
@@ -171,12 +173,11 @@ class SharedUpdate(TorchUpdate):
             group.optimiser.zero_grad(set_to_none=True)
         return skipped
 
-    def _pieces(self, batch: Batch, index: Index) -> list[Index]:
+    def pieces(self, length_N: NDArray[np.int64], index: Index) -> list[Index]:
         """Micro-batches of the columns `index`, texts of about one length together."""
         if self.micro_batch is None:
             return [index]
-        length: Tensor = batch.initial_state["length"]
-        order = index[np.argsort(-length.cpu().numpy()[index], kind="stable")]
+        order = index[np.argsort(-length_N[index], kind="stable")]
         return [order[begin : begin + self.micro_batch] for begin in range(0, len(order), self.micro_batch)]
 
     def _piece(self, batch: Batch, columns: Index, rates: Rates, count: Tensor) -> Sums:

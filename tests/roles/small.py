@@ -1,0 +1,103 @@
+"""A run of RLHF small enough for tests: a GPT-2 of two layers, prompts of unlike lengths, a reward by arithmetic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import GPT2Config
+
+from distrl.rlhf.models import ModelParts, empty_model, scalar_from
+from distrl.rlhf.opinions import Part
+from distrl.rlhf.recipes import RLHF_PPO, ResponseRecipe
+from distrl.rlhf.responses import Responses
+from distrl.rlhf.roles import LearnReport, RoleSpec
+from distrl.runtime.roles import Roles
+
+VOCABULARY = 16
+END = 1
+
+
+@dataclass(frozen=True)
+class OddTokens:
+    """The share of odd tokens in a text: a `RewardSource` and its own scorer. `pause_in` is a file that makes it hang."""
+
+    pause_in: str = ""
+
+    def build(self, device: str) -> OddTokens:
+        return self
+
+    def score(self, responses: Responses, columns: Sequence[NDArray[np.int64]]) -> Part:
+        while self.pause_in and Path(self.pause_in).exists():
+            time.sleep(0.05)
+        mine = np.concatenate(columns) if columns else np.zeros(0, np.int64)
+        odd = (responses.token % 2).sum(axis=1) / responses.length
+        return Part(mine, odd.astype(np.float32)[mine])
+
+
+SMALL_PPO = replace(
+    RLHF_PPO, max_response=6, learning_rate=3e-3, value_coef=0.5, epochs=2, minibatches=2, temperature=0.8
+)
+
+
+def gpt(seed: int = 0) -> ModelParts:
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ModelParts.of(empty_model("causal", config), "causal")
+
+
+def models() -> dict[str, ModelParts]:
+    actor = gpt()
+    return {"actor": actor, "reference": actor, "critic": scalar_from(gpt(1), 0.5)}
+
+
+def spec(recipe: ResponseRecipe = SMALL_PPO, **changed: Any) -> RoleSpec:
+    prompts = tuple(tuple((7 * n + k) % (VOCABULARY - 2) + 2 for k in range(2 + n % 4)) for n in range(12))
+    fields: dict[str, Any] = {
+        "recipe": recipe,
+        "seed": 5,
+        "prompts": prompts,
+        "num_prompts": 16 // recipe.group_size,
+        "end_tokens": (END,),
+        "reward": OddTokens(),
+        "generation_batch": 4,
+        "forward_batch": 4,
+        "micro_batch": 2,
+    }
+    return RoleSpec(**fields | changed)
+
+
+def iterate(roles: Roles, iteration: int, num_iterations: int = 10) -> LearnReport:
+    """One iteration."""
+    written = roles.write(iteration)
+    said = roles.opinions(written)
+    report = roles.learn(iteration / num_iterations, 0.1, written, said)
+    roles.publish()
+    return report
+
+
+def play(roles: Roles, num_iterations: int) -> list[LearnReport]:
+    return [iterate(roles, i, num_iterations) for i in range(num_iterations)]
+
+
+def assert_same(told: Sequence[LearnReport], wanted: Sequence[LearnReport]) -> None:
+    """To the bit: digests and every metric."""
+    assert len(told) == len(wanted)
+    for i, (one, other) in enumerate(zip(told, wanted)):
+        assert one.digests == other.digests, f"iteration {i}"
+        assert one.metrics.keys() == other.metrics.keys()
+        for name in one.metrics:
+            np.testing.assert_equal(one.metrics[name], other.metrics[name], err_msg=f"iteration {i}: {name}")
+        assert (one.version, one.num_responses, one.num_tokens) == (
+            other.version, other.num_responses, other.num_tokens,
+        )  # fmt: skip

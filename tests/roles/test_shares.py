@@ -1,0 +1,220 @@
+"""The update in shares: any number of learners and any split in micro-batches is one gradient; roles step apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from small import SMALL_PPO, models, spec
+
+from distrl.rlhf.recipes import GRPO, ResponseRecipe
+from distrl.rlhf.roles import ROLES, RoleWorker
+from distrl.updates.protocol import Rates
+from distrl.updates.shares import Share, SharedUpdate, joined, node, tree_sum
+from distrl.updates.torch import Batch, TorchUpdate
+
+WHOLE = replace(SMALL_PPO, max_grad_norm=None)
+
+
+def opinions(worker: RoleWorker) -> dict[str, Any]:
+    written = worker.write(0)
+    said = {
+        "written": written,
+        "reference": worker.reference_log_probs(written),
+        "reward": worker.scores(written),
+    }
+    if worker.spec.recipe.trains_value:
+        said["critic"] = worker.values(written)
+    return said
+
+
+def begun(recipe: ResponseRecipe = WHOLE, responses: int = 16, **changed: Any) -> RoleWorker:
+    """A worker of all roles between the first and the last minibatch."""
+    worker = RoleWorker(spec(recipe, num_prompts=responses // recipe.group_size, **changed), ROLES, models())
+    begin(worker, opinions(worker))
+    return worker
+
+
+def begin(worker: RoleWorker, said: dict[str, Any]) -> None:
+    worker.begin(0.1, 0.1, tuple((name, 1) for name in said), *said.values())
+
+
+def update_of(worker: RoleWorker) -> tuple[SharedUpdate, Batch, Rates]:
+    assert worker.learner is not None
+    task = worker.learner.task
+    return cast(SharedUpdate, worker.learner.optimisation), task.batch, task.rates
+
+
+def shared(worker: RoleWorker, index: Any, learners: int) -> Share:
+    update, batch, rates = update_of(worker)
+    return joined([update.gradient(batch, index, rates, share, learners) for share in range(learners)])
+
+
+def assert_same_trees(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_same_trees(one[name], other[name])
+    else:
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("learners", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", range(1, 34))
+def test_learners_take_every_piece_once_in_the_order_of_the_one_tree(count: int, learners: int) -> None:
+    nodes = [node(count, share, learners) for share in range(learners)]
+    assert [piece for pieces in nodes for piece in pieces] == list(range(count))
+    if learners == 1:
+        return
+
+    def sums(pieces: range) -> str:
+        return tree_sum(pieces, str, "({}+{})".format)
+
+    some = [sums(pieces) for pieces in nodes if len(pieces)]
+    assert tree_sum(range(len(some)), lambda i: some[i], "({}+{})".format) == sums(range(count))
+
+
+def test_a_number_of_learners_that_is_no_power_of_two_is_refused() -> None:
+    with pytest.raises(ValueError, match="1, 2, 4, 8, ..., got 3"):
+        node(8, 0, 3)
+
+
+def test_any_number_of_learners_has_the_same_gradient_to_the_bit_also_more_of_them_than_pieces() -> None:
+    worker = begun(micro_batch=1)
+    for count in (1, 3, 5, 8):  # every count by its tree above
+        index = np.arange(16)[::-1][:count].copy()
+        alone = shared(worker, index, 1)
+        assert set(alone.gradients) == {"actor", "critic"}
+        for learners in (2, 4, 8):
+            several = shared(worker, index, learners)
+            assert several.names == alone.names
+            assert several.metrics.tobytes() == alone.metrics.tobytes()
+            for name, flat in alone.gradients.items():
+                assert np.any(flat) and several.gradients[name].tobytes() == flat.tobytes(), (
+                    count,
+                    learners,
+                    name,
+                )
+
+
+@pytest.mark.parametrize("recipe", [WHOLE, replace(GRPO, max_response=6, group_size=4, max_grad_norm=None)])
+def test_the_gradient_is_the_same_for_any_micro_batch(recipe: ResponseRecipe) -> None:
+    worker = begun(recipe)
+    update, _, _ = update_of(worker)
+    index = np.random.default_rng(0).permutation(16)[:13]
+    update.micro_batch = None
+    whole = shared(worker, index, 1)
+    for size in (1, 2, 3, 4, 5, 8, 12, 13, 64):
+        update.micro_batch = size
+        split = shared(worker, index, 1)
+        np.testing.assert_allclose(split.metrics, whole.metrics, rtol=1e-5, atol=1e-6)
+        for name, flat in whole.gradients.items():
+            # against the longest entry: those near 0 are differences of larger ones
+            assert np.abs(split.gradients[name] - flat).max() <= 1e-6 * np.abs(flat).max(), (size, name)
+
+
+def test_a_whole_minibatch_has_the_gradient_of_the_plain_update() -> None:
+    worker = begun()
+    update, batch, rates = update_of(worker)
+    index = np.arange(3, 14)
+    split = shared(worker, index, 1)
+    plain = TorchUpdate(update.policy, replace(update.recipe, normalize_advantage=False))
+    names, row = plain.optimise(batch, [[index]], replace(rates, learning_rate=0.0))
+    assert split.names == tuple(names)
+    np.testing.assert_allclose(split.metrics, row[0, :-1], rtol=1e-5, atol=1e-6)
+    for name, group in update.groups.items():
+        flat = np.concatenate([cast(torch.Tensor, one.grad).numpy().ravel() for one in group.parameters])
+        assert np.abs(split.gradients[name] - flat).max() <= 1e-6 * np.abs(flat).max(), name
+
+
+@pytest.mark.parametrize("learners", [1, 4])
+def test_actor_and_critic_apart_step_to_the_very_bits_of_both_together(learners: int) -> None:
+    together = RoleWorker(spec(), ROLES, models())
+    apart = {
+        role: [RoleWorker(spec(), (role,), models(), None, share, learners) for share in range(learners)]
+        for role in ("actor", "critic")
+    }
+    for iteration in range(2):
+        written = together.write(iteration)
+        said = {
+            "written": written,
+            "reference": together.reference_log_probs(written),
+            "reward": together.scores(written),
+            "critic": together.values(written),
+        }
+        layout = tuple((name, 1) for name in said)
+        report = together.learn(0.1, 0.1, layout, *said.values())
+        together.load_writer(None)
+        for role, workers in apart.items():
+            for worker in workers:
+                begin(worker, said)
+            for epoch in range(SMALL_PPO.epochs):
+                for minibatch in range(SMALL_PPO.minibatches):
+                    shares = [worker.gradient(epoch, minibatch) for worker in workers]
+                    for worker in workers:
+                        worker.step(*shares)
+            for worker in workers:
+                told = worker.finish()
+                assert told.digests[role] == report.digests[role], (iteration, role)
+                for name, value in told.metrics.items():
+                    assert value == report.metrics[name], name
+    for role, workers in apart.items():
+        assert_same_trees(workers[-1].state()[role], together.state()[role])
+
+
+def test_a_gradient_of_the_critics_that_is_not_finite_does_not_stop_the_actors_step() -> None:
+    with_nan, without = RoleWorker(spec(), ROLES, models()), RoleWorker(spec(), ROLES, models())
+    said = opinions(with_nan)
+    before = with_nan.state()["critic"]["parameters"]
+    assert with_nan.learner is not None
+    head = next(p for name, p in with_nan.learner.policy.critic.named_parameters() if "score" in name)
+    with torch.no_grad():
+        head[0, 0] = float("nan")
+    reports = [
+        worker.learn(0.1, 0.1, tuple((name, 1) for name in said), *said.values())
+        for worker in (with_nan, without)
+    ]
+    assert reports[0].digests["actor"] == reports[1].digests["actor"]
+    assert reports[0].metrics["skipped_updates"] == 4 and reports[1].metrics["skipped_updates"] == 0
+    after = with_nan.state()["critic"]["parameters"]
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert len(changed) == 1 and "score" in changed[0]  # the one made NaN above
+    assert len(with_nan.state()["critic"]["optimiser"]) > 0
+
+
+def test_learners_that_share_an_update_stop_at_the_epoch_where_one_alone_does() -> None:
+    recipe = replace(SMALL_PPO, epochs=4, target_kl=1e-4)
+    alone = RoleWorker(spec(recipe), ROLES, models())
+    several = [RoleWorker(spec(recipe), ROLES, models(), None, share, 2) for share in range(2)]
+    said = opinions(alone)
+    report = alone.learn(0.1, 0.1, tuple((name, 1) for name in said), *said.values())
+    assert 0 < report.metrics["num_updates"] < recipe.epochs * recipe.minibatches
+    for worker in several:
+        begin(worker, said)
+    for epoch in range(recipe.epochs):
+        for minibatch in range(recipe.minibatches):
+            shares = [worker.gradient(epoch, minibatch) for worker in several]
+            for worker in several:
+                worker.step(*shares)
+    for worker in several:
+        told = worker.finish()
+        assert told.digests == report.digests and told.metrics == report.metrics
+
+
+def test_a_share_that_nobody_may_write_to_is_stepped_down_all_the_same() -> None:
+    worker, other = begun(SMALL_PPO), begun(SMALL_PPO)
+    index = np.arange(2)  # a piece less than there are learners
+    share = shared(worker, index, 2)
+    for flat in share.gradients.values():
+        flat.flags.writeable = False
+    update, _, rates = update_of(worker)
+    kept = {name: flat.copy() for name, flat in share.gradients.items()}
+    rows = update.step(share, rates)
+    second, _, _ = update_of(other)
+    np.testing.assert_array_equal(rows, second.step(Share(share.names, share.metrics, kept), rates))
+    for name, flat in share.gradients.items():
+        np.testing.assert_array_equal(flat, kept[name])
+    assert worker.snapshot().digest == other.snapshot().digest
