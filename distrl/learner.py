@@ -244,10 +244,14 @@ class Learner:
             clip = max(clip * remaining, 1e-8)
         return Rates(recipe.learning_rate * (remaining if linear else 1.0), clip)
 
-    def minibatches(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Of an epoch's batch: rows, or columns for a policy with memory, of one global permutation."""
+    def minibatches(self, epoch: int, valid: NDArray[np.bool_] | None = None) -> list[NDArray[np.int64]]:
+        """Of an epoch's batch: rows, or columns for a policy with memory, of one global permutation.
+
+        `valid` [T, N] is the batch's where it has not begun yet.
+        """
         generator = stream(self.seed, "permutation", self.version, epoch)
-        valid = self.task.trajectory.valid
+        if valid is None:
+            valid = self.task.trajectory.valid
         if self.policy.recurrent:
             return [*column_minibatches(valid.shape[1], self.recipe.minibatches, generator)]
         return [*flat_minibatches(valid, self.recipe.minibatches, generator)]

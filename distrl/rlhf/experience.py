@@ -88,7 +88,10 @@ def final_scores(
 
 
 def summary(responses: Responses, said: Opinions, beta: float) -> dict[str, float]:
-    """Metrics of a batch, before it is learned from. `kl` is in nats a response: the sum over its tokens, the mean of those."""
+    """Metrics of a batch, before it is learned from. `kl` is in nats a response: the sum over its tokens, the mean of those.
+
+    `sampling_mismatch` is the largest difference between a log-prob of sampling and that computed again; NaN where none was.
+    """
     log_prob = responses.log_prob if said.log_prob is None else said.log_prob
     kl_N = kl_per_response(log_prob - said.reference, responses.valid)
     scored = said.score[np.isfinite(said.score)]
@@ -104,5 +107,7 @@ def summary(responses: Responses, said: Opinions, beta: float) -> dict[str, floa
         "response_length_mean": float(responses.num_actions.mean()),
         "ended_fraction": float(responses.ended.mean()),
         "unscored": float(np.sum(~np.isfinite(said.score))),
-        "sampling_mismatch": float(mismatch.max()) if len(mismatch) else 0.0,
+        "sampling_mismatch": float(mismatch.max())
+        if said.log_prob is not None and len(mismatch)
+        else float("nan"),
     }

@@ -238,10 +238,18 @@ class RoleWorker:
         return responses, pieces(responses, self.spec.forward_batch, self.share, self.num_shares)
 
     def actor_log_probs(self, *written: list[Responses]) -> Part:
-        """Under the actor as it stands."""
+        """Under the actor as it stands, in the very pieces of the first epoch: its ratios start at 1 to the bit."""
         with span("actor: log-probs"), self._turn("actor"):
-            assert self.learner is not None
-            return log_probs(self.learner.policy, *self._look(*written))
+            learner = cast(Learner, self.learner)
+            update = cast(SharedUpdate, learner.optimisation)
+            responses, _ = self._look(*written)
+            every = [
+                piece
+                for index in learner.minibatches(0, responses.valid)
+                for piece in update.pieces(responses.length, index)
+            ]
+            mine = share_of(len(every), self.share, self.num_shares)
+            return log_probs(learner.policy, responses, every[mine.start : mine.stop])
 
     def reference_log_probs(self, *written: list[Responses]) -> Part:
         """Under the frozen reference."""
@@ -331,6 +339,9 @@ class RoleWorker:
         learner = cast(Learner, self.learner)
         self.learning.close()
         metrics = learner.finish(names, table)
+        if "ratio_deviation" in names and len(table):
+            # before the first step: how far the log-probs of sampling are from those of the update
+            metrics["first_ratio_deviation"] = float(table[0, names.index("ratio_deviation")])
         with span("digest"):
             trained = {role: digest(self._arrays(role)) for role in self._trained}
         return LearnReport(told | metrics, learner.version, trained, *self.size, os.getpid())

@@ -181,14 +181,18 @@ class SharedUpdate(TorchUpdate):
         return [order[begin : begin + self.micro_batch] for begin in range(0, len(order), self.micro_batch)]
 
     def _piece(self, batch: Batch, columns: Index, rates: Rates, count: Tensor) -> Sums:
-        """Metrics and gradients of one micro-batch."""
+        """Metrics and gradients of one micro-batch. `ratio_deviation` is the mean of |ratio - 1|."""
         with span("learn: rows"):
             rows = batch.take(to_device(columns, self.device))
             rows = _without_padding(rows)
+        assert rows.valid is not None
         evaluation = self.policy.evaluate(
             rows.observation, rows.action, rows.action_mask, rows.initial_state, rows.episode_start
         )
         loss, metrics = self._loss_of(evaluation, rows, rates.clip, count)
+        if self.learns_policy:
+            off = (torch.exp(evaluation.log_prob.detach() - rows.log_prob) - 1).abs()
+            metrics = metrics | {"ratio_deviation": torch.where(rows.valid, off, 0.0).sum() / count}
         if self.learns_policy and rates.beta:
             loss, metrics = self._with_kl(loss, metrics, evaluation, rows, rates.beta, count)
         every = [parameter for group in self.groups.values() for parameter in group.parameters]

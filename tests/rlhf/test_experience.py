@@ -143,11 +143,22 @@ class EvenTokens:
         return Part(mine, even[mine].astype(np.float32))
 
 
-def worker(family: str = "llama", **changed: Any) -> RoleWorker:
+def worker(family: str = "llama", micro_batch: int | None = None, **changed: Any) -> RoleWorker:
     """All roles in one; prompts and responses of many lengths."""
-    recipe = replace(RLHF_PPO, max_response=6, learning_rate=1e-2, epochs=1, minibatches=1, **changed)
+    plain: dict[str, Any] = {"max_response": 6, "learning_rate": 1e-2, "epochs": 1, "minibatches": 1}
+    recipe = replace(RLHF_PPO, **(plain | changed))
     prompts = ((3, 1, 4, 1, 5), (9,), (2, 6, 5), (3, 5))
-    spec = RoleSpec(recipe, 3, prompts, 12, (7, 8, 9), EvenTokens(), generation_batch=5, forward_batch=4)
+    spec = RoleSpec(
+        recipe,
+        3,
+        prompts,
+        12,
+        (7, 8, 9),
+        EvenTokens(),
+        generation_batch=5,
+        forward_batch=4,
+        micro_batch=micro_batch,
+    )
     actor = causal(family)
     models = {"actor": actor, "reference": actor, "critic": scalar("llama", initial_std=0.0)}
     return RoleWorker(spec, ROLES, models)
@@ -176,29 +187,38 @@ def first_ratios(one: RoleWorker) -> Any:
     written = one.write(0)
     said = opinions_of(one, written)
     one.begin(0.0, 0.1, (("written", 1), *((name, 1) for name in said)), written, *said.values())
-    assert one.learner is not None
-    batch = one.learner.task.batch
-    with torch.no_grad():
-        found = one.learner.policy.evaluate(
-            batch.observation, batch.action, None, batch.initial_state, None
-        ).log_prob
-    return torch.exp(found - batch.log_prob)[batch.valid]
+    learner, seen = one.learner, []
+    assert learner is not None
+
+    class Watched(SharedUpdate):
+        def _loss_of(self, evaluation: Any, rows: Any, clip: Any, count: Any = None) -> Any:
+            seen.append(torch.exp(evaluation.log_prob - rows.log_prob).detach()[rows.valid])
+            return super()._loss_of(evaluation, rows, clip, count)
+
+    watched = Watched(learner.policy, learner.recipe, one.spec.micro_batch)
+    watched.gradient(learner.task.batch, learner.minibatches(0)[0], learner.task.rates)
+    return torch.cat(seen)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "cohere"])
 def test_the_ratio_on_the_first_minibatch_is_one_within_1e_5_with_log_probs_of_sampling(family):
     ratio = first_ratios(worker(family, temperature=0.7))
     assert len(ratio) > 12 and (ratio - 1).abs().max() < 1e-5
+    logged = learn(worker(family, temperature=0.7))
+    assert logged["first_ratio_deviation"] < 1e-5 and np.isnan(logged["sampling_mismatch"])
 
 
-def test_the_ratio_on_the_first_minibatch_is_exactly_one_where_log_probs_are_computed_again():
-    """In one piece: with other pieces than the update's a matrix product may round otherwise."""
-    one = worker("llama", exact_ratio=True)
-    one.spec = replace(one.spec, forward_batch=12)
-    assert (first_ratios(one) - 1).abs().max() == 0
-    metrics = learn(worker("llama", exact_ratio=True))
-    assert 0 < metrics["sampling_mismatch"] < 1e-4, "what the other mode would have had"
-    assert abs(metrics["ratio"] - 1) < 1e-6 and metrics["clip_fraction"] == 0
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "cohere"])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_the_ratio_on_the_first_minibatch_is_exactly_one_where_log_probs_are_computed_again(
+    family, micro_batch
+):
+    """In the update's own pieces: in others, a matrix product may round otherwise."""
+    ratio = first_ratios(worker(family, micro_batch, exact_ratio=True, temperature=0.7, minibatches=2))
+    assert len(ratio) > 6 and (ratio - 1).abs().max() == 0
+    logged = learn(worker(family, micro_batch, exact_ratio=True, temperature=0.7, minibatches=2))
+    assert logged["first_ratio_deviation"] == 0 < logged["ratio_deviation"], "later minibatches have moved"
+    assert 0 < logged["sampling_mismatch"] < 1e-4, "what the other mode would have had"
 
 
 def test_a_temperature_left_out_of_the_update_would_show_in_the_ratio():
@@ -206,6 +226,7 @@ def test_a_temperature_left_out_of_the_update_would_show_in_the_ratio():
     assert one.learner is not None
     one.learner.policy.temperature = 1.0
     assert (first_ratios(one) - 1).abs().max() > 0.05
+    assert learn(one)["first_ratio_deviation"] > 0.01
 
 
 def test_the_reference_stays_as_it_is_and_the_kl_to_it_is_zero_at_first_and_then_not():
