@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Makes one virtual environment per peer under benchmarks/peers/.envs/ (ignored by git).
-#   usage: benchmarks/peers/setup.sh [cleanrl|sb3|rllib|torchrl|pufferlib|envpool|samplefactory|all] ...
+#   usage: benchmarks/peers/setup.sh [cleanrl|sb3|rllib|torchrl|pufferlib|envpool|samplefactory|trl-ppo|trl-grpo|all] ...
 # PYTHON names the interpreter (3.11: CleanRL imports distutils, which 3.12 removed). What is there is kept.
 set -euo pipefail
 
 here="$(cd "$(dirname "$0")" && pwd)"
 envs="$here/.envs"
 python="${PYTHON:-python3.11}"
-peers=(cleanrl sb3 rllib torchrl pufferlib envpool samplefactory)
+peers=(cleanrl sb3 rllib torchrl pufferlib envpool samplefactory trl-ppo trl-grpo)
 
 make_env() {
     local peer="$1" env="$envs/$1"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from distrl.maths.random import stream
 from distrl.policies.lm import causal_head, core
+from distrl.rlhf.fast_paths import decoding
 from distrl.rlhf.responses import Responses
 
 
@@ -84,6 +85,10 @@ class CachedGenerator:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
+        with decoding(self.model):
+            return self._generate(prompts, uniform_NT)
+
+    def _generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
         limit = uniform_NT.shape[1]
         device = next(self.model.parameters()).device
         batch = _Batch.start(prompts, limit, self.model, device)

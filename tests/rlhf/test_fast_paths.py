@@ -1,0 +1,66 @@
+"""The twins of slow places: the same numbers, and off where they do not serve."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from distrl.rlhf.fast_paths import DECODE, decoding, fused_activations, one_query
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(1)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4)).eval()
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_query_attends_as_torch_does_also_where_heads_share_keys(
+    heads: tuple[int, int], masked: bool
+) -> None:
+    torch.manual_seed(2)
+    num_queries, num_keys = heads
+    query, key, value = (
+        torch.randn(3, num_queries, 1, 8),
+        torch.randn(3, num_keys, 5, 8),
+        torch.randn(3, num_keys, 5, 8),
+    )
+    mask = torch.rand(3, 1, 1, 5) > 0.4 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    found = one_query(query, key, value, mask, 0.3)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_the_mask_is_looked_at() -> None:
+    query, key, value = torch.ones(1, 1, 1, 2), torch.ones(1, 1, 2, 2), torch.tensor([[[[1.0], [9.0]]]])
+    seen = torch.tensor([[[[True, False]]]])
+    assert one_query(query, key, value, seen, 1.0).item() == 1.0
+    assert one_query(query, key, value, None, 1.0).item() == 5.0
+
+
+def test_fused_activations_are_gpt2s_own_within_rounding_forward_and_back() -> None:
+    slow, tokens = gpt2(), torch.arange(20).reshape(2, 10)
+    fast = fused_activations(copy.deepcopy(slow))
+    assert any(isinstance(module, torch.nn.GELU) for module in fast.modules())
+    gradients = []
+    for model in (slow, fast):
+        model(tokens).logits.square().mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(fast(tokens).logits, slow(tokens).logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)
+
+
+def test_decoding_is_on_inside_alone_and_leaves_models_that_attend_otherwise_as_they_are() -> None:
+    model = gpt2()
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(KeyError), decoding(model):
+        assert model.config._attn_implementation == DECODE
+        raise KeyError
+    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    with decoding(model):
+        assert model.config._attn_implementation == "eager"
