@@ -17,8 +17,8 @@ from distrl.rlhf.models import ModelParts, empty_model, scalar_from
 from distrl.rlhf.opinions import Part
 from distrl.rlhf.recipes import RLHF_PPO, ResponseRecipe
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.roles import LearnReport, RoleSpec
-from distrl.runtime.roles import Roles
+from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
+from distrl.runtime.roles import Host, Roles
 
 VOCABULARY = 16
 END = 1
@@ -101,3 +101,54 @@ def assert_same(told: Sequence[LearnReport], wanted: Sequence[LearnReport]) -> N
         assert (one.version, one.num_responses, one.num_tokens) == (
             other.version, other.num_responses, other.num_tokens,
         )  # fmt: skip
+
+
+class Several:
+    """A host's workers one beside the other in this process: what they share, without Ray."""
+
+    def __init__(self, host: Host, workers: Sequence[RoleWorker]) -> None:
+        self.host = host
+        self.workers = workers
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        return [getattr(worker, method)(*args) for worker in self.workers]
+
+    def first(self, method: str, *args: Any) -> Any:
+        return getattr(self.workers[0], method)(*args)
+
+    def get(self, handles: Sequence[Any]) -> list[Any]:
+        return list(handles)
+
+
+class HereStage:
+    """Any hosts in this process."""
+
+    def __init__(self, spec: RoleSpec, hosts: Sequence[Host]) -> None:
+        self.spec, self.hosts = spec, hosts
+
+    def start(self, states: dict[str, Any] | None) -> list[Several]:
+        return [
+            Several(
+                host,
+                [
+                    RoleWorker(self.spec, host.roles, models(), states, n, host.workers, offload=host.offload)
+                    for n in range(host.workers)
+                ],
+            )
+            for host in self.hosts
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+TABLES: dict[str, Any] = {
+    "colocated": {role: {"together_with": "actor"} for role in ("critic", "reference", "reward")},
+    "colocated 2": {role: {"together_with": "actor"} for role in ("critic", "reference", "reward")}
+    | {"actor": {"workers": 2}},
+    "separate": {},
+    "separate 2": {role: {"workers": 2} for role in ("actor", "critic", "reference", "reward")},
+    "generator apart": {"generator": {"workers": 1}},
+    "all apart 2": {role: {"workers": 2} for role in ("generator", "actor", "critic", "reference", "reward")},
+    "uneven": {"generator": {"workers": 3}, "actor": {"workers": 4}, "critic": {"together_with": "reward"}},
+}
