@@ -24,6 +24,7 @@ from distrl.errors import BadInput
 from distrl.maths.random import derive_seed
 from distrl.policies.lm import core
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
+from distrl.rlhf.fast_paths import fused_activations
 
 Kind = Literal["causal", "scalar"]
 
@@ -37,6 +38,7 @@ class ModelParts:
     arrays: dict[str, NDArray[Any]]
     lora: Any = None  # a peft configuration: its adapters alone are learned
     generation: Any = None  # a causal LM's generation configuration, to be saved with it
+    fused: bool = True  # GPT-2's GELU as one operation (`fast_paths`)
 
     @classmethod
     def of(cls, model: nn.Module, kind: Kind, lora: Any = None) -> ModelParts:
@@ -48,6 +50,8 @@ class ModelParts:
         """The model, in evaluation mode: no dropout, from the first log-prob on."""
         model = empty_model(self.kind, self.config, self.lora)
         load_parameters(model, self.arrays)
+        if self.fused:
+            fused_activations(model)
         return model.eval().to(device)
 
     def with_arrays(self, arrays: dict[str, NDArray[Any]]) -> ModelParts:
