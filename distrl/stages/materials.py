@@ -187,10 +187,15 @@ def _models(config: PPOConfig, tokenizer: Any, problems: Problems) -> dict[str, 
             if critic is not None:
                 problems.of("--critic", _check_reads, config.critic, tokenizer, critic, "--critic")
                 models["critic"] = critic
-    if config.lora_rank:
-        options = LoraOptions(config.lora_rank, config.lora_alpha)
-        for role in ("actor", "critic"):
-            if role in models:
-                adapted = problems.of("--lora-rank", with_lora, models[role], options, config.seed)
-                models |= {role: adapted} if adapted is not None else {}
+    for role in ("actor", "critic"):
+        if role in models:
+            adapted = problems.of("--lora-rank", trained_parts, config, models[role])
+            models |= {role: adapted} if adapted is not None else {}
     return models
+
+
+def trained_parts(config: Any, parts: ModelParts) -> ModelParts:
+    """The model as it is trained: with adapters, where those are asked for. Raises BadInput."""
+    if not config.lora_rank:
+        return parts
+    return with_lora(parts, LoraOptions(config.lora_rank, config.lora_alpha), config.seed)

@@ -7,7 +7,10 @@ import click
 from distrl.cli.commands import Commands
 
 COMMANDS = {
+    "sft": "distrl.cli.rlhf.sft",
+    "reward": "distrl.cli.rlhf.reward",
     "ppo": "distrl.cli.rlhf.ppo",
+    "eval": "distrl.cli.rlhf.evaluate",
 }
 
 

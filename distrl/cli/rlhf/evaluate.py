@@ -1,0 +1,60 @@
+"""`distrl rlhf eval`: responses to prompts, their score, length and KL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+COUNT = click.IntRange(min=1)
+
+
+@click.command("eval")
+@click.argument("folder", metavar="RUN_DIR|FOLDER", type=click.Path(path_type=Path))
+@click.option("--prompts", metavar="FILE.jsonl", help='{"prompt": ...} a line  (default: the run\'s own)')
+@click.option(
+    "--reward", multiple=True, metavar="FOLDER", help="a reward model; may be repeated  (default: the run's)"
+)
+@click.option("--reward-function", multiple=True, metavar="MODULE:NAME", help="a function; may be repeated")
+@click.option("--reference", metavar="FOLDER", help="KL to this model  (default: the run's reference)")
+@click.option("--sample", is_flag=True, help="sample responses; the likeliest tokens are the default")
+@click.option("--samples", type=COUNT, default=1, show_default=True, help="responses to each prompt")
+@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="default: the run's, else 1")
+@click.option("--max-response", type=COUNT, help="tokens of a response  (default: the run's, else 64)")
+@click.option("--limit", type=COUNT, help="the first so many prompts alone")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="of what is sampled")
+@click.option("--batch", type=COUNT, default=64, show_default=True, help="responses written together")
+@click.option("--chat", is_flag=True, help="put prompts that are text into the chat template")
+@click.option("--skip-bad", is_flag=True, help="leave corrupt lines out")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="write prompts and responses here"
+)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object on standard output")
+@click.option("--trust-run", is_flag=True, help="import code that somebody else's config.json names")
+def command(folder: Path, as_json: bool, **asked: Any) -> int:
+    """Ask a model for responses to prompts, and score them.
+
+    Takes a run of any stage, its newest model counts, or a model's folder. With the KL is meant log pi/pi_ref summed
+    over a response's tokens, in nats: of sampled responses (--sample) its mean estimates KL(pi || pi_ref).
+    """
+    from distrl.errors import BadInput
+    from distrl.preflight import make_current_folder_importable
+
+    out = asked["out"]
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise BadInput(f"--out: must name a file in a folder that exists, got {str(out)!r}; name another")
+    if asked["samples"] > 1 and not asked["sample"]:
+        raise BadInput(f"--samples {asked['samples']}: greedy responses are all alike; give --sample too")
+    make_current_folder_importable()
+    from distrl.stages.look import Asked, look_at
+
+    told = look_at(folder, Asked(**asked))
+    if as_json:
+        click.echo(json.dumps(told))
+        return 0
+    for name, value in told.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else value
+        click.echo(f"{name:<22} {shown}", err=True)
+    return 0

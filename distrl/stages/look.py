@@ -1,0 +1,134 @@
+"""`distrl rlhf eval`: a model's folder, or a run's newest model, asked for responses to prompts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distrl.checkpoint import latest_checkpoint
+from distrl.errors import BadInput
+from distrl.resolve import CONFIG_FILE, check_trust_as, config_file, read_config_as
+from distrl.rlhf.data import Prompt, read_prompts
+from distrl.rlhf.models import ModelParts, read_causal
+from distrl.rlhf.rewards import FunctionReward, check_function
+from distrl.rlhf.roles import RewardSource
+from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer
+from distrl.stages.evaluation import Evaluator
+from distrl.stages.materials import Problems, require_context, reward_model, trained_parts, weighted
+from distrl.stages.ppo_config import PPO, PPOConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line of `distrl rlhf eval`; what is None is the run's own, or the recipe's default."""
+
+    prompts: str | None = None
+    reward: tuple[str, ...] = ()
+    reward_function: tuple[str, ...] = ()
+    reference: str | None = None
+    sample: bool = False
+    samples: int = 1
+    temperature: float | None = None
+    max_response: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    batch: int = 64
+    chat: bool = False
+    skip_bad: bool = False
+    out: Path | None = None
+    trust_run: bool = False
+
+
+def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
+    """What `--json` prints. Raises BadInput before a response is written."""
+    torch.set_num_threads(1)
+    config = run_config(folder, asked.trust_run)
+    parts, where, checkpoint = _policy(folder, config)
+    tokenizer = read_tokenizer(where)
+    check_vocabulary(tokenizer, parts.config, str(where))
+    recipe = config.recipe if config is not None else PPOConfig.model_fields["recipe"].default
+    prompts = _prompts(asked, config, tokenizer)
+    max_response = asked.max_response or recipe.max_response
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    require_context(
+        parts, longest + max_response, f"the longest prompt's {longest} + --max-response {max_response}"
+    )
+    reference = asked.reference or (config and (config.reference or config.model))
+    evaluator = Evaluator(
+        prompts=prompts,
+        reference=read_causal(reference) if reference else None,
+        reward=_reward(asked, config, tokenizer, prompts),
+        end_tokens=end_tokens(tokenizer, where),
+        max_response=max_response,
+        temperature=asked.temperature or recipe.temperature,
+        greedy=not asked.sample,
+        samples=asked.samples,
+        seed=asked.seed,
+        batch=asked.batch,
+    )
+    looked = evaluator.evaluate(parts)
+    if asked.out is not None:
+        lines = (json.dumps(line, ensure_ascii=False) for line in evaluator.texts(looked, tokenizer))
+        asked.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    about = {"prompts": len(prompts), "seed": asked.seed, "greedy": not asked.sample, "model": str(folder)}
+    return {**looked.told, **about, "checkpoint": checkpoint}
+
+
+def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
+    """That of a run of `distrl rlhf ppo`; None for another run or a model's folder. BadInput for neither."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise BadInput(f"{folder} is no run directory and no model folder: it has no config.json")
+    try:
+        command = config_file(folder / CONFIG_FILE).get("command")
+    except BadInput:  # a model's config.json has no schema number
+        return None
+    if command != PPO.command:
+        return None
+    config = read_config_as(PPO, folder / CONFIG_FILE).config
+    check_trust_as(PPO, folder / CONFIG_FILE, config, trust_run)
+    return config
+
+
+def _policy(folder: Path, config: PPOConfig | None) -> tuple[ModelParts, Path, int | None]:
+    """The model, where its tokenizer lies, and the checkpoint that it is from; None where it was saved at the end."""
+    if (folder / "model" / CONFIG_FILE).is_file():
+        return read_causal(folder / "model"), folder / "model", None
+    if config is None:
+        return read_causal(folder), folder, None
+    found = latest_checkpoint(folder / "checkpoints")
+    if found is None:
+        raise BadInput(f"{folder} has neither a model nor a checkpoint")
+    arrays = found[1].trees["actor"]["parameters"]
+    actor = trained_parts(config, read_causal(config.folder)).with_arrays(arrays)
+    return actor, Path(config.folder), found[1].iteration
+
+
+def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Prompt, ...]:
+    path = asked.prompts or (config and (config.eval_prompts or config.prompts))
+    if not path:
+        raise BadInput('--prompts: must be given; a JSONL file, {"prompt": "..."} a line')
+    chat = asked.chat or (config is not None and config.chat)
+    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, chat=chat).rows
+    return rows[: asked.limit] if asked.limit else rows
+
+
+def _reward(
+    asked: Asked, config: PPOConfig | None, tokenizer: Any, prompts: tuple[Prompt, ...]
+) -> RewardSource | None:
+    """What was asked for, else the run's own, else none."""
+    folders, functions = asked.reward, asked.reward_function
+    weights: tuple[float, ...] = ()
+    if not folders and not functions and config is not None:
+        folders, functions, weights = config.reward, config.reward_function, config.reward_weights
+    problems = Problems()
+    models = [problems.of("--reward", reward_model, folder, tokenizer) for folder in folders]
+    for function in functions:
+        problems.of("--reward-function", check_function, function)
+    problems.stop()
+    named = [FunctionReward(function, prompts, tokenizer, max_faults=1.0) for function in functions]
+    sources: list[RewardSource] = [*(one for one in models if one is not None), *named]
+    return weighted(sources, weights) if sources else None

@@ -1,0 +1,187 @@
+"""`distrl rlhf sft` and `distrl rlhf reward`: a trainer on a data set, kept as a run. An iteration is a step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distrl.learner import digest
+from distrl.policies.protocol import parameters_and_buffers
+from distrl.rlhf import data
+from distrl.rlhf.models import (
+    ModelParts,
+    merged,
+    new_causal,
+    read_causal,
+    read_config,
+    save,
+)
+from distrl.rlhf.options import TrainOptions
+from distrl.rlhf.reward_model import new_reward_model, reference_samples, reward_trainer, score_scale
+from distrl.rlhf.rewards import ScoreScale, save_reward
+from distrl.rlhf.sft import sft_trainer
+from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, padding_note, read_tokenizer, vocabulary_size
+from distrl.rlhf.training import Trainer
+from distrl.stages.materials import Problems, device_of, file_sha256, require_context, trained_parts
+from distrl.stages.run import StageRun
+from distrl.stages.supervised_config import REWARD, SFT, RewardConfig, SFTConfig, SupervisedConfig
+from distrl.telemetry.spans import span
+
+
+class SupervisedStage:
+    """A `Stage`, but for what is trained and how it is saved."""
+
+    schema: Any
+    headline = ("loss", "loss")
+    max_restarts = 0
+    read: Any  # of `distrl.rlhf.data`
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.device = device_of(config)
+        torch.set_num_threads(config.threads)
+        self.tokenizer = read_tokenizer(config.folder)
+        self.rows, self.held_out = self._read_rows(config)
+        self.base = self._model(config)
+        check_vocabulary(self.tokenizer, self.base.config, config.folder)
+        longest = max(self._length(row) for some in (self.rows, self.held_out) if some for row in some.rows)
+        require_context(self.base, longest, "--max-tokens: the longest text")
+        self.parts = self._start_from(config)
+        self.options: TrainOptions = replace(config.recipe, seed=config.seed)
+        self.total = self._trainer().num_steps
+        notes = [self.rows.note(), self.held_out and self.held_out.note(), padding_note(self.tokenizer)]
+        self.notes = [note for note in notes if note]
+        self.facts = {"model": digest(self.base.arrays), "data": file_sha256(config.data)}
+        if config.held_out:
+            self.facts["held out"] = file_sha256(config.held_out)
+        self.before: dict[str, float] = {}
+
+    def _read_rows(self, config: SupervisedConfig) -> tuple[data.DataSet[Any], data.DataSet[Any] | None]:
+        problems = Problems()
+
+        def of(flag: str, path: str) -> data.DataSet[Any] | None:
+            given = (self.tokenizer, config.max_tokens, config.too_long, config.skip_bad, config.chat)
+            found: data.DataSet[Any] | None = problems.of(flag, type(self).read, path, *given)
+            return found
+
+        rows = of("--data", str(config.data))
+        held_out = of("--held-out", config.held_out) if config.held_out else None
+        problems.stop()
+        assert rows is not None
+        return rows.split(config.held_out_share, config.seed) if config.held_out_share else (rows, held_out)
+
+    def _model(self, config: Any) -> ModelParts:
+        return read_causal(config.folder)
+
+    def _start_from(self, config: Any) -> ModelParts:
+        raise NotImplementedError
+
+    def _trainer(self) -> Trainer:
+        raise NotImplementedError
+
+    def _length(self, row: Any) -> int:
+        raise NotImplementedError
+
+    # a stage
+
+    def first_trees(self) -> dict[str, Any]:
+        return {"trainer": self._trainer().state()}
+
+    def start(self, run: StageRun, trees: dict[str, Any]) -> None:
+        self.run = run
+        self.trainer = self._trainer()
+        self.trainer.load_state(trees["trainer"])
+
+    def train(self) -> None:
+        if not self.trainer.taken:
+            with span("evaluate"):
+                self.before = {f"before/{name}": value for name, value in self.trainer.evaluate().items()}
+        while self.run.progress < 1.0:
+            with self.run.uninterrupted():
+                with span("learn: update"):
+                    metrics = self.before | self.trainer.step()
+                self.before = {}
+                self.run.keep(metrics, int(metrics["count"]), {})
+
+    def trees(self) -> dict[str, Any]:
+        return {"trainer": self.trainer.state()}
+
+    def finish(self, folder: Path | None) -> dict[str, Any]:
+        parts = self.parts.with_arrays(parameters_and_buffers(self.trainer.model))
+        told: dict[str, Any] = {"parameters_sha256": digest(parts.arrays)}
+        return told | (self._save(parts, folder) if folder is not None else {})
+
+    def _save(self, parts: ModelParts, folder: Path) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
+
+class SFTStage(SupervisedStage):
+    """A causal LM on demonstrations."""
+
+    schema = SFT
+    read = staticmethod(data.read_demonstrations)
+    config: SFTConfig
+
+    def _model(self, config: SFTConfig) -> ModelParts:
+        if config.fresh is None:
+            return read_causal(config.folder)
+        return new_causal(read_config(config.fresh, vocabulary_size(self.tokenizer)), config.seed)
+
+    def _start_from(self, config: SFTConfig) -> ModelParts:
+        return trained_parts(config, self.base)
+
+    def _length(self, row: data.Demonstration) -> int:
+        return len(row.tokens)
+
+    def _trainer(self) -> Trainer:
+        held_out = self.held_out.rows if self.held_out else ()
+        return sft_trainer(self.parts, self.rows.rows, held_out, self.options, self.device)
+
+    def _save(self, parts: ModelParts, folder: Path) -> dict[str, Any]:
+        save(parts, folder, self.tokenizer)
+        return {}
+
+
+class RewardStage(SupervisedStage):
+    """A reward model on preferences; at the end its scores are normalised on responses of the model it starts from."""
+
+    schema = REWARD
+    read = staticmethod(data.read_preferences)
+    config: RewardConfig
+
+    def _start_from(self, config: RewardConfig) -> ModelParts:
+        return trained_parts(config, new_reward_model(self.base, config.seed))
+
+    def _length(self, row: data.Preference) -> int:
+        return max(len(row.chosen), len(row.rejected))
+
+    def _trainer(self) -> Trainer:
+        held_out = self.held_out.rows if self.held_out else ()
+        return reward_trainer(self.parts, self.rows.rows, held_out, self.options, self.device)
+
+    def _save(self, parts: ModelParts, folder: Path) -> dict[str, Any]:
+        parts = merged(parts)
+        scale = self._scale(parts) if self.config.normalize else ScoreScale()
+        save_reward(parts, scale, folder, self.tokenizer)
+        return {"score_scale": vars(scale)}
+
+    def _scale(self, parts: ModelParts) -> ScoreScale:
+        config = self.config
+        every = [row.chosen[: row.num_prompt] for row in self.rows.rows]
+        prompts = [every[n % len(every)] for n in range(min(config.normalize_responses, max(len(every), 64)))]
+        samples = reference_samples(
+            self.base,
+            prompts,
+            end_tokens(self.tokenizer, config.folder),
+            config.max_response,
+            config.seed,
+            config.temperature,
+            device=self.device,
+        )
+        return score_scale(parts, samples, device=self.device)
