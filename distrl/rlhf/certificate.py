@@ -176,7 +176,7 @@ def certify(
     task: EnumerableTask,
     beta: float,
     seed: int,
-    iterations: int = 80,
+    iterations: int = 60,
     num_responses: int = 1024,
     recipe: ResponseRecipe = CERTIFICATE_PPO,
     look_every: int = 1,
