@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -68,7 +69,10 @@ def command(parsed: Parsed) -> int:
     def tell(message: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {message}", file=sys.stderr)
 
-    result = profile(resolved, folder, run_dir, wanted.seconds, wanted.tries, wanted.tune, wanted.trace, tell)
+    with contextlib.redirect_stdout(sys.stderr):  # where Ray writes what its own processes log
+        result = profile(
+            resolved, folder, run_dir, wanted.seconds, wanted.tries, wanted.tune, wanted.trace, tell
+        )
     if wanted.json:
         print(json.dumps(result))
     return 0
