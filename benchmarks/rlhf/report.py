@@ -1,0 +1,222 @@
+"""The report of a run: results.json as one self-contained HTML file.
+
+python -m benchmarks.rlhf.report runs/rlhf/results.json report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rlhf.pictures import Picture, Series, picture
+from benchmarks.rlhf.results import as_fit, normal
+from distrl.telemetry.page import templates, write_page
+
+COLOURS = ("one", "two", "three", "four", "five")
+TEMPLATE = "rlhf.html.j2"
+
+
+def write_report(results: dict[str, Any], path: Path) -> None:
+    """Replaces `path`. OSError from the disk."""
+    page = templates(Path(__file__).parent).get_template(TEMPLATE)
+    write_page(path, page.render(**context(results)))
+
+
+def context(results: dict[str, Any]) -> dict[str, Any]:
+    """What the template shows."""
+    return {
+        "settings": results["settings"],
+        "tiles": _tiles(results),
+        "samples": [_side_by_side(one) for one in results["samples"]],
+        "best_beta": f"{results['best_beta']:g}",
+        "frontier": frontier(results),
+        "pictures": [over_optimisation(results, "best of n"), over_optimisation(results, "ppo")],
+        "fits": _fit_rows(results),
+        "runs": _run_rows(results),
+        "reward": results["reward"],
+        "accuracies": _accuracies(results["reward"], results["settings"]["noise"]),
+        "times": _times(results["stages"]),
+        "facts": _facts(results),
+        "command": results["command"],
+        "stop": _stop(results),
+    }
+
+
+def best_run(results: dict[str, Any]) -> dict[str, Any]:
+    """The run of the best beta."""
+    found: dict[str, Any] = next(run for run in results["ppo"] if run["beta"] == results["best_beta"])
+    return found
+
+
+def _tiles(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    best, sft, reward = best_run(results), results["sft"], results["reward"]
+    win, end = best["win_rate"], best["final"]
+    return [
+        (
+            "win rate against SFT, by gold",
+            f"{100 * win['mean']:.1f} %",
+            f"95 % interval {100 * win['low']:.1f} to {100 * win['high']:.1f}, {win['num_prompts']} held-out prompts",
+        ),
+        ("gold of 10 points", f"{sft['gold']:.2f} → {end['gold']:.2f}", f"SFT → PPO, beta {best['beta']:g}"),
+        (
+            "flawless stories",
+            f"{100 * sft['flawless']:.0f} → {100 * end['flawless']:.0f} %",
+            "10 points of 10",
+        ),
+        ("KL from SFT", f"{end['kl']:.1f} nats", "a response"),
+        (
+            "reward model, held out",
+            f"{100 * reward['accuracy']:.1f} %",
+            f"the gold itself: {100 * reward['ceiling']:.1f} %",
+        ),
+    ]
+
+
+def _side_by_side(one: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": one["prompt"], "sides": [_side("SFT", one["before"]), _side("PPO", one["after"])]}
+
+
+def _side(name: str, told: dict[str, Any]) -> dict[str, Any]:
+    lines = [(what, f"{points:+g}".replace("-", "−"), points > 0) for what, points in told["lines"]]
+    return {"name": name, **told, "gold": f"{told['gold']:g}", "proxy": f"{told['proxy']:+.2f}".replace("-", "−"), "lines": lines}  # fmt: skip
+
+
+def _gold(results: dict[str, Any], value: float) -> float:
+    return normal(value, results["sft"])
+
+
+def frontier(results: dict[str, Any]) -> Picture:
+    """Gold over KL: each run's way, and best of n."""
+    series = [
+        Series(
+            f"PPO, beta {run['beta']:g}",
+            COLOURS[i],
+            line=[(point["kl"], point["gold"]) for point in run["curve"]],
+            dots=[(run["curve"][-1]["kl"], run["curve"][-1]["gold"])],
+        )
+        for i, run in enumerate(results["ppo"])
+    ]
+    of_n = results["best_of_n"]
+    series.append(
+        Series(
+            "best of n",
+            "control",
+            [(one["kl"], one["gold"]) for one in of_n],
+            [(one["kl"], one["gold"]) for one in of_n],
+            [f"n = {one['n']}, gold {one['gold']:.2f}" for one in of_n],
+        )
+    )
+    return picture(
+        "Gold over KL", series, "KL from SFT, nats a response", "gold, points",
+        "Each line is a run's way from SFT on held-out prompts; its dot is where it ended.",
+    )  # fmt: skip
+
+
+def over_optimisation(results: dict[str, Any], which: str) -> Picture:
+    """Gold and proxy over sqrt(KL), in the same unit, with Gao et al.'s form."""
+    told = results["fits"][which]
+    gold_dots, proxy_dots = [], []
+    if which == "best of n":
+        for one in results["best_of_n"]:
+            gold_dots.append((math.sqrt(one["kl"]), _gold(results, one["gold"])))
+            proxy_dots.append((math.sqrt(one["kl"]), one["proxy"]))
+    else:
+        for run in results["ppo"]:
+            for point in run["curve"]:
+                at = math.sqrt(max(point["kl"], 0.0))
+                gold_dots.append((at, _gold(results, point["gold"])))
+                proxy_dots.append((at, point["proxy"]))
+    grid = np.linspace(0.0, math.sqrt(told["highest_kl"]), 80)
+    series = []
+    for name, colour, dots in (("proxy", "proxy", proxy_dots), ("gold", "gold", gold_dots)):
+        form = as_fit(told, name)
+        series.append(Series(name, colour, [(float(d), form.at(float(d) ** 2)) for d in grid], dots))
+    top = told["gold"]["kl_at_top"]
+    marks = (
+        [(math.sqrt(top), f"stop at KL {top:.1f}")] if top is not None and top <= told["highest_kl"] else []
+    )
+    title = "Best of n" if which == "best of n" else "PPO, all betas"
+    return picture(
+        title, series, "square root of the KL", "deviations of SFT's samples",
+        "Dots: held-out prompts. Lines: " + ("d (a − b d)." if which == "best of n" else "d (a − b log d)."), marks=marks,
+    )  # fmt: skip
+
+
+def _stop(results: dict[str, Any]) -> str:
+    told = results["fits"]["ppo"]
+    top, highest = told["gold"]["kl_at_top"], told["highest_kl"]
+    measured = max(
+        (point for run in results["ppo"] for point in run["curve"]), key=lambda point: point["gold"]
+    )
+    seen = f"The highest gold measured on the way is {measured['gold']:.2f}, at a KL of {measured['kl']:.1f} nats."
+    if top is None or top > highest:
+        return f"PPO's fitted gold still rises at the largest KL reached ({highest:.1f} nats): no over-optimisation yet. {seen}"
+    return f"PPO's fitted gold has its top at a KL of {top:.1f} nats: stop there. The proxy goes on rising beyond it. {seen}"
+
+
+def _fit_rows(results: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, told in results["fits"].items():
+        for of in ("gold", "proxy"):
+            one = told[of]
+            top = one["kl_at_top"]
+            shown = "none" if top is None else f"{top:.1f}" if top < 1000 else "> 1000"
+            beyond = " (beyond what was reached)" if top is not None and top > told["highest_kl"] else ""
+            rows.append(
+                [name, of, f"{one['a']:.3f}", f"{one['b']:.3f}", f"{one['r_squared']:.3f}", shown + beyond]
+            )
+    return rows
+
+
+def _run_rows(results: dict[str, Any]) -> list[list[str]]:
+    sft = results["sft"]
+    rows = [["SFT", f"{sft['gold']:.2f}", f"{sft['proxy']:+.2f}", "0", f"{100 * sft['flawless']:.0f} %", ""]]
+    for run in results["ppo"]:
+        end, win = run["final"], run["win_rate"]
+        rows.append([
+            f"PPO, beta {run['beta']:g}", f"{end['gold']:.2f}", f"{end['proxy']:+.2f}", f"{end['kl']:.1f}",
+            f"{100 * end['flawless']:.0f} %",
+            f"{100 * win['mean']:.1f} % ({100 * win['low']:.1f} to {100 * win['high']:.1f})",
+        ])  # fmt: skip
+    return rows
+
+
+def _accuracies(reward: dict[str, Any], noise: float) -> list[tuple[str, float, float]]:
+    rows = [("labels without noise", reward["accuracy_without_noise"], reward["ceiling_without_noise"])]
+    if noise:
+        rows.insert(0, (f"labels, {100 * noise:.0f} % flipped", reward["accuracy"], reward["ceiling"]))
+    return [(name, round(100 * accuracy, 1), round(100 * ceiling, 1)) for name, accuracy, ceiling in rows]
+
+
+def _times(stages: dict[str, dict[str, float]]) -> list[tuple[str, str, str, float]]:
+    total = sum(took["wall_sec"] for took in stages.values()) or 1.0
+    rows = [
+        (name, f"{took['wall_sec']:.1f}", f"{took['cpu_sec']:.1f}", round(100 * took["wall_sec"] / total, 1))
+        for name, took in stages.items()
+    ]
+    cpu = sum(took["cpu_sec"] for took in stages.values())
+    return [*rows, ("all", f"{total:.1f}", f"{cpu:.1f}", 100.0)]
+
+
+def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
+    shown = {**results["machine"], **results["versions"], "git": results["git_revision"] or "none"}
+    return [(str(name), str(value)) for name, value in shown.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path)
+    parser.add_argument("page", type=Path)
+    options = parser.parse_args()
+    write_report(json.loads(options.results.read_text()), options.page)
+
+
+if __name__ == "__main__":
+    main()
