@@ -67,7 +67,7 @@ def check_machine(config: TrainConfig) -> None:
 def check_env(config: TrainConfig) -> None:
     """Raises BadInput where the env, wrapper or policy is unknown or its module cannot be imported."""
     from distrl.build import env_spec
-    from distrl.envs.spec import load_function
+    from distrl.named import load_function
 
     make_current_folder_importable()
     checks: list[Callable[[], Any]] = [env_spec(config).registered, env_spec(config).settled]

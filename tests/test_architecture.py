@@ -21,6 +21,7 @@ FLOORS = {
     "distrl.errors": 0,
     "distrl.trees": 0,
     "distrl.nopython": 0,
+    "distrl.named": 0,
     "distrl.maths": 0,
     "distrl.trajectory": 1,
     "distrl.policies": 1,

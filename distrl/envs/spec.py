@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from distrl.errors import BadInput
+from distrl.named import import_named, load_function, nearest
 
 if TYPE_CHECKING:
     import gymnasium
@@ -66,7 +65,7 @@ class EnvSpec:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} must be one of {', '.join(allowed)}, got {given!r}{_nearest(given, allowed)}"
+            f"{name} must be one of {', '.join(allowed)}, got {given!r}{nearest(given, allowed)}"
             for name, given, allowed in (
                 ("vectorization", self.vectorization, VECTORIZATIONS),
                 ("autoreset", self.autoreset, AUTORESETS),
@@ -230,21 +229,6 @@ class EnvSpec:
         return f"env {self.env_id!r} cannot be made with env_kwargs {self.kwargs}: {type(error).__name__}: {said}"
 
 
-def load_function(name: str, what: str) -> Callable[..., Any]:
-    """The function named `module:function`; `what` is said in the error. Raises BadInput."""
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise BadInput(f"{what} must be module:function, got {name!r}")
-    module = import_named(module_name, f"{what} {name!r}")
-    found = getattr(module, attribute, None)
-    if callable(found):
-        return cast("Callable[..., Any]", found)
-    public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    raise BadInput(
-        f"{what} {name!r}: module {module_name} has no function {attribute!r}{_nearest(attribute, public)}"
-    )
-
-
 def _wrap(name: str, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     import gymnasium
 
@@ -252,20 +236,6 @@ def _wrap(name: str, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     if not isinstance(wrapped, gymnasium.Env):
         raise BadInput(f"wrapper {name!r} must return a gymnasium.Env, got {type(wrapped).__name__}")
     return wrapped
-
-
-def import_named(module: str, what: str) -> Any:
-    """The module of that name; BadInput, which begins with `what`, where it cannot be imported."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise BadInput(
-            f"{what}: module {module!r} cannot be imported ({error}); is its folder on PYTHONPATH or installed?"
-        ) from error
-    except Exception as error:  # a user's module may raise anything while it loads
-        raise BadInput(
-            f"{what}: module {module!r} raised {type(error).__name__} when imported: {error}"
-        ) from error
 
 
 def _hear_mujoco() -> None:
@@ -298,10 +268,4 @@ def _nearest_id(name: str) -> str:
     same_name = [key for key in known if key.lower().rpartition("-v")[0] == name.lower().rpartition("-v")[0]]
     if same_name:
         return f"; did you mean {max(same_name)!r}?"
-    return _nearest(name, known) or "; `module:Name-v0` imports the module that registers it"
-
-
-def _nearest(given: Any, allowed: Any) -> str:
-    lowered = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(str(given).lower(), list(lowered), n=1)
-    return f"; did you mean {lowered[close[0]]!r}?" if close else ""
+    return nearest(name, known) or "; `module:Name-v0` imports the module that registers it"

@@ -12,9 +12,9 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from distrl.envs.spec import load_function
 from distrl.errors import BadInput
 from distrl.maths.random import derive_seed
+from distrl.named import load_function
 from distrl.policies.cnn import CNNPolicy
 from distrl.policies.lstm import LSTMPolicy
 from distrl.policies.mlp import MLPPolicy

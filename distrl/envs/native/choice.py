@@ -58,7 +58,7 @@ def is_native(env_id: str) -> bool:
 
 def own_env(name: str) -> Any:
     """What `module:attribute` names; None where the module has no such attribute. BadInput where it cannot be imported."""
-    from distrl.envs.spec import import_named
+    from distrl.named import import_named
 
     module, _, attribute = name.partition(":")
     return getattr(import_named(module, f"env {name!r}"), attribute, None)
