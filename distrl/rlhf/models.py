@@ -199,22 +199,24 @@ def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:
     model = cast(Any, whole.build())
     if whole.generation is not None:
         model.generation_config = copy.deepcopy(whole.generation)
-    with _without_bars():
+    with _quiet():
         model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """transformers shows no progress of its own on standard error."""
+def _quiet() -> Iterator[None]:
+    """transformers shows no progress of its own on standard error, and leaves it to us to say what is missing."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -233,7 +235,7 @@ def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     more = {} if kind == "causal" else {"num_labels": 1}
     try:
-        with _without_bars():
+        with _quiet():
             model, told = auto.from_pretrained(
                 path,
                 local_files_only=True,
@@ -247,6 +249,8 @@ def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
     missing = sorted(told["missing_keys"])
     if missing:
         raise BadInput(f"{path} lacks parameters of a {kind} model: {', '.join(map(str, missing[:4]))}")
+    if kind == "causal" and any(str(name).startswith("score.") for name in told["unexpected_keys"]):
+        raise BadInput(f"{path} is a sequence classifier, a reward model say, and no causal LM")
     return cast(nn.Module, model.eval())
 
 

@@ -178,7 +178,7 @@ def main() -> None:
 
     first = waiting.get()
     try:
-        from distrl.envs.spec import load_function
+        from distrl.named import load_function
 
         function = load_function(first["function"], "reward function")
     except BadInput as error:

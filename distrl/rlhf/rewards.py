@@ -26,6 +26,7 @@ from distrl.rlhf.reward_process import Fault, FunctionProcess
 from distrl.rlhf.roles import RewardSource, Scorer
 
 SCALE_FILE = "reward_scale.json"
+WINDOW = 16  # calls at least over which faults are counted
 Columns = Sequence[NDArray[np.int64]]
 
 
@@ -94,8 +95,8 @@ class FunctionReward:
     """`module:name`, called as f(prompt, response, **fields) -> float, the fields those of the prompt's line.
 
     It gets the fields that it has parameters for, or all if it takes **fields. A call that raises, takes longer than
-    `timeout_sec`, ends the process, or gives no finite number masks its response alone; RunFailed where more than
-    `max_faults` of the responses were masked. `prompts` are the run's, by number.
+    `timeout_sec`, ends the process, or gives no finite number masks its response alone; RunFailed where that was more
+    than one, and more than `max_faults` of a batch. `prompts` are the run's, by number.
     """
 
     function: str
@@ -116,13 +117,12 @@ class FunctionScorer:
         self.source = source
         self.process = FunctionProcess(source.function, source.timeout_sec)
         self.said_why = False
+        self.recent: list[bool] = []  # of the last calls: had no score
 
     def score(self, responses: Responses, columns: Columns) -> Part:
         mine = np.concatenate([np.zeros(0, np.int64), *columns])
         found = [self._call(responses, int(column)) for column in mine]
-        faults = [one.cause for one in found if isinstance(one, Fault)]
-        if faults:
-            self._count(faults, len(mine))
+        self._count(found)
         said = [np.nan if isinstance(one, Fault) else one for one in found]
         return Part(mine, np.array(said, np.float32))
 
@@ -132,15 +132,27 @@ class FunctionScorer:
         response: str = self.source.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
         return self.process.call(prompt.text, response, prompt.fields)
 
-    def _count(self, faults: list[str], num_responses: int) -> None:
-        source = self.source
-        told = (
-            f"reward function {source.function} gave no score to {len(faults)} of {num_responses} responses"
-        )
-        if len(faults) > source.max_faults * num_responses:
-            raise RunFailed(f"{told}, more than {source.max_faults:.0%} of them; the first: {faults[0]}")
+    def _count(self, found: list[float | Fault]) -> None:
+        faults = [one.cause for one in found if isinstance(one, Fault)]
+        new = [isinstance(one, Fault) for one in found]
+        # a worker's share of a batch may be a few responses: the ones before count too, up to WINDOW
+        self.recent = (self.recent + new)[-max(WINDOW, len(new)) :]
+        if not faults:
+            return
+        source, failed, calls = self.source, sum(self.recent), len(self.recent)
+        name = f"reward function {source.function}"
+        if failed > max(1.0, source.max_faults * calls):
+            raise RunFailed(
+                f"{name} gave no score to {failed} of the last {calls} responses, more than {source.max_faults:.0%} of "
+                f"them; the first of these: {faults[0]}"
+            )
         if not self.said_why:
-            print(f"{told}, which are left out; the first: {faults[0]}", file=sys.stderr, flush=True)
+            print(
+                f"{name} gave no score to {len(faults)} of {len(new)} responses, which are left out; the first: "
+                f"{faults[0]}",
+                file=sys.stderr,
+                flush=True,
+            )
             self.said_why = True
 
     def close(self) -> None:

@@ -205,6 +205,9 @@ def test_a_folder_that_is_none_or_lacks_the_head_is_refused(gpt2_folder: Path, t
         read_causal(tmp_path)
     with pytest.raises(BadInput, match=r"lacks parameters of a scalar model: score\.weight"):
         read_scalar(gpt2_folder)
+    save(scalar_from(read_causal(gpt2_folder), 0.5), tmp_path / "scalar")
+    with pytest.raises(BadInput, match="is a sequence classifier"):
+        read_causal(tmp_path / "scalar")
 
 
 def test_truncated_weights_are_refused(gpt2_folder: Path, tmp_path: Path) -> None:

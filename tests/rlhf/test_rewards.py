@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -132,9 +133,9 @@ def test_a_call_without_a_number_masks_its_response_alone(
 
 @pytest.mark.parametrize("hang", ["hang", "stuck", "child"])
 def test_a_call_that_takes_too_long_is_ended_with_all_it_started(hang: str, tokenizer: Any) -> None:
-    process = FunctionProcess(f"{HERE}:obeys", timeout_sec=1.0)
+    process = FunctionProcess(f"{HERE}:obeys", timeout_sec=2.0)
     first = process.child
-    assert process.call("", hang, {}) == Fault("no answer within 1 s")
+    assert process.call("", hang, {}) == Fault("no answer within 2 s")
     assert first.returncode == -signal.SIGKILL
     assert not alive_in_group(first.pid)
     assert process.call("", "good", {}) == 1.0, "another took its place"
@@ -151,11 +152,32 @@ def test_a_process_that_was_killed_between_calls_costs_no_response() -> None:
 
 def test_faults_above_the_rate_end_the_run_with_the_first_cause(tokenizer: Any) -> None:
     with pytest.raises(
-        RunFailed, match="gave no score to 2 of 4 .* more than 25%.*first: ValueError: as told"
+        RunFailed, match="gave no score to 2 of the last 4 .* more than 25%.*: ValueError: as told"
     ):
         say(tokenizer, ["good", "raise", "nan", "good"])
     scores = say(tokenizer, ["good", "raise", "nan", "good"], max_faults=0.5)
     assert np.isnan(scores).sum() == 2
+
+
+def test_one_fault_in_a_small_share_is_no_rate_and_one_after_another_is(tokenizer: Any) -> None:
+    texts = ["good", "raise"]
+    prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
+    responses = answered(tokenizer, prompts, texts)
+    scorer = FunctionReward(f"{HERE}:obeys", prompts, tokenizer).build("cpu")
+    np.testing.assert_array_equal(scorer.score(responses, every(responses)).said, [1.0, np.nan])
+    for _ in range(3):
+        scorer.score(responses, [np.array([0, 0])])
+    assert np.isnan(scorer.score(responses, [np.array([1])]).said).all(), "2 of the last 9"
+    with pytest.raises(RunFailed, match="gave no score to 3 of the last 10 responses"):
+        scorer.score(responses, [np.array([1])])
+
+
+def test_a_reward_travels_to_its_workers(tokenizer: Any) -> None:
+    prompts = (prompt_of(tokenizer, "say", answer="yes"),)
+    responses = answered(tokenizer, prompts, ["the cat"])
+    source = Weighted(((2.0, FunctionReward(f"{HERE}:letters", prompts, tokenizer)),))
+    scorer = pickle.loads(pickle.dumps(source)).build("cpu")
+    np.testing.assert_array_equal(scorer.score(responses, every(responses)).said, [14.0])
 
 
 def test_a_number_of_numpys_is_a_number(tokenizer: Any) -> None:
