@@ -14,26 +14,30 @@ PICTURES = {
     "clip": "the clipped and unclipped objective for both signs of the advantage, and its gradient",
     "variance": "the variance of the policy gradient with and without a baseline, on the same data",
     "bellman": "a small MDP solved exactly, beside the value that a trained critic learned",
+    "tokens": "responses of a language model, token by token: log-probs, KL, reward, value, advantage",
 }
+WANTS_RUN = ("tokens",)  # all others train a small policy where no RUN_DIR is given
 
 SHORT = {
     "gae": "advantages for several lambdas",
     "clip": "PPO's clipped objective",
     "variance": "what a baseline buys",
     "bellman": "exact values beside learned ones",
+    "tokens": "a language model as an RL agent",
 }
 
 
-@click.group("show", short_help="Draw the mechanics: gae, clip, variance, bellman.")
+@click.group("show", short_help="Draw the mechanics: gae, clip, variance, bellman, tokens.")
 def command() -> None:
     """Draw the mechanics: what GAE, the clip, a baseline and the Bellman equations do."""
 
 
 def _picture(name: str, help: str) -> click.Command:
-    @click.command(
-        name, help=f"Draw {help}. Trains a small policy where no RUN_DIR is given.", short_help=SHORT[name]
-    )
-    @click.argument("run_dir", required=False, type=click.Path(path_type=Path))
+    wants_run = name in WANTS_RUN
+    small = "" if wants_run else " Trains a small policy where no RUN_DIR is given."
+
+    @click.command(name, help=f"Draw {help}.{small}", short_help=SHORT[name])
+    @click.argument("run_dir", required=wants_run, type=click.Path(path_type=Path))
     @click.option(
         "--out",
         type=click.Path(path_type=Path),
