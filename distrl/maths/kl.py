@@ -98,7 +98,15 @@ class AdaptiveBeta:
     horizon: float = 10_000.0
 
     def after(self, kl: float, num_responses: int) -> AdaptiveBeta:
-        """The controller after a batch of so many responses with this mean KL; unchanged where that is not finite."""
+        """The controller after a batch of so many responses with this mean KL; unchanged where that is not finite.
+
+        Raises ValueError where a batch is as large as 5 horizons: one far below the target would end the KL's weight.
+        """
+        if not 0.2 * num_responses < self.horizon:
+            raise ValueError(
+                f"the horizon must be above a fifth of the responses of a batch, {num_responses / 5:g}, got "
+                f"{self.horizon:g} (--kl-horizon)"
+            )
         if not math.isfinite(kl):
             return self
         error = min(max((kl - self.target) / self.target, -0.2), 0.2)

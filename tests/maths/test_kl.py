@@ -118,6 +118,12 @@ def test_at_the_target_the_weight_stays_and_a_kl_that_is_not_finite_changes_noth
     assert FixedBeta(0.3).after(100.0, 512) == FixedBeta(0.3)
 
 
+def test_a_batch_so_large_that_the_weight_could_reach_zero_is_refused():
+    assert 0 < AdaptiveBeta(0.1, horizon=100.0).after(0.0, 499).beta < 1e-3
+    with pytest.raises(ValueError, match="above a fifth of the responses of a batch, 100, got 100"):
+        AdaptiveBeta(0.1, horizon=100.0).after(0.0, 500)
+
+
 # the estimators
 
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from distrl.learner import Learner, digest
-from distrl.policies.lm import LanguagePolicy, ScalarModel
+from distrl.policies.lm import NO_ACTION, LanguagePolicy, ScalarModel
 from distrl.policies.protocol import parameters_and_buffers
 from distrl.rlhf.experience import Opinions, experience, summary
 from distrl.rlhf.opinions import Part
 from distrl.rlhf.recipes import GRPO, RLHF_PPO
-from distrl.rlhf.responses import Responses
+from distrl.rlhf.responses import Responses, chunks, share_of
 from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
 from distrl.trajectory import Trajectory
 from distrl.updates.shares import SharedUpdate, joined
 from tests import reference
-from tests.rlhf.small_models import VOCABULARY, causal, decisions, scalar, texts
+from tests.rlhf.small_models import causal, decisions, scalar, texts
 
 LENGTHS = ((3, 5), (1, 2), (4, 1), (2, 4), (2, 3), (3, 5), (1, 1), (2, 2))  # those of 5 tokens were cut
 
@@ -125,6 +125,50 @@ def test_the_summary_counts_the_kl_in_nats_a_response_and_logs_the_largest_misma
     mismatch = np.abs(said.log_prob - responses.log_prob)[responses.valid].max()
     np.testing.assert_allclose(told["sampling_mismatch"], mismatch, rtol=1e-6)
     assert told["ended_fraction"] == 6 / 8 and told["response_length_mean"] == 23 / 8
+
+
+# responses as arrays
+
+
+def test_responses_side_by_side_are_padded_to_the_longest_and_keep_their_tokens():
+    parts = [texts(lengths=LENGTHS[:3]), replace(texts(1, ((2, 2), (1, 1))), version=4)]
+    parts[0] = replace(parts[0], version=5)
+    whole = Responses.concatenate(parts)
+    assert whole.num_responses == 5 and whole.version == 4, "the oldest"
+    columns = iter(range(5))
+    for part in parts:
+        for n in range(part.num_responses):
+            i, count, length = next(columns), int(part.num_actions[n]), int(part.length[n])
+            assert whole.num_actions[i] == count and whole.length[i] == length
+            np.testing.assert_array_equal(whole.token[i, :length], part.token[n, :length])
+            for name in ("action", "position", "log_prob"):
+                column = getattr(whole, name)[:, i]
+                np.testing.assert_array_equal(column[:count], getattr(part, name)[:count, n])
+            assert (whole.action[count:, i] == NO_ACTION).all() and not whole.token[i, length:].any()
+
+
+def test_an_action_is_the_token_after_the_last_one_seen():
+    responses = texts(lengths=LENGTHS)
+    for t, n in decisions(responses):
+        assert responses.action[t, n] == responses.token[n, responses.position[t, n] + 1]
+        assert responses.position[t, n] == LENGTHS[n][0] - 1 + t
+
+
+@pytest.mark.parametrize(("prompt", "own"), [([], [True]), ([1], [False])])
+def test_a_text_without_a_prompt_or_without_a_decision_is_refused(prompt, own):
+    with pytest.raises(ValueError, match="response 0 must have a prompt and a token of the policy's own"):
+        Responses.write([prompt], [[2]], [[-1.0]], [True], [0], own=[own])
+
+
+def test_pieces_hold_every_text_once_the_long_ones_together_and_workers_take_neighbours():
+    length = texts(lengths=LENGTHS).length
+    every = chunks(length, 3)
+    assert sorted(np.concatenate(every).tolist()) == list(range(8))
+    assert [sorted(length[piece].tolist(), reverse=True) for piece in every] == [[8, 8, 6], [5, 5, 4], [3, 2]]
+    for workers in (1, 2, 3, 5):
+        shares = [share_of(7, one, workers) for one in range(workers)]
+        assert [i for share in shares for i in share] == list(range(7))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 # with models
@@ -340,7 +384,3 @@ def test_the_gradient_of_ppo_s_first_step_is_the_token_mean_of_advantage_times_s
     loss = -sum(log_prob[t, n] * float(task.advantage[t, n]) for t, n in rows) / len(rows)
     expected = torch.autograd.grad(loss, [*twin.actor.parameters()])
     np.testing.assert_allclose(found, torch.cat([one.flatten() for one in expected]), rtol=1e-3, atol=1e-6)
-
-
-def test_tokens_lie_in_the_vocabulary():
-    assert all(0 <= token < VOCABULARY for one in worker().write(0) for token in one.token.flatten())
