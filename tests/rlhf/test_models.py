@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from distrl.learner import Snapshot, digest
 from distrl.policies.lm import NO_ACTION, LanguagePolicy, ScalarModel, core
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.recipes import PPO
+from distrl.rlhf.certificate import step
 from distrl.rlhf.generation import CachedGenerator
 from distrl.rlhf.models import (
     LoraOptions,
@@ -31,6 +34,10 @@ from distrl.rlhf.models import (
     width,
     with_lora,
 )
+from distrl.rlhf.opinions import Part
+from distrl.rlhf.recipes import RLHF_PPO
+from distrl.rlhf.responses import Responses
+from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
 from distrl.rlhf.tokenizers import read_tokenizer
 from distrl.updates.torch import OptimiserGroup
 from tests.rlhf.conftest import family_config
@@ -242,3 +249,31 @@ def test_a_model_is_made_from_a_configuration_file_alike_for_a_seed(
 def test_targets_that_the_model_does_not_have_are_refused(gpt2_folder: Path) -> None:
     with pytest.raises(BadInput, match="LoRA does not fit"):
         with_lora(read_causal(gpt2_folder), LoraOptions(targets=("nowhere",)), 0)
+
+
+def test_a_step_of_ppo_moves_an_adapted_actors_adapters_alone(gpt2_folder: Path) -> None:
+    plain = read_causal(gpt2_folder)
+    actor = with_lora(plain, LoraOptions(rank=2), seed=0)
+    recipe = replace(RLHF_PPO, max_response=4, learning_rate=1e-2, epochs=1, minibatches=2)
+    spec = RoleSpec(
+        recipe, seed=1, prompts=((5, 6), (7, 8, 9)), num_prompts=4, end_tokens=(2,), reward=ByFirstToken()
+    )
+    models = {"actor": actor, "reference": plain, "critic": scalar_from(actor)}
+    worker = RoleWorker(spec, ROLES, models)
+    told = step(worker, 0, 0.0, 0.05)
+    assert told["kl"] == pytest.approx(0.0, abs=1e-5), "adapters change nothing before the first step"
+    after = worker.snapshot().arrays
+    changed = {name for name in after if not np.array_equal(after[name], actor.arrays[name])}
+    assert changed and all("lora_" in name for name in changed)
+    assert worker.load_writer(None) == worker.snapshot_name()
+
+
+class ByFirstToken:
+    """A `RewardSource` and its scorer: the number of the first token that was chosen, over 100."""
+
+    def build(self, device: str) -> ByFirstToken:
+        return self
+
+    def score(self, responses: Responses, columns: Sequence[np.ndarray]) -> Part:
+        mine = np.concatenate(list(columns))
+        return Part(mine, (responses.action[0, mine] / 100).astype(np.float32))
