@@ -1,0 +1,222 @@
+"""`distrl doctor --model FOLDER --data FILE`: RLHF's invariants on a user's own model, before compute is spent.
+
+Each check really does what it names, on a few responses that the model writes to the data's first prompts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from distrl.doctor import Finding
+from distrl.errors import BadInput, RunFailed
+from distrl.policies.lm import LanguagePolicy, core
+from distrl.rlhf.data import DataSet, Prompt, read_prompts
+from distrl.rlhf.generation import CachedGenerator, respond
+from distrl.rlhf.models import ModelParts, context_length, read_causal
+from distrl.rlhf.opinions import join, log_probs
+from distrl.rlhf.responses import Responses, chunks
+from distrl.rlhf.rewards import FunctionReward, check_function
+from distrl.rlhf.roles import RewardSource
+from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
+from distrl.stages.materials import reward_model
+
+NUM_PROMPTS = 8
+NUM_PADS = 7
+CLOSE = 1e-4  # of log-probs, float32
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What the doctor is shown."""
+
+    model: str
+    data: str
+    reward: tuple[str, ...] = ()
+    reward_function: tuple[str, ...] = ()
+    temperature: float = 0.7  # not 1, so that a forgotten division shows
+    max_response: int = 32
+    chat: bool = False
+    seed: int = 0
+
+
+def examine_model(patient: Patient) -> Iterator[Finding]:
+    """All findings, each as soon as it is known; what needs something that failed is left out."""
+    torch.set_num_threads(1)
+    tokenizer = yield from _try("tokenizer", lambda: read_tokenizer(patient.model), _describe_tokenizer)
+    if tokenizer is None:
+        return
+    yield _pad(tokenizer)
+    parts = yield from _try(
+        "model", lambda: read_causal(patient.model), lambda found: type(found.config).__name__
+    )
+    prompts = yield from _try(
+        "data", lambda: read_prompts(patient.data, tokenizer, chat=patient.chat), _describe_prompts
+    )
+    if parts is None or prompts is None:
+        return
+    fits = yield from _try("vocabulary", lambda: _vocabulary(tokenizer, parts, patient.model), str)
+    yield _context(parts, prompts, patient)
+    if fits is None:
+        return
+    policy = LanguagePolicy(parts.build(), None, patient.temperature)
+    responses = _write(policy, prompts, tokenizer, patient)
+    yield _end(responses)
+    yield from invariants(policy, responses)
+    for folder in patient.reward:
+        yield _reward(folder, partial(reward_model, folder, tokenizer), responses)
+    for function in patient.reward_function:
+        yield _reward(function, partial(_function, function, prompts, tokenizer), responses)
+
+
+def invariants(policy: LanguagePolicy, responses: Responses) -> Iterator[Finding]:
+    """What PPO relies on: the same log-prob however a token's text is computed."""
+    pieces = chunks(responses.length, responses.num_responses)
+    again = join([log_probs(policy, responses, pieces)], responses.num_responses)
+    valid = responses.valid
+    ratio = np.exp(again.astype(np.float64) - responses.log_prob)[valid]
+    yield _close(
+        "ratio", float(np.abs(ratio - 1).max()), "of the first minibatch from 1", "use --exact-ratio: sampling and "
+        "learning compute this model's log-probs differently"
+    )  # fmt: skip
+    twice = join([log_probs(policy, responses, pieces)], responses.num_responses)
+    yield _close(
+        "dropout", float(np.abs(twice - again).max()), "between two passes", "the model is random by itself"
+    )
+    padded = replace(responses, token=np.pad(responses.token, ((0, 0), (0, NUM_PADS))))
+    alone = [np.array([n]) for n in range(responses.num_responses)]
+    single = join([log_probs(policy, padded, alone)], responses.num_responses)
+    yield _close(
+        "padding", float(np.abs(single - again)[valid].max()), "between texts in a batch and alone", "the model's "
+        "attention sees what comes later; is it a causal one?"
+    )  # fmt: skip
+    yield _close(
+        "temperature", float(np.abs(own_log_probs(policy, responses) - again)[valid].max()),
+        f"from the model's own logits / {policy.temperature:g}", "tell us of this model's family",
+    )  # fmt: skip
+
+
+def own_log_probs(policy: LanguagePolicy, responses: Responses) -> np.ndarray:
+    """Of each decision by the family's own forward pass, text by text, [T, N], float64."""
+    model = cast(Any, core(cast(Any, policy.actor)))
+    found = np.zeros(responses.action.shape)
+    for n in range(responses.num_responses):
+        token = torch.from_numpy(responses.token[n : n + 1, : responses.length[n]])
+        with torch.no_grad():
+            logits = model(input_ids=token, use_cache=False).logits[0].double() / policy.temperature
+        said = torch.log_softmax(logits, -1).numpy()
+        for t in range(int(responses.num_actions[n])):
+            found[t, n] = said[responses.position[t, n], responses.action[t, n]]
+    return found
+
+
+def _try(what: str, check: Callable[[], Any], told: Callable[[Any], str]) -> Generator[Finding, None, Any]:
+    """The finding of a check, and its result, None where it failed."""
+    try:
+        found = check()
+    except (BadInput, RunFailed) as error:
+        yield Finding("fail", what, str(error).replace("\n", "; "))
+        return None
+    yield Finding("pass", what, told(found))
+    return found
+
+
+def _describe_tokenizer(tokenizer: Any) -> str:
+    return f"{vocabulary_size(tokenizer)} ids, end of text {tokenizer.eos_token!r}"
+
+
+def _describe_prompts(prompts: DataSet[Prompt]) -> str:
+    longest = max(len(row.tokens) for row in prompts.rows)
+    return f"{len(prompts.rows)} prompts, the longest of {longest} tokens"
+
+
+def _pad(tokenizer: Any) -> Finding:
+    if tokenizer.pad_token_id is None:
+        return Finding(
+            "pass", "pad", "none; texts are padded with id 0 behind their last token, where nobody looks"
+        )
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        return Finding(
+            "pass", "pad", "the end of text; no harm here: lengths are counted, pads are never looked for"
+        )
+    return Finding("pass", "pad", repr(tokenizer.pad_token))
+
+
+def _vocabulary(tokenizer: Any, parts: ModelParts, folder: str) -> str:
+    check_vocabulary(tokenizer, parts.config, folder)
+    return f"{vocabulary_size(tokenizer)} ids of the tokenizer's, {int(parts.config.vocab_size)} rows of the model's"
+
+
+def _context(parts: ModelParts, prompts: DataSet[Prompt], patient: Patient) -> Finding:
+    limit = context_length(parts.config)
+    longest = max(len(row.tokens) for row in prompts.rows)
+    needs = f"the longest prompt's {longest} + --max-response {patient.max_response} = {longest + patient.max_response}"
+    if limit is None or longest + patient.max_response <= limit:
+        return Finding("pass", "context", f"{needs} of {limit or 'any number of'} tokens")
+    return Finding("fail", "context", f"{needs} tokens, and the model reads {limit}; shorten one of the two")
+
+
+def _write(policy: LanguagePolicy, prompts: DataSet[Prompt], tokenizer: Any, patient: Patient) -> Responses:
+    limit = context_length(cast(Any, core(cast(Any, policy.actor))).config)
+    rows = [row for row in prompts.rows if limit is None or len(row.tokens) < limit][:NUM_PROMPTS]
+    longest = max(len(row.tokens) for row in rows)
+    size = patient.max_response if limit is None else max(min(patient.max_response, limit - longest), 1)
+    generator = CachedGenerator(
+        cast(Any, policy.actor), end_tokens(tokenizer, patient.model), patient.temperature
+    )
+    numbers = [prompts.rows.index(row) for row in rows]
+    return respond(
+        generator, [row.tokens for row in rows], numbers, patient.seed, 0, range(len(rows)), size, 0
+    )
+
+
+def _end(responses: Responses) -> Finding:
+    share = float(responses.ended.mean())
+    told = f"{share:.0%} of {responses.num_responses} responses ended by themselves"
+    if share > 0:
+        return Finding("pass", "ends", told)
+    return Finding(
+        "warn", "ends", f"{told}: raise --max-response, or has the model never learned to end a text?"
+    )
+
+
+def _close(what: str, distance: float, between: str, advice: str) -> Finding:
+    if distance <= CLOSE:
+        return Finding("pass", what, f"{distance:.1e} {between}")
+    return Finding("fail", what, f"{distance:.1e} {between}, more than {CLOSE:g}: {advice}")
+
+
+def _function(name: str, prompts: DataSet[Prompt], tokenizer: Any) -> RewardSource:
+    check_function(name)
+    return FunctionReward(name, prompts.rows, tokenizer, max_faults=1.0)
+
+
+def _reward(name: str, make: Callable[[], RewardSource], responses: Responses) -> Finding:
+    """Range and speed; scores that are all alike teach nothing."""
+    try:
+        scorer = make().build("cpu")
+    except (BadInput, RunFailed) as error:
+        return Finding("fail", "reward", f"{name}: {error}".replace("\n", "; "))
+    pieces = chunks(responses.length, responses.num_responses)
+    began = time.monotonic()
+    score_N = join([scorer.score(responses, pieces)], responses.num_responses)
+    rate = responses.num_responses / max(time.monotonic() - began, 1e-9)
+    good = score_N[np.isfinite(score_N)]
+    if len(good) < len(score_N):
+        return Finding(
+            "fail", "reward", f"{name}: {len(score_N) - len(good)} of {len(score_N)} have no score; see above"
+        )
+    told = f"{name}: {good.min():.3g} to {good.max():.3g}, mean {good.mean():.3g}; {rate:.0f} responses/s"
+    if np.ptp(good) == 0:
+        return Finding("warn", "reward", f"{told}; all alike, so there is nothing to learn from")
+    if np.abs(good).max() > 100:
+        return Finding(
+            "warn", "reward", f"{told}; large beside a KL of a few nats: scale it, or raise --beta"
+        )
+    return Finding("pass", "reward", told)
