@@ -41,6 +41,23 @@ class OddTokens:
         return Part(mine, odd.astype(np.float32)[mine])
 
 
+class Untrue(OddTokens):
+    """A reward that cannot be computed."""
+
+    def build(self, device: str) -> Untrue:
+        return self
+
+    def score(self, responses: Responses, columns: Sequence[NDArray[np.int64]]) -> Part:
+        raise ZeroDivisionError("nothing is true")
+
+
+class Unfit(OddTokens):
+    """A reward that a worker cannot make."""
+
+    def build(self, device: str) -> OddTokens:
+        raise OSError("no judge here")
+
+
 SMALL_PPO = replace(
     RLHF_PPO, max_response=6, learning_rate=3e-3, value_coef=0.5, epochs=2, minibatches=2, temperature=0.8
 )
