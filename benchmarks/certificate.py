@@ -29,7 +29,7 @@ SCHEMA = 1
 TARGET = 0.98
 BETAS = (0.05, 0.2, 1.0)
 SEEDS = (0, 1, 2)
-ITERATIONS, RESPONSES = 60, 1024
+ITERATIONS, RESPONSES = 80, 1024
 
 
 @dataclass(frozen=True)

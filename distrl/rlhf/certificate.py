@@ -134,7 +134,8 @@ class Gap:
 CERTIFICATE_PPO = replace(
     RLHF_PPO,
     max_response=4,
-    learning_rate=3e-3,
+    learning_rate=2e-3,
+    clip=0.1,
     clip_schedule="linear",
     value_coef=0.5,
     clip_value=None,
@@ -176,7 +177,7 @@ def certify(
     task: EnumerableTask,
     beta: float,
     seed: int,
-    iterations: int = 60,
+    iterations: int = 80,
     num_responses: int = 1024,
     recipe: ResponseRecipe = CERTIFICATE_PPO,
     look_every: int = 1,

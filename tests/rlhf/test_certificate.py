@@ -105,7 +105,7 @@ def test_sampled_objectives_agree_with_the_sum_over_all_responses():
     assert stand(task, worker, 1).closed < 1e-3
 
 
-def closed(beta: float, seed: int, task_seed: int, iterations: int = 60, num_responses: int = 1024) -> float:
+def closed(beta: float, seed: int, task_seed: int, iterations: int = 80, num_responses: int = 1024) -> float:
     """The share of the gap that PPO closes."""
     task = EnumerableTask(task_seed)
     gaps = [*certify(task, beta, seed, iterations, num_responses, look_every=iterations)]
