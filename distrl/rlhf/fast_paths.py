@@ -31,12 +31,12 @@ def fused_activations(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def decoding(model: nn.Module) -> Iterator[None]:
-    """Inside, a model that attends by `sdpa` on a CPU attends by `one_query` where there is one query a row."""
+def decoding(model: nn.Module, fast: bool = True) -> Iterator[None]:
+    """Inside, a model that attends by `sdpa` on a CPU attends by `one_query` where there is one query a row, if `fast`."""
     config = cast(Any, core(model)).config
     before = config._attn_implementation
     on_cpu = next(model.parameters()).device.type == "cpu"
-    if before != "sdpa" or not on_cpu:
+    if not fast or before != "sdpa" or not on_cpu:
         yield
         return
     _register()

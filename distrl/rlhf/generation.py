@@ -74,18 +74,20 @@ class CachedGenerator:
         end_tokens: Sequence[int],
         temperature: float = 1.0,
         greedy: bool = False,
+        fast: bool = True,
         choose: Callable[[Tensor, Tensor], Tensor] = pick,
     ) -> None:
         self.model = model
         self.end_tokens = sorted(set(end_tokens))
         self.temperature = temperature
         self.greedy = greedy
+        self.fast = fast
         self.choose = choose
         self.head = causal_head(model)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
-        with decoding(self.model):
+        with decoding(self.model, self.fast):
             return self._generate(prompts, uniform_NT)
 
     def _generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -72,6 +72,7 @@ class RoleSpec:
     generation_batch: int = 64  # responses that are written together
     forward_batch: int = 64  # texts that go through a model together where nothing is learned
     micro_batch: int | None = None  # texts that go through it together where something is
+    fast_paths: bool = True  # `distrl.rlhf.fast_paths`
     threads: int = 1
     devices: dict[str, str] = field(default_factory=dict)
     max_skipped_updates: int = 10
@@ -123,13 +124,16 @@ class RoleWorker:
         self.turns = Turns(offload)
         self.share, self.num_shares = share, num_shares
         self.learner: Learner | None = None
+        models = {role: replace(parts, fused=spec.fast_paths) for role, parts in models.items()}
         if "actor" in roles or "critic" in roles:
             self.learner = self._make_learner(models)
         if "generator" in roles:
             # on the actor's own weights where that lives here too
             own = self.learner.policy.actor if self.learner is not None else None
             self.writer = own if own is not None else models["actor"].build(spec.device("generator"))
-            self.generator = CachedGenerator(self.writer, spec.end_tokens, spec.recipe.temperature)
+            self.generator = CachedGenerator(
+                self.writer, spec.end_tokens, spec.recipe.temperature, fast=spec.fast_paths
+            )
             self.order = PromptOrder(len(spec.prompts), spec.seed)
             self.written_by = 0
         if "reference" in roles:

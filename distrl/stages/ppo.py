@@ -194,6 +194,7 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         generation_batch=config.generation_batch,
         forward_batch=config.forward_batch,
         micro_batch=config.micro_batch,
+        fast_paths=config.fast_paths,
         threads=config.threads,
         devices=placed,
         max_skipped_updates=config.max_skipped_updates,

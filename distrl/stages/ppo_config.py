@@ -65,6 +65,11 @@ class PPOConfig(StageConfig):
         1.0, description="the critic's learning rate as a multiple of the actor's"
     )
 
+    fast_paths: bool = Field(
+        True,
+        description="faster twins of transformers' slow places on a CPU: GELU as one operation, one-query attention",
+    )
+
     # who does the work
     placement: Literal["in-process", "colocate", "separate"] = Field(
         "in-process",
@@ -241,6 +246,13 @@ def _algorithm(config: PPOConfig) -> Iterator[Clash]:
             ("kl_in", "kl_estimator"),
             f"--kl-estimator {recipe.kl_estimator} with --kl-in reward: in the reward the KL is k1, token by token; use "
             "--kl-in loss, or leave --kl-estimator out",
+        )
+    fifth = config.num_responses / 5
+    if recipe.kl_target is not None and recipe.kl_horizon <= fifth:
+        yield Clash(
+            ("kl_target", "kl_horizon", "num_prompts", "group_size"),
+            f"--kl-horizon {recipe.kl_horizon:g} must be above a fifth of an iteration's {config.num_responses} responses, "
+            f"{fifth:g}, or one batch could take beta to 0; use --kl-horizon 10000",
         )
     if config.overlap and recipe.clip is None and recipe.importance_cap is None:
         yield Clash(

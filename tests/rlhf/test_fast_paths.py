@@ -1,13 +1,17 @@
 """The twins of slow places: the same numbers, and off where they do not serve."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from distrl.rlhf.certificate import EnumerableTask, certify, make_worker
 from distrl.rlhf.fast_paths import DECODE, decoding, fused_activations, one_query
+from distrl.rlhf.models import scalar_from
+from distrl.rlhf.roles import ROLES, RoleWorker
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -64,3 +68,18 @@ def test_decoding_is_on_inside_alone_and_leaves_models_that_attend_otherwise_as_
     model.set_attn_implementation("eager")
     with decoding(model):
         assert model.config._attn_implementation == "eager"
+
+
+def test_a_run_without_fast_paths_uses_transformers_own_and_learns_the_same_within_rounding() -> None:
+    task = EnumerableTask(1, vocabulary=4, length=2, width=8)
+    first = make_worker(task, 0.5, 1, 32)
+    models = {"actor": task.reference, "reference": task.reference, "critic": scalar_from(task.reference)}
+    stands = []
+    for fast in (True, False):
+        worker = RoleWorker(replace(first.spec, fast_paths=fast), ROLES, models)
+        assert any(isinstance(module, torch.nn.GELU) for module in worker.writer.modules()) == fast
+        stands.append(
+            [one.objective for one in certify(task, 0.5, 1, iterations=2, num_responses=32, worker=worker)]
+        )
+    assert stands[0] == pytest.approx(stands[1], abs=1e-4)
+    assert stands[0][-1] != stands[1][-1], "they are two computations"
