@@ -152,7 +152,7 @@ class Calls:
             call = worker.queue[0]
             call.running_since = call.running_since or now
             if now - call.running_since > self.timeout_sec:
-                raise self._lost(call, f"no answer within {self.timeout_sec:g} s (--answer-timeout)")
+                raise self._lost(call, f"no answer within {self.timeout_sec:g} s (--role-timeout-sec)")
 
     def _lost(self, call: Call, cause: str) -> RoleLost:
         worker = call.worker

@@ -133,7 +133,10 @@ def start_roles(
     `answer_timeout_sec` loses it. BadInput where the cluster can never hold the hosts, RunFailed where it does not
     within `start_timeout_sec`: needed against available.
     """
-    if all(host.workers == 0 for host in hosts):
+    from distrl.runtime.placement import require_valid
+
+    require_valid(hosts, spec.recipe, spec.value_head)
+    if hosts[0].workers == 0:
         return Roles(spec, LocalStage(spec, models, hosts[0]), states)
     from distrl.runtime.roles_ray import RayStage
 

@@ -28,7 +28,7 @@ from distrl.rlhf.models import ModelParts
 from distrl.rlhf.roles import WAITING, RoleSpec, RoleWorker
 from distrl.runtime.calls import Answer, Calls, RayWorkers, Worker
 from distrl.runtime.cluster import connect, failed_to_start, first_line
-from distrl.runtime.placement import needed, require_room, require_valid, reserve
+from distrl.runtime.placement import needed, require_room, reserve
 from distrl.runtime.pool import WAIT_STEP_SEC
 from distrl.runtime.roles import Host
 from distrl.telemetry import spans
@@ -92,7 +92,6 @@ class RayStage:
         start_timeout_sec: float,
         check_interrupt: Callable[[], None],
     ) -> None:
-        require_valid(hosts, spec.recipe, spec.value_head)
         self.hosts = list(hosts)
         self.answer_timeout_sec = answer_timeout_sec
         self.start_timeout_sec = start_timeout_sec

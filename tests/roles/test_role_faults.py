@@ -136,7 +136,7 @@ def test_a_worker_that_is_stopped_is_named_within_the_timeout(role: str) -> None
         state = roles.state()
         os.kill(pid_of(roles, role), signal.SIGSTOP)
         with pytest.raises(
-            RoleLost, match=r"no answer within 10 s \(--answer-timeout\); process \d+"
+            RoleLost, match=r"no answer within 10 s \(--role-timeout-sec\); process \d+"
         ) as lost:
             iterate(roles, 1)
         assert role in lost.value.role
