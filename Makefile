@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train test test-slow check clean
+.PHONY: setup train test test-slow check rlhf clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ test-slow: setup
 
 check: setup
 	scripts/check --fast
+
+# a whole RLHF run, offline, on two cores; its report is runs/rlhf/report.html
+rlhf: setup
+	$(BIN)/python -m benchmarks.rlhf.pipeline --folder runs/rlhf
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -122,7 +122,7 @@ def read(prompt: str, response: str, ended: bool = True) -> Reading:
     if order != sorted(order, key=[*_FORMS].index):
         charged.append(("out of order", ORDER))
     if not 2 <= len(sentences) <= 4:
-        charged.append((f"{len(sentences)} sentences", COUNT))
+        charged.append(("too few sentences" if len(sentences) < 2 else "too many sentences", COUNT))
     if not (ended and response.rstrip().endswith(".")):
         charged.append(("does not end", UNENDED))
     credited = [] if plot is None else _credits(plot, found, persons)

@@ -23,9 +23,18 @@ from benchmarks.rlhf.settings import TINY, Settings
 
 LANGUAGE = ("seed", "num_stories", "num_curve_prompts", "num_final_prompts", "num_prompts", "layers", "width")
 SFT = (*LANGUAGE, "threads", "sft_epochs", "sft_rate", "sft_batch")
-PAIRS = (*SFT, "max_response", "num_pairs", "noise", "label_temperature", "pairs_per_prompt")
-REWARD = (*PAIRS, "pairs_used", "reward_epochs", "reward_rate", "reward_batch")
-PPO = (*REWARD, "iterations", "batch", "ppo_rate", "ppo_epochs", "minibatches", "evaluate_every")
+PAIRS = (*SFT, "max_response", "num_pairs", "label_temperature", "pairs_per_prompt")
+REWARD = (*PAIRS, "noise", "pairs_used", "reward_epochs", "reward_rate", "reward_batch")
+PPO = (
+    *REWARD,
+    "iterations",
+    "batch",
+    "ppo_rate",
+    "critic_rate",
+    "ppo_epochs",
+    "minibatches",
+    "evaluate_every",
+)
 BEST_OF_N = (*REWARD, "best_of")
 
 

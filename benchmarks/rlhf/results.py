@@ -35,7 +35,7 @@ def collect(
     best = max(curves, key=lambda beta: curves[beta][-1]["gold"])
     return {
         "schema": 1,
-        "command": command or shlex.join(["python", *sys.argv]),
+        "command": command or shlex.join(["python", "-m", "benchmarks.rlhf.pipeline", *sys.argv[1:]]),
         "settings": settings.as_json(),
         "machine": machine(),
         "versions": versions(),

@@ -37,7 +37,8 @@ class Settings:
     iterations: int = 120
     num_prompts: int = 4_000  # to train on
     batch: int = 64  # responses of an iteration
-    ppo_rate: float = 1e-3
+    ppo_rate: float = 2e-4
+    critic_rate: float = 5.0  # times that
     ppo_epochs: int = 4
     minibatches: int = 4
     # evaluation, on held-out prompts alone

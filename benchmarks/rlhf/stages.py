@@ -24,7 +24,7 @@ from benchmarks.rlhf.settings import Settings
 from distrl.maths.random import derive_seed, stream
 from distrl.rlhf.certificate import step
 from distrl.rlhf.data import read_demonstrations, read_preferences, read_prompts
-from distrl.rlhf.models import read_causal, save, scalar_from
+from distrl.rlhf.models import read_causal, save
 from distrl.rlhf.reward_model import (
     Comparison,
     new_reward_model,
@@ -82,9 +82,9 @@ def sft(folder: Path, settings: Settings, language: Path, say: Say) -> None:
 
 
 def pairs(folder: Path, settings: Settings, language: Path, sft: Path, say: Say) -> None:
-    """Two responses of the SFT model to each prompt, labelled by Bradley-Terry on the gold, right and with noise.
+    """Two responses of the SFT model to each prompt, with the gold's preference by Bradley-Terry.
 
-    One file is labelled by the gold's preferences, in the other a share `noise` of the same labels is flipped.
+    `flips_at` is drawn for each pair: its label is flipped where the noise is above it, so more noise flips more of them.
     """
     judge = _judge(settings, sft, None)
     model = read_causal(sft / "model").build()
@@ -97,34 +97,37 @@ def pairs(folder: Path, settings: Settings, language: Path, sft: Path, say: Say)
         )
         generator = stream(settings.seed, "labels", purpose)
         first_N = gold.prefers(one.gold, other.gold, generator.random(len(some)), settings.label_temperature)
-        flipped_N = generator.random(len(some)) < settings.noise
+        flips_at_N = generator.random(len(some))
         rows = []
         for i, prompt in enumerate(some):
             if one.texts[i] == other.texts[i]:
                 continue
             rows.append({
                 "prompt": prompt, "first": one.texts[i], "second": other.texts[i], "gold": [one.gold[i], other.gold[i]],
-                "prefers_first": bool(first_N[i]), "flipped": bool(flipped_N[i]),
+                "prefers_first": bool(first_N[i]), "flips_at": float(flips_at_N[i]),
             })  # fmt: skip
-        write_jsonl(folder / f"{name}-pairs.jsonl", rows)
-        for noisy in (False, True):
-            labelled = [_preference(row, noisy) for row in rows]
-            write_jsonl(folder / f"{name}{'-noisy' if noisy else ''}.jsonl", labelled)
+        write_jsonl(folder / f"{name}.jsonl", rows)
         told = np.array([row["gold"] for row in rows])
         say(f"{name}: {len(rows)} pairs, gold {told.mean():.2f} +- {told.std():.2f}")
 
 
-def _preference(row: dict[str, Any], noisy: bool) -> dict[str, str]:
-    first = row["prefers_first"] ^ (noisy and row["flipped"])
-    texts = (row["first"], row["second"]) if first else (row["second"], row["first"])
-    return {"prompt": row["prompt"], "chosen": texts[0], "rejected": texts[1]}
+def _label(pairs: Path, path: Path, noise: float, count: int | None = None) -> None:
+    """Preferences as `distrl rlhf reward` reads them, from the first `count` pairs; a share `noise` of them flipped."""
+    rows = []
+    for row in read_jsonl(pairs)[:count]:
+        texts = row["first"], row["second"]
+        chosen = row["prefers_first"] ^ (row["flips_at"] < noise)
+        rows.append({"prompt": row["prompt"], "chosen": texts[not chosen], "rejected": texts[chosen]})
+    write_jsonl(path, rows)
 
 
 def reward(folder: Path, settings: Settings, language: Path, sft: Path, pairs: Path, say: Say) -> None:
     """A Bradley-Terry reward model on the SFT model's trunk, normalised on its samples, and how good it is."""
     tokenizer = read_tokenizer(sft / "model")
-    name = "train-noisy.jsonl" if settings.noise else "train.jsonl"
-    rows = read_preferences(pairs / name, tokenizer).rows[: settings.pairs_used]
+    _label(pairs / "train.jsonl", folder / "train.jsonl", settings.noise, settings.pairs_used)
+    _label(pairs / "held-out.jsonl", folder / "held-out.jsonl", settings.noise)
+    _label(pairs / "held-out.jsonl", folder / "held-out-without-noise.jsonl", 0.0)
+    rows = read_preferences(folder / "train.jsonl", tokenizer).rows
     options = TrainOptions(
         learning_rate=settings.reward_rate, epochs=settings.reward_epochs, batch_size=settings.reward_batch,
         seed=settings.seed, weight_decay=0.01,
@@ -156,9 +159,8 @@ def _accuracies(folder: Path, settings: Settings, pairs: Path, tokenizer: Any) -
     """On held-out pairs with labels as they were trained on, on those without noise, and beside the gold itself."""
     model = read_reward(folder / "model").parts.build()
     found: dict[str, Any] = {}
-    name = "held-out-noisy.jsonl" if settings.noise else "held-out.jsonl"
-    for label, path in (("accuracy", name), ("accuracy_without_noise", "held-out.jsonl")):
-        rows = read_preferences(pairs / path, tokenizer).rows
+    for label, name in (("accuracy", "held-out"), ("accuracy_without_noise", "held-out-without-noise")):
+        rows = read_preferences(folder / f"{name}.jsonl", tokenizer).rows
         objective = Comparison(model, rows)
         with torch.no_grad():
             right = sum(
@@ -167,7 +169,7 @@ def _accuracies(folder: Path, settings: Settings, pairs: Path, tokenizer: Any) -
             )
         found[label] = right / len(rows)
         found["num_held_out"] = len(rows)
-    gold_P2 = np.array([row["gold"] for row in read_jsonl(pairs / "held-out-pairs.jsonl")])
+    gold_P2 = np.array([row["gold"] for row in read_jsonl(pairs / "held-out.jsonl")])
     for label, noise in (("ceiling", settings.noise), ("ceiling_without_noise", 0.0)):
         found[label] = gold.ceiling(gold_P2[:, 0], gold_P2[:, 1], settings.label_temperature, noise)
     return found
@@ -189,9 +191,13 @@ def ppo(
         reward=source,
         generation_batch=settings.batch,
         forward_batch=settings.batch,
+        critic_rate=settings.critic_rate,
         threads=settings.threads,
     )
-    worker = RoleWorker(spec, ROLES, {"actor": start, "reference": start, "critic": scalar_from(start)})
+    # from the reward model, which has read such stories to their end; its head at 0
+    arrays = source.parts.arrays
+    critic = source.parts.with_arrays({**arrays, "score.weight": np.zeros_like(arrays["score.weight"])})
+    worker = RoleWorker(spec, ROLES, {"actor": start, "reference": start, "critic": critic})
     judge = _judge(settings, sft, reward)
     curve_prompts = [row["prompt"] for row in read_jsonl(language / "curve.jsonl")]
     actor = cast(Any, worker.learner).policy.actor
