@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from distrl.errors import BadInput, RunFailed
-from distrl.runtime.cluster import first_line
+from distrl.runtime.cluster import first_line, plain
 from distrl.runtime.pool import WAIT_STEP_SEC
 from distrl.runtime.roles import Host, RoleLost
 from distrl.telemetry.spans import span
@@ -181,9 +181,8 @@ def _raised(call: Call, error: RayTaskError) -> RunFailed | BadInput:
     cause = error.cause
     if isinstance(cause, RunFailed | BadInput):
         return type(cause)(str(cause))
-    return RunFailed(
-        f"{call.worker.name} failed ({call.method}): {type(cause).__name__}: {cause}\n{error.traceback_str}"
-    )
+    trace = plain(str(error))
+    return RunFailed(f"{call.worker.name} failed ({call.method}): {type(cause).__name__}: {cause}\n{trace}")
 
 
 def _why_dead(error: RayError) -> str:

@@ -112,7 +112,7 @@ def _own_signal_handlers() -> Iterator[None]:
 
 def failed_to_start(who: str, error: RayActorError) -> RunFailed:
     """What the constructor in the worker raised, in a line, then its traceback."""
-    trace = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    trace = plain(str(error))
     return RunFailed(f"{who} could not start: {trace.splitlines()[-1].strip()}\n{trace}")
 
 
@@ -121,7 +121,13 @@ def root_cause(error: RayTaskError) -> Exception:
     cause = error.cause
     if isinstance(cause, RunFailed | BadInput):
         return type(cause)(str(cause))
-    return RunFailed(f"{type(cause).__name__} in {error.function_name}: {cause}\n{error.traceback_str}")
+    # its text: Ray raises a class of both kinds, which has no field of its own but the cause
+    return RunFailed(f"{type(cause).__name__} in a worker: {cause}\n{plain(str(error))}")
+
+
+def plain(text: str) -> str:
+    """Without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
 
 
 def first_line(error: BaseException) -> str:
