@@ -1,0 +1,190 @@
+"""The configuration of RLHF's stages: flags, presets, clashes and what may change, as `distrl train` has them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distrl.cli.parsing import parse
+from distrl.errors import BadInput
+from distrl.fields import Schema
+from distrl.resolve import from_flat_as, merge_for_resume_as, resolve_as, to_flat_as
+from distrl.rlhf.recipes import RECIPES
+from distrl.stages.ppo_config import PPO
+from distrl.stages.supervised_config import REWARD, SFT
+
+STAGES = [SFT, REWARD, PPO]
+NEEDED = {"model": "m", "prompts": "p.jsonl", "reward": "r"}
+STAGE_NEEDED = {"distrl rlhf ppo": NEEDED, "distrl rlhf sft": {"model": "m", "data": "d"}, "distrl rlhf reward": {"model": "m", "data": "d"}}  # fmt: skip
+HEAVY = ("torch", "ray", "transformers", "peft", "numpy", "numba", "wandb", "matplotlib", "gymnasium", "rich")
+
+
+def problems(schema: Schema[Any], **flags: Any) -> list[str]:
+    with pytest.raises(BadInput) as error:
+        resolve_as(schema, flags)
+    return error.value.problems
+
+
+@pytest.mark.parametrize("schema", STAGES, ids=lambda one: one.command)
+def test_every_field_is_a_flag_with_a_help_under_a_heading(schema: Schema[Any]) -> None:
+    assert {one.section for one in schema.fields.values()} == set(schema.sections)
+    assert all(one.help for one in schema.fields.values())
+    assert set(schema.changeable) <= set(schema.fields)
+
+
+@pytest.mark.parametrize("schema", STAGES, ids=lambda one: one.command)
+def test_a_configuration_comes_back_from_what_is_saved_of_it(schema: Schema[Any]) -> None:
+    config = resolve_as(schema, STAGE_NEEDED[schema.command] | {"learning_rate": "0.25"}).config
+    assert from_flat_as(schema, to_flat_as(schema, config)) == config
+
+
+@pytest.mark.parametrize("algo", RECIPES)
+def test_an_algorithm_is_its_preset_and_a_flag_wins_over_it(algo: str) -> None:
+    assert resolve_as(PPO, NEEDED | {"algo": algo}).config.recipe == RECIPES[algo]
+    found = resolve_as(PPO, NEEDED | {"algo": algo, "beta": 0.5})
+    assert found.config.recipe.beta == 0.5
+    assert found.sources["beta"] == "flag"
+
+
+@pytest.mark.parametrize("name", ["num-envs", "num-steps", "collects", "baseline"])
+def test_what_means_nothing_for_responses_is_no_flag(name: str) -> None:
+    assert f"--{name}: no such option" in problems(PPO, **NEEDED, **{name: 1})[0]
+
+
+def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
+    parsed = parse(["--modle", "x", "--beta", "-1", "--reward", "r", "--iterations", "0"], {}, PPO)
+    with pytest.raises(BadInput) as error:
+        resolve_as(PPO, parsed.flags, problems=parsed.problems)
+    found = error.value.problems
+    assert any("--modle: no such option; did you mean --model?" in one for one in found)
+    for flag in ("--beta: ", "--iterations: ", "--model: must be given", "--prompts: must be given"):
+        assert any(one.startswith(flag) for one in found), flag
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"reward": ()}, "--reward: must be given, or --reward-function"),
+        ({"reward_function": "mine"}, "must be module:function, got 'mine'"),
+        ({"reward": "a,b", "reward_weights": "1"}, "1 for 2 rewards (2 models + 0 functions)"),
+        ({"value_head": True, "critic": "c"}, "are two critics"),
+        ({"value_head": True, "placement": "separate"}, "cannot live apart from it"),
+        ({"algo": "grpo", "critic": "c"}, "has no critic"),
+        ({"algo": "rloo", "cut_off": "bootstrap"}, "--cut-off bootstrap needs a critic"),
+        ({"num_prompts": 2, "minibatches": 4}, "--num-prompts 2 x --group-size 1 = 2 responses: 2 would be empty"),
+        ({"algo": "rloo", "group_size": 1}, "--group-size 1 with --algo rloo"),
+        ({"algo": "grpo", "group_size": 1}, "--group-size 1 with --algo grpo"),
+        ({"algo": "rlhf-reinforce", "num_prompts": 1}, "--credit batch compares a response with the others"),
+        ({"algo": "rloo", "epochs": 2}, "--epochs 2 uses each batch 2 times, which needs --clip"),
+        ({"kl_estimator": "k3"}, "--kl-estimator k3 with --kl-in reward"),
+        ({"algo": "rloo", "overlap": 1}, "--overlap 1 without --clip"),
+        ({"overlap": 2}, "--overlap: "),
+        ({"kl_target": 6, "kl_horizon": 10}, "a fifth of an iteration's 64 responses, 12.8"),
+        ({"roles": {"reward": {"workers": 2}}}, "use --placement separate"),
+        ({"address": "auto"}, "--placement in-process runs without Ray"),
+    ],
+)  # fmt: skip
+def test_ppo_refuses_what_cannot_hold_together(flags: dict[str, Any], message: str) -> None:
+    found = problems(PPO, **NEEDED | flags)
+    assert len(found) == 1 and message in found[0], found
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"algo": "grpo", "kl_estimator": "k1"}, "pulls nowhere"),
+        ({"overlap": 1}, "--overlap 1 without --importance-cap"),
+        ({"eval_every": 3}, "--eval-every does nothing"),
+    ],
+)
+def test_ppo_warns_of_what_is_hardly_meant(flags: dict[str, Any], message: str) -> None:
+    assert [one for one in resolve_as(PPO, NEEDED | flags).warnings if message in one]
+    assert not resolve_as(PPO, NEEDED).warnings
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"model": None}, "--model: must be given"),
+        ({"data": None}, "--data: must be given"),
+        ({"held_out": "h", "held_out_share": 0.1}, "are two held-out sets"),
+        ({"micro_batch": 64}, "--micro-batch 64 of --batch-size 32"),
+        ({"evaluate_every": 5}, "looks at held-out rows, and there are none"),
+    ],
+)
+@pytest.mark.parametrize("schema", [SFT, REWARD], ids=lambda one: one.command)
+def test_the_supervised_stages_refuse_what_cannot_hold_together(
+    schema: Schema[Any], flags: dict[str, Any], message: str
+) -> None:
+    found = problems(schema, **{"model": "m", "data": "d"} | flags)
+    assert len(found) == 1 and message in found[0], found
+
+
+def test_a_resumed_run_may_go_on_longer_but_not_elsewhere() -> None:
+    saved = resolve_as(PPO, NEEDED).config
+    config, changes = merge_for_resume_as(PPO, saved, {"iterations": 200, "placement": "separate"})
+    assert (config.iterations, config.placement) == (200, "separate")
+    assert changes == ["iterations: 100 -> 200", "placement: in-process -> separate"]
+    with pytest.raises(
+        BadInput, match="--beta: the run has 0.05, given 0.1; models, data and the curve cannot change"
+    ):
+        merge_for_resume_as(PPO, saved, {"beta": 0.1})
+
+
+def distrl(*arguments: str, before: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    code = f"{before}\nfrom distrl.cli.main import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+    )
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "eval"])
+def test_the_help_of_a_stage_imports_nothing_heavy(stage: str) -> None:
+    before = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr))"
+    )
+    done = distrl("rlhf", stage, "--help", before=before)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stderr
+    assert "Usage: distrl rlhf " + stage in done.stdout
+
+
+def test_a_dry_run_shows_values_with_their_sources_and_makes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('algo = "grpo"\nnum-prompts = 4\n[roles.reward]\nworkers = 2\n')
+    flags = ("--model", "m", "--prompts", "p", "--reward", "r", "--placement", "separate", "--beta", "0.5")
+    done = distrl("rlhf", "ppo", "--config", "run.toml", *flags, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [re.split(r"\s*\|\s*", line.strip()) for line in done.stdout.splitlines()]
+    for row in (
+        ["algo", "grpo", "toml"],
+        ["num_prompts", "4", "toml"],
+        ["beta", "0.5", "flag"],
+        ["kl_in", "loss", "preset"],
+        ["iterations", "100", "default"],
+        ["responses", "32 an iteration = 4 prompts x 8"],
+    ):
+        assert row in rows, row
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.toml"]
+
+
+def test_bad_input_is_status_2_and_an_unknown_stage_is_guessed_at() -> None:
+    done = distrl("rlhf", "ppo", "--betta", "1")
+    assert done.returncode == 2
+    assert (
+        "--betta: no such option; did you mean --beta?" in done.stderr
+        and "--model: must be given" in done.stderr
+    )
+    assert "'rewrd': no such command; did you mean reward?" in distrl("rlhf", "rewrd").stderr
