@@ -87,14 +87,20 @@ def run_stage(
     default = default_run_dir(model, getattr(config, "algo", name), config.seed, datetime.now(UTC))
     directory = resume or (Path(config.run_dir) if config.run_dir else default)
     started = time.monotonic()
+    created = False
     with Interrupts() as interrupts:
         try:
             if resume is None:
                 _create(directory, stage, resolved)
+                created = True
             with lock_run_directory(directory):
                 return _Session(
                     directory, stage, resolved, interrupts, resume is not None, quiet, started
                 ).run()
+        except BadInput:  # a cluster without the room, say: the corrected command may name the same directory
+            if created:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
         except (
             Interrupted
         ) as interrupt:  # before the first iteration: nothing to save that is not there already
