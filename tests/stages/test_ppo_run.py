@@ -1,0 +1,249 @@
+"""`distrl rlhf ppo` with tiny models: what a run leaves, and that a disturbed one leaves the same."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from distrl.checkpoint import latest_checkpoint
+from distrl.errors import BadInput
+from distrl.resolve import read_config_as
+from distrl.stages.ppo import PPOStage
+from distrl.stages.ppo_config import PPO
+from tests.stages.conftest import command, ppo_flags, records, start, summary
+
+Undisturbed = Callable[..., Path]
+# with the KL controller, adapters and responses ahead in the checkpoint
+AHEAD = ("--overlap", "1", "--importance-cap", "2", "--kl-target", "3", "--lora-rank", "2")
+
+
+def until(reached: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "it did not come so far"
+        time.sleep(0.02)
+
+
+def same_run(one: Path, other: Path) -> None:
+    assert records(one) == records(other)
+    for name in ("parameters_sha256", "digests", "iterations", "env_steps"):
+        assert summary(one)[name] == summary(other)[name]
+    saved = [load_file(run / "model" / "model.safetensors") for run in (one, other)]
+    assert all((saved[0][name] == saved[1][name]).all() for name in saved[0])
+
+
+def test_a_run_leaves_records_checkpoints_a_summary_and_a_model(undisturbed: Undisturbed) -> None:
+    run = undisturbed()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    for name in (
+        "env_steps", "wall_sec", "steps_per_sec", "score_mean", "kl", "beta", "objective", "policy_loss", "value_loss",
+        "entropy", "approx_kl", "clip_fraction", "explained_variance", "value_mean", "policy_version",
+    ):  # fmt: skip
+        assert isinstance(lines[-1][name], int | float), name
+    assert lines[0]["kl"] == pytest.approx(0.0, abs=1e-4), (
+        "before the first update actor and reference are one"
+    )
+    assert lines[-1]["env_steps"] <= 3 * 8 * 6
+    assert [line["behaviour_version"] for line in lines] == [0, 1, 2]
+    told = summary(run)
+    assert told["exit_reason"] == "finished"
+    assert told["parameters_sha256"] == told["digests"]["actor"] != told["digests"]["critic"]
+    driver = told["spans"]["driver"]
+    assert {"generate", "reference", "reward", "critic: values", "actor and critic: update"} <= set(
+        json.dumps(driver).split('"')
+    )
+    found = latest_checkpoint(run / "checkpoints")
+    assert found is not None and found[1].iteration == 3
+    assert set(found[1].trees) == {"actor", "critic", "run"}
+
+
+def test_the_model_left_is_a_folder_that_transformers_reads_with_its_tokenizer(
+    undisturbed: Undisturbed,
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = undisturbed() / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.vocab_size >= len(tokenizer)
+    assert tokenizer.chat_template
+
+
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(AHEAD, marks=pytest.mark.slow)], ids=["as it comes", "overlapped"]
+)
+def test_a_run_killed_and_resumed_ends_as_an_undisturbed_one(
+    more: tuple[str, ...], undisturbed: Undisturbed, workplace: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(workplace, *ppo_flags(run, *more))
+    until(lambda: (run / "checkpoints" / "00000001").is_dir(), process)
+    process.kill()
+    process.communicate()
+    command(workplace, "rlhf", "ppo", "--resume", str(run))
+    same_run(run, undisturbed(*more))
+    assert summary(run)["resumes"] == 1
+
+
+def test_sigterm_leaves_a_checkpoint_and_status_130(
+    undisturbed: Undisturbed, workplace: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(workplace, *ppo_flags(run, "--checkpoint-every", "100"))
+    until(lambda: (run / "metrics.jsonl").exists() and bool((run / "metrics.jsonl").read_text()), process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert f"distrl rlhf ppo --resume {run}" in said
+    found = latest_checkpoint(run / "checkpoints")
+    assert found is not None and found[1].iteration >= 1
+    command(workplace, "rlhf", "ppo", "--resume", str(run), "--checkpoint-every", "1")
+    same_run(run, undisturbed())
+
+
+def test_a_resumed_run_refuses_other_data(undisturbed: Undisturbed, workplace: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(workplace, place)
+    shutil.copytree(undisturbed(), place / "run")
+    with (place / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": "one more"}\n')
+    done = command(place, "rlhf", "ppo", "--resume", "run", "--iterations", "4", status=2)
+    assert "prompts" in done.stderr and "put them back" in done.stderr
+
+
+def test_longer_is_resumed_and_done_is_told(
+    undisturbed: Undisturbed, workplace: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed(), run)
+    assert "is finished" in command(workplace, "rlhf", "ppo", "--resume", str(run)).stderr
+    done = command(workplace, "rlhf", "ppo", "--resume", str(run), "--iterations", "4")
+    assert "schedules are rescaled" in done.stderr
+    assert [line["iteration"] for line in records(run)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "algo", ["grpo", *(pytest.param(one, marks=pytest.mark.slow) for one in ("rlhf-reinforce", "rloo"))]
+)
+def test_the_other_algorithms_run_on_the_same_loop_without_a_critic(
+    algo: str, workplace: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command(workplace, *ppo_flags(run, "--algo", algo, "--iterations", "2", "--num-prompts", "4"))
+    assert set(summary(run)["digests"]) == {"actor"}
+    assert all(math.isfinite(line["policy_loss"]) and line["value_loss"] is None for line in records(run))
+
+
+def test_a_value_head_and_held_out_prompts(workplace: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ("--value-head", "--iterations", "1", "--eval-prompts", "prompts.jsonl", "--eval-every", "1")
+    command(workplace, *ppo_flags(run, *more))
+    assert records(run)[0]["eval/score_mean"] is not None
+
+
+@pytest.mark.slow
+def test_a_worker_killed_on_ray_is_replaced_and_the_run_ends_the_same(
+    undisturbed: Undisturbed, workplace: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with tempfile.TemporaryDirectory(prefix="dr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        process = start(workplace, *ppo_flags(run, "--placement", "separate"), RAY_TMPDIR=folder)
+        until(lambda: (run / "metrics.jsonl").exists() and bool((run / "metrics.jsonl").read_text()), process)
+        os.kill(_a_role_of(process.pid), signal.SIGKILL)
+        _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert summary(run)["restarts"] == 1, said
+    assert "all roles start anew from iteration" in said
+    one, other = records(run), records(undisturbed())
+    for line in (*one, *other):
+        line.pop("sampling_mismatch", None)
+    assert one == other
+    assert summary(run)["digests"] == summary(undisturbed())["digests"]
+
+
+def _a_role_of(pid: int) -> int:
+    """The process of one of this run's own Ray actors."""
+    import psutil
+
+    own = psutil.Process(pid).children(recursive=True)
+    return next(one.pid for one in own if one.cmdline() and one.cmdline()[0].startswith("ray::RoleActor"))
+
+
+# before any compute
+
+
+@pytest.fixture
+def asked(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PPOStage]:
+    """The stage of flags, made in the workplace."""
+    from distrl.resolve import resolve_as
+
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace))
+    fields = {
+        "model": "gpt2",
+        "prompts": "prompts.jsonl",
+        "reward_function": "my_reward:score",
+        "max_response": 8,
+    }
+
+    def make(**more: object) -> PPOStage:
+        return PPOStage(resolve_as(PPO, fields | more).config)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"model": "nowhere"}, "--model: nowhere has no tokenizer"),
+        ({"prompts": "nowhere.jsonl"}, "--prompts: nowhere.jsonl cannot be read"),
+        ({"prompts": "empty.jsonl"}, "--prompts: empty.jsonl has nothing"),
+        ({"prompts": "sft.jsonl", "max_prompt_tokens": 1}, "the limit is 1"),
+        ({"reward_function": "my_reward:missing"}, "--reward-function"),
+        ({"reward_function": None, "reward": "gpt2"}, "--reward: gpt2 lacks parameters of a scalar model"),
+        ({"critic": "gpt2"}, "--critic: gpt2 lacks parameters"),
+        ({"max_response": 200}, "tokens, and the model reads 128"),
+        ({"reference": "foreign"}, "must have one tokenizer"),
+        ({"placement": "separate", "roles": {"rewad": {"workers": 2}}}, "did you mean reward"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_starts(
+    flags: dict[str, object], message: str, asked: Callable[..., PPOStage], workplace: Path
+) -> None:
+    (workplace / "empty.jsonl").write_text("")
+    if flags.get("reference") == "foreign" and not (workplace / "foreign").exists():
+        shutil.copytree(workplace / "gpt2", workplace / "foreign")
+        path = workplace / "foreign" / "tokenizer.json"
+        vocabulary = json.loads(path.read_text())
+        ids = vocabulary["model"]["vocab"]
+        first, second = "!", '"'
+        ids[first], ids[second] = ids[second], ids[first]
+        path.write_text(json.dumps(vocabulary))
+    if flags.get("reward_function", "") is None:
+        flags = {**flags, "reward_function": ()}
+    with pytest.raises(BadInput) as error:
+        asked(**flags)
+    assert message in str(error.value)
+
+
+def test_a_saved_config_says_whose_it_is(undisturbed: Undisturbed) -> None:
+    saved = read_config_as(PPO, undisturbed() / "config.json")
+    assert saved.config.recipe.max_response == 6
+    assert saved.sources["max_response"] == "flag"
+    from distrl.resolve import read_config
+
+    with pytest.raises(BadInput, match="is a run of `distrl rlhf ppo`, not of `distrl train`"):
+        read_config(undisturbed() / "config.json")
