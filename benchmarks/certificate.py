@@ -133,26 +133,29 @@ def run(jobs: int) -> dict[str, Any]:
 
 def draw(found: dict[str, Any], out: Path) -> None:
     """The share of the gap that is left after each iteration, one panel without the fault and one with it."""
-    from distrl.show.style import BLUE, GREEN, RED, SOFT, legend_above, page
+    from distrl.show.style import BLUE, GREEN, RED, SOFT, page
 
     colours = dict(zip(BETAS, (BLUE, GREEN, RED), strict=True))
     cases = [one for one in found["cases"] if not one["bootstraps"]]
     worst = min(one["closed"] for one in cases)
     planted = [one for one in found["cases"] if one["bootstraps"]]
+    right_and_wrong = [
+        f"{_left(cases, beta):.1%} and {_left(planted, beta):.1%} at beta {beta}" for beta in BETAS if planted
+    ]
     caption = (
         "J(pi) = E[r] - beta KL(pi || pi_ref) is summed over all 4,096 responses of 4 tokens out of 8, so no curve has "
         "noise of its own; J* = beta log E_ref[exp(r / beta)] is the best that any policy reaches. Left: "
         f"PPO, {RESPONSES} responses an iteration, learning rate and clip falling to 0; three tasks and seeds for each "
         f"beta, of which the worst closes {worst:.1%} of the gap. Right: the first of them with a fault planted. A "
-        "response that the length limit cut was scored, and the critic's value of what would follow is added: its score "
-        "counts twice, and the policy goes elsewhere."
+        "response that the length limit cut was scored, and the critic's value of what would follow is added to that. "
+        f"Without and with the fault there are left {', '.join(right_and_wrong)}."
     )
     title = "PPO closes the gap to the exact optimum"
     with page(out, title, "share of J* - J(pi_ref) that is left, log scale", caption, (11.0, 4.2)) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for axes, some, name in (
-            (left, cases, "as it is: a scored response is terminal"),
-            (right, planted, "bootstrapped beyond the limit"),
+            (left, cases, "a scored response is terminal"),
+            (right, planted, "it bootstraps beyond the limit"),
         ):
             for one in some:
                 gap = [max(1 - closed, 1e-4) for closed in one["closed_after_each_iteration"]]
@@ -164,9 +167,16 @@ def draw(found: dict[str, Any], out: Path) -> None:
             axes.set_yscale("log")
             axes.set_xlabel("iteration")
             axes.set_title(name)
-        left.set_yticks([1, 0.1, 0.02, 0.01, 0.001], ["100 %", "10 %", "2 %", "1 %", "0.1 %"])
-        left.set_ylim(top=3)
-        legend_above(left)
+        seen = left.get_ylim()
+        ticks = {10: "1000 %", 1: "100 %", 0.1: "10 %", 0.02: "2 %", 0.01: "1 %", 0.001: "0.1 %"}
+        left.set_yticks([*ticks], [*ticks.values()])
+        left.set_ylim(seen)
+        left.legend(loc="upper right")
+
+
+def _left(cases: list[dict[str, Any]], beta: float) -> float:
+    """The share of the gap that the first seed's case leaves."""
+    return 1 - next(one["closed"] for one in cases if one["beta"] == beta and one["seed"] == SEEDS[0])
 
 
 def main() -> int:

@@ -127,10 +127,10 @@ def test_ppo_closes_98_percent_of_the_gap_for_every_beta_and_seed(beta, seed):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_bootstrapping_a_scored_response_beyond_the_length_limit_leaves_much_of_the_gap_open():
+def test_bootstrapping_a_scored_response_beyond_the_length_limit_leaves_more_of_the_gap_open():
     """The fault planted: `terminated` false where the limit cut. It counts the score twice."""
     task = EnumerableTask(0)
-    worker = make_worker(task, 0.2, 0, 512)
+    worker = make_worker(task, 1.0, 0, 1024)
     learner = worker.learner
     assert learner is not None
     begin = learner.begin
@@ -141,5 +141,5 @@ def test_bootstrapping_a_scored_response_beyond_the_length_limit_leaves_much_of_
         )
 
     learner.begin = goes_on  # type: ignore[method-assign]
-    wrong = [*certify(task, 0.2, 0, 40, worker=worker, look_every=40)][-1].closed
-    assert wrong < 0.9 < closed(0.2, 0, 0, iterations=40, num_responses=512)
+    wrong = [*certify(task, 1.0, 0, worker=worker, look_every=80)][-1].closed
+    assert wrong < 0.95 and 1 - wrong > 4 * (1 - closed(1.0, 0, 0))
