@@ -139,9 +139,12 @@ def main() -> None:
     parser.add_argument("--betas", type=float, nargs="+", default=list(Settings().betas))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=Settings().threads)
+    parser.add_argument("--iterations", type=int, default=Settings().iterations)
+    parser.add_argument("--best-of", type=int, default=Settings().best_of)
     parser.add_argument("--tiny", action="store_true", help="in seconds, to see that it runs")
     options = parser.parse_args()
-    start = replace(TINY if options.tiny else Settings(), betas=tuple(options.betas), threads=options.threads)
+    start = TINY if options.tiny else Settings(iterations=options.iterations, best_of=options.best_of)
+    start = replace(start, betas=tuple(options.betas), threads=options.threads)
     cases = []
     for seed in options.seeds:
         for noise in options.noise:

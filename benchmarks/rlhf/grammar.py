@@ -4,8 +4,8 @@
     Soon the joiner came by and mended it with new nails. She smiled and thanked the joiner with bread.
     By evening the ladder was whole again and Mara slept well.
 
-A thing decides what may be wrong with it, that decides who can help, how, and how it is in the end: ten kinds of trouble,
-forty things. The corpus is written by a careless writer, who slips with the chances of `FLAWS`, so a model that imitates
+A thing decides what may be wrong with it, that decides who can help, how, and how it is in the end: seven kinds of
+trouble, 28 things. The corpus is written by a careless writer, who slips with the chances of `FLAWS`, so a model that imitates
 it well still has room above it. `gold` reads stories by the same tables.
 """
 
@@ -40,16 +40,10 @@ KINDS: tuple[Kind, ...] = (
          ("sealed it with hot tar", "filled it with clean wax"), "stuffed it with old rags", "tight"),
     Kind("lost {their} {thing}", ("ring", "key", "purse", "lantern"), ("hunter", "shepherd"),
          ("found it under the leaves", "tracked it with a hound"), "wished for it at a shrine", "safe"),
-    Kind("blunted {their} {thing}", ("knife", "axe", "scythe", "chisel"), ("smith", "mason"),
-         ("ground it on a wet stone", "filed it by hand"), "rubbed it on a brick", "sharp"),
-    Kind("stained {their} {thing}", ("kettle", "mirror", "window", "plate"), ("maid", "potter"),
-         ("washed it with warm soap", "scrubbed it with white ash"), "wiped it with a sleeve", "bright"),
     Kind("saw {their} {thing} sink in the mud", ("goat", "cow", "pony", "calf"), ("carter", "ploughman"),
          ("pulled it out with a rope", "lifted it with a pole"), "called it with oats", "free"),
     Kind("found {their} {thing} sick", ("hen", "lamb", "dog", "mule"), ("healer", "nurse"),
          ("cured it with bitter herbs", "fed it warm milk"), "sang it a lullaby", "well"),
-    Kind("let {their} {thing} go cold", ("oven", "stove", "forge", "bath"), ("charcoal burner", "woodcutter"),
-         ("lit it with dry wood", "heated it with black coal"), "blew on it", "hot"),
     Kind("could not open {their} {thing}", ("chest", "gate", "box", "shed"), ("locksmith", "tinker"),
          ("freed it with a hook", "oiled it with goose fat"), "kicked it", "open"),
 )  # fmt: skip
@@ -145,7 +139,7 @@ class Writer:
         return left[int(self.generator.integers(len(left)))]
 
     def plot(self) -> Plot:
-        """Any of some 184,000."""
+        """Any of some 129,000."""
         kind = int(self.generator.integers(len(KINDS)))
         return Plot(
             self.one(*NAMES), self.one(*TRADES), kind, self.one(*KINDS[kind].things), self.one(*PLACES)

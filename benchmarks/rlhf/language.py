@@ -40,7 +40,7 @@ def make_folder(folder: Path, tokenizer: Any, layers: int, width: int, seed: int
     from transformers import GPT2Config
 
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=LONGEST, n_embd=width, n_layer=layers, n_head=max(1, width // 32),
+        vocab_size=len(tokenizer), n_positions=LONGEST, n_embd=width, n_layer=layers, n_head=max(1, width // 16),
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip

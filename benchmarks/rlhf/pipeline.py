@@ -126,7 +126,7 @@ def main() -> None:
             parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(default), default=None)
     options = vars(parser.parse_args())
     folder, tiny = options.pop("folder"), options.pop("tiny")
-    given = {
+    given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in options.items()
         if value is not None

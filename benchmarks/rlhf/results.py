@@ -78,7 +78,7 @@ def fits(curves: dict[float, Curve], control: dict[str, Any]) -> dict[str, Any]:
         *((f"beta {beta:g}", [curve]) for beta, curve in curves.items()),
         ("ppo", [*curves.values()]),
     ]:
-        points = [point for curve in some for point in curve if point["kl"] > 0.01]
+        points = [point for curve in some for point in curve if point["kl"] > 0]
         if len(points) >= 2:
             found[name] = _both(
                 [point["kl"] for point in points],

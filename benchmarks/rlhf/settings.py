@@ -17,7 +17,7 @@ class Settings:
     seed: int = 1
     threads: int = 2
     # the language and the SFT model
-    layers: int = 2
+    layers: int = 3
     width: int = 64
     num_stories: int = 12_000
     sft_epochs: int = 3
@@ -25,21 +25,21 @@ class Settings:
     sft_batch: int = 32
     max_response: int = 64
     # the preferences
-    num_pairs: int = 4_000
-    pairs_used: int = 4_000  # that the reward model sees
-    noise: float = 0.25  # share of the labels flipped at random
+    num_pairs: int = 16_000
+    pairs_used: int = 16_000  # that the reward model sees
+    noise: float = 0.0  # share of the labels flipped at random
     label_temperature: float = 0.5  # points of gold
-    reward_epochs: int = 2
-    reward_rate: float = 1e-3
+    reward_epochs: int = 4
+    reward_rate: float = 1.5e-3
     reward_batch: int = 32
     # PPO
     betas: tuple[float, ...] = (0.3, 0.1, 0.02)
-    iterations: int = 120
+    iterations: int = 150
     num_prompts: int = 4_000  # to train on
-    batch: int = 64  # responses of an iteration
+    batch: int = 128  # responses of an iteration
     ppo_rate: float = 2e-4
     critic_rate: float = 5.0  # times that
-    ppo_epochs: int = 4
+    ppo_epochs: int = 2
     minibatches: int = 4
     # evaluation, on held-out prompts alone
     num_curve_prompts: int = 256  # on which runs are compared on the way

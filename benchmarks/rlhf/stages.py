@@ -111,7 +111,7 @@ def pairs(folder: Path, settings: Settings, language: Path, sft: Path, say: Say)
         say(f"{name}: {len(rows)} pairs, gold {told.mean():.2f} +- {told.std():.2f}")
 
 
-def _label(pairs: Path, path: Path, noise: float, count: int | None = None) -> None:
+def label(pairs: Path, path: Path, noise: float, count: int | None = None) -> None:
     """Preferences as `distrl rlhf reward` reads them, from the first `count` pairs; a share `noise` of them flipped."""
     rows = []
     for row in read_jsonl(pairs)[:count]:
@@ -124,9 +124,9 @@ def _label(pairs: Path, path: Path, noise: float, count: int | None = None) -> N
 def reward(folder: Path, settings: Settings, language: Path, sft: Path, pairs: Path, say: Say) -> None:
     """A Bradley-Terry reward model on the SFT model's trunk, normalised on its samples, and how good it is."""
     tokenizer = read_tokenizer(sft / "model")
-    _label(pairs / "train.jsonl", folder / "train.jsonl", settings.noise, settings.pairs_used)
-    _label(pairs / "held-out.jsonl", folder / "held-out.jsonl", settings.noise)
-    _label(pairs / "held-out.jsonl", folder / "held-out-without-noise.jsonl", 0.0)
+    label(pairs / "train.jsonl", folder / "train.jsonl", settings.noise, settings.pairs_used)
+    label(pairs / "held-out.jsonl", folder / "held-out.jsonl", settings.noise)
+    label(pairs / "held-out.jsonl", folder / "held-out-without-noise.jsonl", 0.0)
     rows = read_preferences(folder / "train.jsonl", tokenizer).rows
     options = TrainOptions(
         learning_rate=settings.reward_rate, epochs=settings.reward_epochs, batch_size=settings.reward_batch,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.rlhf import pipeline, report
+from benchmarks.rlhf import pipeline, report, stages
 from benchmarks.rlhf.fits import fit
 from benchmarks.rlhf.grammar import stories
 from benchmarks.rlhf.language import make_folder, train_tokenizer
@@ -58,6 +58,31 @@ def test_other_settings_of_a_stage_make_it_and_those_after_it_anew() -> None:
     noisy = replace(TINY, noise=0.1)
     assert TINY.key(*pipeline.SFT) == noisy.key(*pipeline.SFT)
     assert TINY.key(*pipeline.PPO) != noisy.key(*pipeline.PPO)
+
+
+def test_noise_flips_its_share_of_the_labels_and_more_noise_flips_more_of_them(tmp_path: Path) -> None:
+    flips_at = np.random.default_rng(0).random(4000)
+    rows = [
+        {
+            "prompt": "p",
+            "first": f"one {i}",
+            "second": "other",
+            "prefers_first": i % 2 == 0,
+            "flips_at": float(u),
+        }
+        for i, u in enumerate(flips_at)
+    ]
+    stages.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    flipped = {}
+    for noise in (0.0, 0.1, 0.25):
+        stages.label(tmp_path / "pairs.jsonl", tmp_path / "labels.jsonl", noise)
+        labelled = stages.read_jsonl(tmp_path / "labels.jsonl")
+        flipped[noise] = {i for i, row in enumerate(labelled) if (row["chosen"] != "other") != (i % 2 == 0)}
+    assert flipped[0.0] == set()
+    assert flipped[0.1] < flipped[0.25]
+    assert len(flipped[0.25]) == pytest.approx(1000, abs=100)
+    stages.label(tmp_path / "pairs.jsonl", tmp_path / "labels.jsonl", 0.0, count=7)
+    assert len(stages.read_jsonl(tmp_path / "labels.jsonl")) == 7
 
 
 def test_text_comes_back_from_tokens_as_it_was() -> None:
