@@ -9,7 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("distrl", "torch", "numpy", "numba", "gymnasium", "ray", "mujoco", "ale-py", "box2d")
+PACKAGES = (
+    "distrl", "torch", "numpy", "numba", "gymnasium", "ray", "mujoco", "ale-py", "box2d", "transformers", "tokenizers",
+    "peft",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -64,8 +64,8 @@ def pick(log_probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
 class CachedGenerator:
     """`Generator` with a transformers causal LM on any device.
 
-    `end_tokens` end a response and belong to it. `greedy` takes the likeliest token instead. `top_k` and `top_p` are
-    for evaluation alone: what they leave out, the log-probs do not know.
+    `end_tokens` end a response and belong to it. `greedy` takes the likeliest token instead. There is no
+    top-k or top-p: what they leave out, log-probs of the whole vocabulary would not know. `fast`: see `fast_paths`.
     """
 
     def __init__(

@@ -169,7 +169,13 @@ def scalar_from(causal: ModelParts, initial_std: float = 0.0, seed: int = 0) -> 
         name: value for name, value in causal.config.to_dict().items() if not name.endswith(("2id", "2label"))
     }
     config = type(causal.config).from_dict(described | {"num_labels": 1})
-    model = empty_model("scalar", config)
+    try:
+        model = empty_model("scalar", config)
+    except ValueError as error:
+        raise BadInput(
+            f"transformers has no sequence classifier for {type(config).__name__}, so no critic or reward model on such "
+            "a trunk; use --value-head, or a reward function"
+        ) from error
     source = causal.build()
     own, theirs = cast(Any, model).base_model, cast(Any, core(source)).base_model
     own.load_state_dict(theirs.state_dict())

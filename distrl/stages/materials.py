@@ -181,7 +181,8 @@ def _models(config: PPOConfig, tokenizer: Any, problems: Problems) -> dict[str, 
             models["reference"] = reference
     if config.recipe.trains_value and not config.value_head:
         if config.critic is None:
-            models["critic"] = scalar_from(actor)
+            critic = problems.of("--critic", scalar_from, actor)
+            models |= {"critic": critic} if critic is not None else {}
         else:
             critic = problems.of("--critic", read_scalar, config.critic)
             if critic is not None:

@@ -24,6 +24,7 @@ from distrl.rlhf.models import (
     LoraOptions,
     ModelParts,
     context_length,
+    empty_model,
     merged,
     new_causal,
     read_causal,
@@ -277,3 +278,14 @@ class ByFirstToken:
     def score(self, responses: Responses, columns: Sequence[np.ndarray]) -> Part:
         mine = np.concatenate(list(columns))
         return Part(mine, (responses.action[0, mine] / 100).astype(np.float32))
+
+
+def test_a_family_without_a_classifier_is_told_to_use_a_value_head() -> None:
+    from transformers import CohereConfig
+
+    config = CohereConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    actor = ModelParts.of(empty_model("causal", config), "causal")
+    with pytest.raises(BadInput, match="no sequence classifier for CohereConfig.*--value-head"):
+        scalar_from(actor)
