@@ -8,5 +8,6 @@ probe.py       tiny runs in this process: what a cost is made of, fixed and per 
 model.py       an iteration's time as a function of the configuration
 prescribe.py   what each change would give, ranked
 search.py      `--try` and `--tune`: predicted beside measured
+roles.py       the timeline and the longest chain of RLHF's roles
 trace.py       the Chrome trace; page.py, terminal.py  what a person sees
 """

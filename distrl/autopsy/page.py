@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,13 @@ from distrl.autopsy.path import Segment, shares
 from distrl.autopsy.result import process_names, process_shares
 from distrl.autopsy.timeline import Timeline
 from distrl.telemetry.charts import nice_ticks, tick_text
+from distrl.telemetry.look import Lane, Piece
 from distrl.telemetry.page import templates
 from distrl.telemetry.spans import Event
 
 BINS = 360
 _BOX = 1000.0
 _ORDER = list(MEANING)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A rectangle, in a box of 1000 by 1000: of one category, from left to right and from top down."""
-
-    kind: str
-    x: float
-    width: float
-    y: float
-    height: float
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One process over an iteration."""
-
-    process: str
-    pieces: list[Piece]
-    alt: str
 
 
 def render_page(found: Diagnosis, result: Mapping[str, Any]) -> str:
@@ -97,7 +77,12 @@ def typical_iteration(timeline: Timeline) -> tuple[int, int]:
 
 
 def lane_pieces(
-    events: Sequence[Event], begin: int, end: int, apart: Mapping[str, float] | None = None
+    events: Sequence[Event],
+    begin: int,
+    end: int,
+    apart: Mapping[str, float] | None = None,
+    of: Callable[[str], str] = category,
+    order: Sequence[str] = _ORDER,
 ) -> list[Piece]:
     """What a process did, in bins; a bin with several categories shows their shares one below the other.
 
@@ -108,7 +93,7 @@ def lane_pieces(
     bins: list[dict[str, float]] = [{} for _ in range(BINS)]
     for name, b, e in events:
         b, e = max(b, begin), min(e, end)
-        kind = _kind(category(name))
+        kind = _kind(of(name))
         while b < e:
             index = bisect.bisect_right(edges, b) - 1
             until = min(e, edges[index + 1])
@@ -116,14 +101,14 @@ def lane_pieces(
             b = until
     pieces: list[Piece] = []
     for index, parts in enumerate(bins):
-        pieces += _stack(split(parts, apart or {}), index)
+        pieces += _stack(split(parts, apart or {}), index, order)
     return _joined(pieces)
 
 
-def _stack(parts: Mapping[str, float], index: int) -> list[Piece]:
+def _stack(parts: Mapping[str, float], index: int, order: Sequence[str]) -> list[Piece]:
     whole = sum(parts.values())
     top, pieces = 0.0, []
-    for kind in sorted(parts, key=_ORDER.index):
+    for kind in sorted(parts, key=order.index):
         height = round(_BOX * parts[kind] / whole / 20) * 20.0 if len(parts) > 1 else _BOX
         height = min(height, _BOX - top)
         if height > 0:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from distrl.autopsy.apart import split
 from distrl.autopsy.categories import category, is_wait
-from distrl.autopsy.timeline import DRIVER, LEARNER, TRANSIT, Busy, Timeline
-from distrl.telemetry.spans import Event
+from distrl.autopsy.timeline import DRIVER, LEARNER, Busy, Timeline
+from distrl.telemetry.spans import TRANSIT, Event
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,12 @@ class Segment:
 
 def critical_path(timeline: Timeline) -> list[Segment]:
     """Segments in order of time, from `timeline.begin` to its end without a gap; `timeline` as recorded."""
-    walk = _Walk(timeline)
+    return walk_back(Walk(timeline))
+
+
+def walk_back(walk: Walk) -> list[Segment]:
+    """The path of a walk from the end of its timeline, where the driver is, to the beginning."""
+    timeline = walk.timeline
     at, process, handed_over = timeline.end, DRIVER, 0
     while at > timeline.begin:
         before = at
@@ -45,7 +50,9 @@ def critical_path(timeline: Timeline) -> list[Segment]:
     return _joined(walk.path[::-1])
 
 
-class _Walk:
+class Walk:
+    """Whose turn it was, one step back at a time, in a session of workers and a learner."""
+
     def __init__(self, timeline: Timeline) -> None:
         self.timeline = timeline
         self.begins = {name: [b for _, b, _ in events] for name, events in timeline.processes.items()}
@@ -67,6 +74,10 @@ class _Walk:
         if not is_wait(name):
             self._add(process, name, begin, at)
             return begin, process
+        return self._waited(at, process, name, begin)
+
+    def _waited(self, at: int, process: str, name: str, begin: int) -> tuple[int, str]:
+        """`process` waited from `begin` to `at`: where the walk goes on, and in whom."""
         return self._answered(at, name, begin) if process == DRIVER else self._called(at, process, begin)
 
     def _answered(self, at: int, name: str, begin: int) -> tuple[int, str]:

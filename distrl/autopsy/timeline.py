@@ -21,10 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distrl.autopsy.categories import category, is_wait
-from distrl.telemetry.spans import Event
+from distrl.telemetry.spans import TRANSIT, Event
 
 DRIVER, LEARNER = "driver", "learner"
-TRANSIT = "transfer"
 _BASE_WAIT = {LEARNER: "wait: workers"}
 
 
@@ -75,7 +74,7 @@ def build(events: Mapping[str, list[Event]], boundaries: list[int]) -> Timeline:
         offset = 0 if name == DRIVER else clock_offset(told, events[DRIVER], _awaits(name))
         shifted = [(span, b + offset, e + offset) for span, b, e in told]
         base = "other" if name == DRIVER else _BASE_WAIT.get(name, "wait: learner")
-        processes[name] = _clip(shifted, begin, end, base)
+        processes[name] = clip(shifted, begin, end, base)
     return Timeline(processes, begin, end, tuple(boundaries[1:]))
 
 
@@ -85,7 +84,7 @@ def _awaits(process: str) -> str:
     return "wait: workers" if process.startswith("worker") else f"wait: {process}"
 
 
-def _clip(events: list[Event], begin: int, end: int, base: str) -> list[Event]:
+def clip(events: list[Event], begin: int, end: int, base: str) -> list[Event]:
     """Those within [begin, end], cut at its edges, gaps filled with `base`."""
     clipped: list[Event] = []
     at = begin

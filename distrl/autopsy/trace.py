@@ -7,6 +7,7 @@ Format: "Trace Event Format" (Google, catapult project): an object with `traceEv
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,34 @@ _COLOURS = {
 MOST_EVENTS = 300_000
 
 
-def chrome_trace(timeline: Timeline, path: list[Segment] | None = None) -> dict[str, Any]:
-    """The trace of a timeline, with the critical path as a row of its own."""
-    order = [*timeline.workers, *(name for name in (LEARNER, DRIVER) if name in timeline.processes)]
+def chrome_trace(
+    timeline: Timeline,
+    path: list[Segment] | None = None,
+    order: Sequence[str] | None = None,
+    kind: Callable[[str], str] = category,
+    first_iteration: int = 1,
+    path_name: str = "critical path",
+) -> dict[str, Any]:
+    """The trace of a timeline, with the critical path as a row of its own.
+
+    Processes are shown in `order` (default: workers, learner, driver); `kind` is a span's category; the first iteration
+    that ends here is called `first_iteration`, the path's row `path_name`.
+    """
+    if order is None:
+        order = [*timeline.workers, *(name for name in (LEARNER, DRIVER) if name in timeline.processes)]
     events: list[dict[str, Any]] = []
     for number, process in enumerate(order, start=1):
         events += _named(number, process, number)
         for name, begin, end in timeline.processes[process]:
-            events.append(_complete(number, name, begin - timeline.begin, end - begin))
+            events.append(_complete(number, name, kind(name), begin - timeline.begin, end - begin))
     number = len(order) + 1
     if path:
-        events += _named(number, "critical path", 0)
+        events += _named(number, path_name, 0)
         for segment in path:
             name = f"{segment.process}: {segment.span}" if segment.process else segment.span
-            events.append(
-                _complete(number, name, segment.begin - timeline.begin, segment.end - segment.begin)
-            )
-    for index, boundary in enumerate(timeline.boundaries, start=1):
+            begin, length = segment.begin - timeline.begin, segment.end - segment.begin
+            events.append(_complete(number, name, kind(segment.span), begin, length))
+    for index, boundary in enumerate(timeline.boundaries, start=first_iteration):
         at = (boundary - timeline.begin) / 1e3
         events.append(
             {
@@ -67,8 +79,7 @@ def _named(number: int, name: str, order: int) -> list[dict[str, Any]]:
     ]
 
 
-def _complete(number: int, name: str, begin_ns: int, length_ns: int) -> dict[str, Any]:
-    kind = category(name.partition(": ")[2] or name) if name.startswith("worker") else category(name)
+def _complete(number: int, name: str, kind: str, begin_ns: int, length_ns: int) -> dict[str, Any]:
     event = {
         "name": name, "cat": "waiting" if is_wait(name) else kind, "ph": "X", "ts": begin_ns / 1e3,
         "dur": length_ns / 1e3, "pid": number, "tid": 1,
@@ -87,6 +98,7 @@ def _bounded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event["ph"] != "X" or event["dur"] >= least]
 
 
-def write_trace(path: Path, timeline: Timeline, segments: list[Segment] | None = None) -> None:
-    """Writes the trace as one JSON file."""
-    path.write_text(json.dumps(chrome_trace(timeline, segments), separators=(",", ":")), encoding="utf-8")
+def write_trace(path: Path, timeline: Timeline, segments: list[Segment] | None = None, **shown: Any) -> None:
+    """Writes the trace as one JSON file; `shown` as `chrome_trace` has it."""
+    trace = chrome_trace(timeline, segments, **shown)
+    path.write_text(json.dumps(trace, separators=(",", ":")), encoding="utf-8")

@@ -362,11 +362,13 @@ class RoleWorker:
     def snapshot(self) -> Snapshot:
         """The actor as it stands."""
         assert self.learner is not None
-        return Snapshot.of(self.learner.policy.actor, self.learner.version)
+        with span("snapshot"):
+            return Snapshot.of(self.learner.policy.actor, self.learner.version)
 
     def snapshot_name(self) -> tuple[int, str]:
         """Its version and digest."""
-        return cast(Learner, self.learner).version, digest(self._arrays("actor"))
+        with span("digest"):
+            return cast(Learner, self.learner).version, digest(self._arrays("actor"))
 
     def state(self) -> dict[str, Any]:
         """Role -> state tree of all that its next update depends on."""

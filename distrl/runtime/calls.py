@@ -84,7 +84,7 @@ class Calls:
         needs = tuple(one.call for one in args if isinstance(one, Handle) and not one.call.over)
         given = [one.ref if isinstance(one, Handle) else one for one in args]
         do = worker.actor.do.options(num_returns=2, name=f"{worker.host.name}: {method}")
-        ref, token = do.remote(method, *given)
+        ref, token = do.remote(method, time.time(), *given)
         call = Call(worker, method, token, needs)
         worker.queue.append(call)
         return Handle(ref, call)

@@ -22,7 +22,7 @@ from distrl.errors import RunFailed
 from distrl.learner import Snapshot
 from distrl.rlhf.models import ModelParts
 from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
-from distrl.telemetry.spans import SpanTotals
+from distrl.telemetry.spans import SpanTotals, span
 
 
 @dataclass(frozen=True)
@@ -173,18 +173,20 @@ class Roles:
 
     def write(self, iteration: int) -> list[Any]:
         """Has an iteration's responses written; handles of each worker's."""
-        return self.of["generator"].call("write", iteration)
+        with span("submit"):  # in this process the roles' own spans lie within
+            return self.of["generator"].call("write", iteration)
 
     def opinions(self, written: Sequence[Any]) -> dict[str, list[Any]]:
         """Has every role say what it thinks of them, all at once where they live apart."""
-        said = {
-            "reference": self.of["reference"].call("reference_log_probs", *written),
-            "reward": self.of["reward"].call("scores", *written),
-        }
-        if self.recipe.trains_value:
-            said["critic"] = self.of["critic"].call("values", *written)
-        if self.recipe.exact_ratio or self.recipe.importance_cap is not None:
-            said["actor"] = self.of["actor"].call("actor_log_probs", *written)
+        with span("submit"):
+            said = {
+                "reference": self.of["reference"].call("reference_log_probs", *written),
+                "reward": self.of["reward"].call("scores", *written),
+            }
+            if self.recipe.trains_value:
+                said["critic"] = self.of["critic"].call("values", *written)
+            if self.recipe.exact_ratio or self.recipe.importance_cap is not None:
+                said["actor"] = self.of["actor"].call("actor_log_probs", *written)
         return said
 
     def learn(
@@ -195,7 +197,8 @@ class Roles:
         layout = tuple((name, len(parts)) for name, parts in named.items())
         parts = [part for several in named.values() for part in several]
         given = (progress, beta, layout, *parts)
-        waiting = [(workers, self._begin_learning(workers, given)) for workers in self.learners]
+        with span("submit"):
+            waiting = [(workers, self._begin_learning(workers, given)) for workers in self.learners]
         reports = []
         for workers, handles in waiting:
             told: list[LearnReport] = workers.get(handles)
@@ -221,6 +224,12 @@ class Roles:
 
     def publish(self) -> None:
         """The actor's weights to whoever samples; returns when all have acknowledged version and digest."""
+        with span("publish"):
+            version, digest = self._acknowledged()
+        self.published = version, digest
+
+    def _acknowledged(self) -> tuple[int, str]:
+        """Version and digest of the actor, once every generator has said that it samples with them."""
         actor, generator = self.of["actor"], self.of["generator"]
         # who samples with the very weights that it trained is asked too
         snapshot = None if generator is actor else actor.first("snapshot")
@@ -232,7 +241,7 @@ class Roles:
                     f"generator worker {number} samples with version {answer[0]} ({answer[1][:12]}), the actor "
                     f"published version {version} ({digest[:12]}): its weights did not arrive"
                 )
-        self.published = version, digest
+        return version, digest
 
     def snapshot(self) -> Snapshot:
         """The actor as it stands."""

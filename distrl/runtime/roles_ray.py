@@ -32,14 +32,18 @@ from distrl.runtime.placement import needed, require_room, reserve
 from distrl.runtime.pool import WAIT_STEP_SEC
 from distrl.runtime.roles import Host
 from distrl.telemetry import spans
-from distrl.telemetry.spans import span
+from distrl.telemetry.spans import TRANSIT, span
 
 
 class Token:
     """Says that a call is over; goes last, so that sending the answer is counted with the call, and waiting begins after."""
 
+    def __init__(self, actor: RoleActor) -> None:
+        self.actor = actor
+
     def __reduce__(self) -> tuple[Any, ...]:
         spans.mark(WAITING)
+        self.actor.idle_since = time.time()
         return bool, (True,)
 
 
@@ -68,15 +72,16 @@ class RoleActor:
         """Process id and node."""
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
-    def do(self, method: str, *args: Any) -> tuple[Answer, Token]:
-        """A method of the worker's."""
+    def do(self, method: str, asked_at: float, *args: Any) -> tuple[Answer, Token]:
+        """A method of the worker's; `asked_at` is when, in seconds since the epoch."""
         last = max((one for one in args if isinstance(one, Answer)), key=lambda one: one.at, default=None)
         if last is not None and last.worker != self.name and last.at > self.idle_since:
-            spans.current().waited_for(f"wait: {last.worker[0]}")
-        spans.mark("send")
+            since = f"wait: {last.worker[0]}"
+        else:  # the driver asked, or had asked before: the call was on its way
+            since = WAITING if asked_at > self.idle_since else TRANSIT
+        spans.current().waited_for(since, then="send")
         value = getattr(self.worker, method)(*[one.value if isinstance(one, Answer) else one for one in args])
-        self.idle_since = time.time()
-        return Answer(value, self.name, self.idle_since), Token()
+        return Answer(value, self.name, time.time()), Token(self)
 
 
 class RayStage:

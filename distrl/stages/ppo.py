@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 import torch
 
+from distrl.autopsy.roles import chain_of_totals
 from distrl.errors import RunFailed
 from distrl.loops import train_responses, train_responses_overlapped
 from distrl.maths.kl import AdaptiveBeta, BetaController, FixedBeta
@@ -20,7 +22,11 @@ from distrl.runtime.roles import Host, Roles, start_roles
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import PPOMaterials, device_of, read_ppo_materials
 from distrl.stages.ppo_config import PPO, PPOConfig
+from distrl.stages.report import PPO_LOOK, picture_of, told_chain
 from distrl.stages.run import StageRun
+from distrl.stages.trace import TRACE_FILE, Recording, write_role_trace
+from distrl.telemetry.look import Picture
+from distrl.telemetry.spans import SpanTotals
 
 # what every record has; null where an algorithm has no such number
 KEYS = (
@@ -35,11 +41,16 @@ class PPOStage:
 
     schema = PPO
     headline = ("score", "score_mean")
+    look = PPO_LOOK
 
     def __init__(self, config: PPOConfig) -> None:
         self.config = config
         self.total = config.iterations
         self.max_restarts = config.max_worker_restarts
+        self.record_events = bool(config.trace)
+        self.recording = Recording(config.trace) if config.trace else None
+        self.picture: Picture | None = None
+        self._asked = 0, 0  # ns: when workers were asked for their spans, and had answered
         self.device = device_of(config)
         self.materials = read_ppo_materials(config)
         self.hosts = self._hosts()
@@ -67,6 +78,7 @@ class PPOStage:
 
     def start(self, run: StageRun, trees: dict[str, Any]) -> None:
         self.run = run
+        run.seen = self._seen
         states = {role: trees[role] for role in TRAINED if role in trees}
         told = trees.get("ahead")
         self.ahead = None if told is None else [[Responses(**one) for one in told]]
@@ -117,7 +129,31 @@ class PPOStage:
             actor = self.materials.models["actor"].with_arrays(snapshot.arrays)
             save(actor, folder, self.materials.tokenizer)
         digests = {**self.digests, "actor": snapshot.digest}
-        return {"parameters_sha256": snapshot.digest, "digests": digests}
+        told = {"parameters_sha256": snapshot.digest, "digests": digests}
+        return told | {"longest_chain": self._longest_chain()}
+
+    def _seen(self, iteration: int, taken: dict[str, SpanTotals]) -> None:
+        if self.recording is not None:
+            self.recording.see(iteration, taken, *self._asked)
+
+    def _longest_chain(self) -> dict[str, Any]:
+        """What an iteration's wall time consists of: as recorded, and then with its trace, else from the run's sums."""
+        taken = self._roles.take_spans()
+        self.run.count_spans(taken)
+        (self.run.directory / TRACE_FILE).unlink(missing_ok=True)
+        traced = None
+        if self.recording is not None:
+            self.recording.end(taken)
+            traced = self.recording.traced()
+        if traced is None:
+            sums = {name: totals.seconds() for name, totals in self.run.state.spans.items()}
+            return told_chain(chain_of_totals(sums), "sums of the whole run")
+        self.picture = picture_of(traced)
+        try:
+            write_role_trace(self.run.directory, traced)
+        except OSError as error:  # the run itself is whole
+            self.run.warn(f"{TRACE_FILE} was not written: {error.strerror}")
+        return told_chain(traced.chain(), f"iterations {traced.first} to {traced.last}, as recorded")
 
     def close(self) -> None:
         if self.roles is not None:
@@ -159,7 +195,10 @@ class PPOStage:
         metrics |= report.metrics
         metrics["policy_version"] = report.version
         metrics["behaviour_version"] = report.version - 1 - int(report.metrics.get("policy_lag", 0.0))
-        self.run.keep(metrics, report.num_tokens, self._roles.take_spans(), self._evaluate)
+        asked = perf_counter_ns()
+        taken = self._roles.take_spans()
+        self._asked = asked, perf_counter_ns()
+        self.run.keep(metrics, report.num_tokens, taken, self._evaluate)
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
         """Greedy responses to held-out prompts, where they are due."""
@@ -198,6 +237,7 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         threads=config.threads,
         devices=placed,
         max_skipped_updates=config.max_skipped_updates,
+        record_events=bool(config.trace),
     )
 
 

@@ -97,6 +97,11 @@ class PPOConfig(StageConfig):
         0, description="iterations between evaluations on --eval-prompts (0: none)"
     )
 
+    # where the time goes
+    trace: CountOrZero = Field(
+        0, description="last iterations whose timeline is kept: trace.json, which opens in Perfetto (0: none)"
+    )
+
     # when things break
     max_skipped_updates: Count = Field(10, description="minibatches with a NaN gradient skipped in a row")
     max_worker_restarts: CountOrZero = Field(5, description="times a role's worker may die and be replaced")
@@ -292,13 +297,14 @@ PPO = Schema(
         "the optimiser: Adam": "learning_rate",
         "who does the work": ("device", "placement"),
         "evaluation": "eval_prompts",
+        "where the time goes": "trace",
         "what is kept": "run_dir",
         "when things break": "max_skipped_updates",
     },
     changeable=(
         *KEPT, "iterations", "learning_rate", "learning_rate_schedule", "placement", "roles", "address",
         "role_timeout_sec", "placement_timeout_sec", "eval_every", "eval_prompts", "max_skipped_updates",
-        "max_worker_restarts", "reward_timeout_sec", "max_unscored",
+        "max_worker_restarts", "reward_timeout_sec", "max_unscored", "trace",
     ),
     fixed=FIXED,
     start_from=" from --model RUN_DIR/model",

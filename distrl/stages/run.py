@@ -79,6 +79,7 @@ class StageRun:
         self.saved_at = state.iteration
         self.torn = False  # left in the middle of an iteration's record: the last checkpoint stands
         self.restarts = 0
+        self.seen: Callable[[int, dict[str, SpanTotals]], None] = lambda iteration, taken: None
         self.writer = CheckpointWriter(
             directory / "checkpoints",
             config.keep_checkpoints,
@@ -124,7 +125,8 @@ class StageRun:
         state.env_steps += steps
         record = {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
         try:
-            record |= evaluate(state.iteration)
+            with span("evaluate"):
+                record |= evaluate(state.iteration)
         except Interrupted:
             self.torn = True
             raise
@@ -139,6 +141,7 @@ class StageRun:
         self.state.wall_sec = self._wall_before + now - self._started
         elapsed, self._iteration_started = now - self._iteration_started, now
         every = self.count_spans(taken)
+        self.seen(self.state.iteration, every)
         return {
             "wall_sec": self.state.wall_sec,
             "steps_per_sec": steps / elapsed,
@@ -150,7 +153,8 @@ class StageRun:
         """Other processes' time and this one's since the last take, counted into the run's."""
         every = {**taken, "driver": spans.current().take_totals()}
         for name, totals in every.items():
-            self.state.spans[name] = self.state.spans.get(name, SpanTotals()).merge(totals)
+            sums = SpanTotals(totals.ns, totals.counts)  # without moments, which a trace alone keeps
+            self.state.spans[name] = self.state.spans.get(name, SpanTotals()).merge(sums)
         return every
 
     def checkpoint(self) -> None:

@@ -2,7 +2,7 @@
 
     new      data and models are read and checked -> run directory with config.json and checkpoint 0, in one rename
     resumed  lock -> newest whole checkpoint -> metrics cut back to it
-    both     roles -> loop -> model folder -> summary.json
+    both     roles -> loop -> model folder -> summary.json, report.html
 
 Where a role's worker is lost, all roles start anew from the newest checkpoint, and the iterations since are done again:
 they come out the same.
@@ -36,6 +36,8 @@ from distrl.session import Outcome, has_ended, last_record, warnings_told_to
 from distrl.stages.run import StageRun, StageState
 from distrl.telemetry import spans
 from distrl.telemetry.console import ConsoleSink, print_span_table
+from distrl.telemetry.look import Look, Picture
+from distrl.telemetry.report import REPORT_FILE, write_report
 from distrl.telemetry.sinks import Sinks, open_sinks
 from distrl.telemetry.spans import span
 
@@ -51,6 +53,9 @@ class Stage(Protocol):
     facts: dict[str, Any]  # digests of what was read: a resumed run must find the same
     device: str
     max_restarts: int
+    look: Look  # of its report
+    record_events: bool  # whether the driver's spans are kept with their moments
+    picture: Picture | None  # of its last iteration, once it has finished
 
     def first_trees(self) -> dict[str, Any]:
         """State trees of a run that has not begun."""
@@ -153,7 +158,7 @@ class _Session:
 
     def run(self) -> Outcome:
         stage, directory = self.stage, self.directory
-        spans.start("other")
+        spans.start("other", stage.record_events)
         found = latest_checkpoint(directory / "checkpoints")
         if found is None:
             raise RunFailed(
@@ -269,7 +274,7 @@ class _Session:
         console.close()
         if not self.quiet:
             print_span_table(summary["spans"])
-            told = [f"run        {self.directory}"]
+            told = [f"run        {self.directory}", f"report     {self.directory / REPORT_FILE}"]
             told += [f"model      {self.directory / 'model'}"] if status == 0 else [how]
             print("\n".join(told), file=sys.stderr)
         return Outcome(status, self.directory, summary)
@@ -316,6 +321,10 @@ class _Session:
         }
         summary = run.finish(exit_reason, described | about)
         run.sinks.close()
+        try:
+            write_report(run.directory, self.stage.look, self.stage.picture)
+        except OSError as error:  # the run itself is whole
+            run.warn(f"{REPORT_FILE} was not written: {error.strerror}")
         return summary
 
 

@@ -26,8 +26,10 @@ from distrl.rlhf.sft import sft_trainer
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, padding_note, read_tokenizer, vocabulary_size
 from distrl.rlhf.training import Trainer
 from distrl.stages.materials import Problems, device_of, file_sha256, require_context, trained_parts
+from distrl.stages.report import REWARD_LOOK, SFT_LOOK
 from distrl.stages.run import StageRun
 from distrl.stages.supervised_config import REWARD, SFT, RewardConfig, SFTConfig, SupervisedConfig
+from distrl.telemetry.look import Look, Picture
 from distrl.telemetry.spans import span
 
 
@@ -37,6 +39,9 @@ class SupervisedStage:
     schema: Any
     headline = ("loss", "loss")
     max_restarts = 0
+    look: Look
+    record_events = False
+    picture: Picture | None = None
     read: Any  # of `distrl.rlhf.data`
 
     def __init__(self, config: Any) -> None:
@@ -125,6 +130,7 @@ class SFTStage(SupervisedStage):
     """A causal LM on demonstrations."""
 
     schema = SFT
+    look = SFT_LOOK
     read = staticmethod(data.read_demonstrations)
     config: SFTConfig
 
@@ -152,6 +158,7 @@ class RewardStage(SupervisedStage):
     """A reward model on preferences; at the end its scores are normalised on responses of the model it starts from."""
 
     schema = REWARD
+    look = REWARD_LOOK
     read = staticmethod(data.read_preferences)
     config: RewardConfig
 

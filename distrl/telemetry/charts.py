@@ -51,13 +51,14 @@ def line_chart(
     x_label: str = "env steps",
     dots: Sequence[tuple[float, float]] = (),
     floor: float | None = None,
+    whole_x: bool = False,
     num_x_ticks: int = 4,
     num_y_ticks: int = 4,
 ) -> Chart | None:
     """A curve of y over x (from 0, in ascending order); None where y has no finite value.
 
     Long runs are pooled to at most `MAX_POINTS` points, the range of what was pooled shown as a band;
-    `dots` are single (x, y) measurements; values below `floor` leave the plot.
+    `dots` are single (x, y) measurements; values below `floor` leave the plot; `whole_x` labels whole numbers alone.
     """
     points = _pool(x, y)
     if not points:
@@ -77,6 +78,8 @@ def line_chart(
     low, high = min(low - margin, y_ticks[0]), max(high + margin, y_ticks[-1])
 
     x_ticks = nice_ticks(x_low, x_high, num_x_ticks)
+    if whole_x:
+        x_ticks = [tick for tick in x_ticks if tick.is_integer()]
 
     def left(value: float) -> float:
         return (value - x_low) / (x_high - x_low)

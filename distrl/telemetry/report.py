@@ -7,49 +7,21 @@ user (env ids, run names, config values) is escaped by the template.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distrl.telemetry.charts import Chart, line_chart
-from distrl.telemetry.console import duration
+from distrl.telemetry.look import TRAIN, Curve, Look, Picture, Records, column, finite
 from distrl.telemetry.page import templates, write_page
 from distrl.telemetry.sinks.jsonl import read_jsonl
-from distrl.telemetry.spans import Phase, phase, span_table_rows
+from distrl.telemetry.spans import PHASES, Phase, phase, span_table_rows
 
 REPORT_FILE = "report.html"
 
-# key, title, what a reader should know
-_CHARTS: tuple[tuple[str, str, str], ...] = (
-    ("episode_length_mean", "Episode length", "mean steps of the last 100 episodes"),
-    ("policy_loss", "Policy loss", "the surrogate objective, negated"),
-    ("value_loss", "Value loss", "squared error of the critic on its targets"),
-    ("entropy", "Entropy", "how undecided the policy is; falls as it commits"),
-    ("approx_kl", "Approximate KL", "how far an update moved the policy"),
-    ("clip_fraction", "Clip fraction", "share of samples whose ratio left the clip range"),
-    ("explained_variance", "Explained variance", "of the returns, by the critic; 1 is perfect"),
-    ("value_mean", "Mean value", "what the critic expects, on average"),
-    ("steps_per_sec", "Steps per second", "env steps, of all envs, by wall time"),
-)
-_MAX_INFO_CHARTS = 12
-_ALGO_NAMES = {
-    "ppo": "PPO",
-    "a2c": "A2C",
-    "actor-critic": "Actor-critic",
-    "reinforce": "REINFORCE",
-    "reinforce-baseline": "REINFORCE with a baseline",
-}
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A headline number."""
-
-    label: str
-    value: str
-    detail: str = ""
+_MAX_MORE_CHARTS = 12
+_LEAST_LINK_PERCENT = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,10 +35,10 @@ class Segment:
     text: str
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, look: Look = TRAIN, picture: Picture | None = None) -> Path:
     """Writes `report.html` into the run directory (replacing it at once) and returns its path.
 
-    Works for a run that has not ended, too: what is not there yet (summary.json, metrics) is left out. Raises
+    `look` is the command's; `picture` shows an iteration, where one was recorded. Works for a run that has not ended, too: what is not there yet (summary.json, metrics) is left out. Raises
     FileNotFoundError where config.json is missing, ValueError where a file is not JSON.
     """
     html = render_report(
@@ -74,6 +46,8 @@ def write_report(run_dir: Path) -> Path:
         config_file=_read_json(run_dir / "config.json"),
         records=read_jsonl(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").exists() else [],
         summary=_read_json(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {},
+        look=look,
+        picture=picture,
     )
     path = run_dir / REPORT_FILE
     write_page(path, html)
@@ -86,25 +60,32 @@ def render_report(
     config_file: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
+    look: Look = TRAIN,
+    picture: Picture | None = None,
 ) -> str:
     """The page as text, from what the run directory's files hold."""
     environment = templates(Path(__file__).parent)
+    environment.filters["slug"] = _slug
     config = flatten_config(config_file)
     exit_kind, exit_cause = _exit(summary)
     span_section = _spans(summary.get("spans") or {})
     return environment.get_template("report.html.j2").render(
         run_name=run_name,
-        env=str(config.get("env", "?")),
-        algo=_ALGO_NAMES.get(str(config.get("algo")), str(config.get("algo", "?"))),
+        title=look.title(config),
         seed=str(config.get("seed", "?")),
         exit_kind=exit_kind,
         exit_cause=exit_cause,
         reproducibility=str(summary.get("reproducibility", "")),
-        tiles=_tiles(records, summary),
+        tiles=look.tiles(records, summary),
         warnings=[str(warning) for warning in summary.get("warnings") or []],
-        curve=_curve(records, summary),
-        charts=_charts(records),
+        curve=_big(look, records, summary),
+        no_curve=look.no_curve,
+        heading=look.heading,
+        charts=_charts(look, records),
         spans=span_section,
+        phases=list(zip(PHASES, look.phases, strict=True)),
+        chain=_chain(summary),
+        picture=picture,
         config=[(name, _value_text(value)) for name, value in config.items()],
         facts=_facts(summary),
     )
@@ -142,56 +123,70 @@ def _exit(summary: Mapping[str, Any]) -> tuple[str, str]:
     return reason, ""
 
 
-def _tiles(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[Tile]:
-    last = records[-1] if records else {}
-    tiles = [Tile("Final return", _number(last.get("episode_return_mean"), 1), "last 100 episodes")]
-    evaluation = summary.get("evaluation")
-    if isinstance(evaluation, Mapping) and _finite(evaluation.get("return_mean")):
-        spread = f" ± {_number(evaluation['return_std'], 1)}" if _finite(evaluation.get("return_std")) else ""
-        episodes = evaluation.get("episodes")
-        detail = f"{episodes} episodes" if episodes is not None else ""
-        tiles.insert(0, Tile("Evaluated return", _number(evaluation["return_mean"], 1) + spread, detail))
-    env_steps: Any = last.get("env_steps")
-    wall_sec: Any = last.get("wall_sec")
-    tiles.append(Tile("Env steps", _number(env_steps, 0), f"{_number(last.get('iteration'), 0)} iterations"))
-    if _finite(env_steps) and _finite(wall_sec) and wall_sec > 0:
-        tiles.append(Tile("Steps per second", _number(env_steps / wall_sec, 0), "mean over the whole run"))
-    tiles.append(Tile("Wall time", duration(wall_sec if _finite(wall_sec) else None), "resumes included"))
-    return tiles
+def _big(look: Look, records: Records, summary: Mapping[str, Any]) -> Chart | None:
+    return _chart(look, look.big, records, look.last_dot(summary), num_x_ticks=7, num_y_ticks=6)
 
 
-def _curve(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Chart | None:
-    evaluations = [
-        (float(record["env_steps"]), float(record["eval/return_mean"]))
-        for record in records
-        if _finite(record.get("eval/return_mean"))
-    ]
-    at_the_end = summary.get("evaluation")
-    if records and isinstance(at_the_end, Mapping) and _finite(at_the_end.get("return_mean")):
-        evaluations.append((float(records[-1]["env_steps"]), float(at_the_end["return_mean"])))
+def _charts(look: Look, records: Records) -> list[Chart]:
+    wanted = [*look.charts]
+    for prefix, title, note in look.more:
+        keys = sorted({key for record in records for key in record if key.startswith(prefix)})
+        wanted += [
+            Curve(key, title + key.removeprefix(prefix).replace("_", " "), note)
+            for key in keys[:_MAX_MORE_CHARTS]
+        ]
+    charts = [_chart(look, curve, records) for curve in wanted]
+    return [chart for chart in charts if chart is not None]
+
+
+def _chart(
+    look: Look, curve: Curve, records: Records, last_dot: float | None = None, **ticks: int
+) -> Chart | None:
+    """A curve; what was measured `before/` the first iteration is at 0."""
+    x = [float(record[look.x]) for record in records]
+    dots = list(_points(x, column(records, curve.dots))) if curve.dots else []
+    y = column(records, curve.key)
+    if records and finite(before := records[0].get(f"before/{curve.dots or curve.key}")):
+        if curve.dots:
+            dots.insert(0, (0.0, before))
+        else:
+            x, y = [0.0, *x], [before, *y]
+    if records and last_dot is not None:
+        dots.append((x[-1], last_dot))
+    note = "; ".join(part for part in (curve.note, curve.dots_note if dots else "") if part)
     return line_chart(
-        "Episode return",
-        _steps(records),
-        _column(records, "episode_return_mean"),
-        note="mean of the last 100 episodes, raw rewards" + ("; dots: evaluations" if evaluations else ""),
-        dots=evaluations,
-        num_x_ticks=7,
-        num_y_ticks=6,
+        curve.title,
+        x,
+        y,
+        note=note,
+        x_label=look.x_label,
+        dots=dots,
+        floor=curve.floor,
+        whole_x=look.x == "iteration",
+        **ticks,
     )
 
 
-def _charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    info_keys = sorted({key for record in records for key in record if key.startswith("info/")})[
-        :_MAX_INFO_CHARTS
-    ]
-    wanted = (*_CHARTS, *((key, key.removeprefix("info/"), "from the env's info, mean") for key in info_keys))
-    charts = []
-    for key, title, note in wanted:
-        floor = -1.0 if key == "explained_variance" else None
-        chart = line_chart(title, _steps(records), _column(records, key), note=note, floor=floor)
-        if chart is not None:
-            charts.append(chart)
-    return charts
+def _points(x: Sequence[float], y: Sequence[float | None]) -> Iterator[tuple[float, float]]:
+    for at, value in zip(x, y, strict=True):
+        if value is not None:
+            yield at, value
+
+
+def _chain(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The longest chain of an iteration; links too short to read are one, at the end."""
+    told = summary.get("longest_chain")
+    if not told or not told["links"]:
+        return None
+    links = [(str(one["what"]), 100.0 * float(one["share"])) for one in told["links"]]
+    shown = [(what, f"{percent:.0f} %") for what, percent in links if percent >= _LEAST_LINK_PERCENT]
+    rest = sum(percent for _, percent in links if percent < _LEAST_LINK_PERCENT)
+    return {"links": shown, "rest": f"{rest:.0f} %" if rest >= 0.5 else "", "of": str(told["of"])}
+
+
+def _slug(kind: str) -> str:
+    """A kind of work as a class of the style sheet."""
+    return "k-" + kind.replace(",", "").replace("'", "").replace(" ", "-").lower()
 
 
 def _spans(spans: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -203,18 +198,18 @@ def _spans(spans: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     for name, _ in table.rows:
         shades[name] = sum(phase(other) == phase(name) for other in shades) % 4
     bars = []
-    for index, column in enumerate(table.columns):
+    for index, process in enumerate(table.columns):
         segments = []
         for name, seconds in table.rows:
             percent = table.percent(index, seconds[index])
             if percent:
                 text = f"{name}: {seconds[index]:,.2f} s, {percent:.1f} %"
                 segments.append(Segment(name, phase(name), shades[name], round(percent, 3), text))
-        alt = f"{column}, {table.total[index]:,.1f} seconds: " + "; ".join(
+        alt = f"{process}, {table.total[index]:,.1f} seconds: " + "; ".join(
             segment.text for segment in segments
         )
         bars.append(
-            {"process": column, "wall": f"{table.total[index]:,.1f} s", "segments": segments, "alt": alt}
+            {"process": process, "wall": f"{table.total[index]:,.1f} s", "segments": segments, "alt": alt}
         )
     rows = [
         {
@@ -264,22 +259,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
-
-
-def _steps(records: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [float(record["env_steps"]) for record in records]
-
-
-def _column(records: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
-    return [float(record[key]) if _finite(record.get(key)) else None for record in records]
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _number(value: Any, decimals: int) -> str:
-    return f"{value:,.{decimals}f}" if _finite(value) else "–"
 
 
 def _value_text(value: Any) -> str:

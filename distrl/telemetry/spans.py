@@ -46,20 +46,23 @@ Event = tuple[
     str, int, int
 ]  # name, begin and end in ns of the monotonic clock, which one machine's processes share
 
+TRANSIT = "transfer"  # calls, answers and data on their way between processes
+
 Phase = Literal["rollout", "learner", "waiting", "other"]
 PHASES: tuple[Phase, ...] = ("rollout", "learner", "waiting", "other")
 
 _PHASE_OF_WORD: dict[str, Phase] = {
-    **dict.fromkeys(("rollout", "collect", "env", "act", "policy", "reset", "sample", "generate"), "rollout"),
+    **dict.fromkeys(("rollout", "collect", "env", "act", "policy", "reset", "sample"), "rollout"),
+    **dict.fromkeys(("generate", "reward", "reference", "values", "log-probs"), "rollout"),
     **dict.fromkeys(("learn", "learner", "update", "gae", "advantage", "loss", "optimizer", "minibatch"), "learner"),
     **dict.fromkeys(("wait", "waiting", "idle"), "waiting"),
 }  # fmt: skip
 
 
 def phase(name: str) -> Phase:
-    """The phase that a span belongs to, by the first word of its name: "learn: gae" -> "learner"."""
-    first_word = name.replace(":", " ").replace("_", " ").split(" ", 1)[0].lower()
-    return _PHASE_OF_WORD.get(first_word, "other")
+    """The phase that a span belongs to, by the first known word of its name: "learn: gae", "critic: update" -> "learner"."""
+    words = name.replace(":", " ").replace("_", " ").lower().split()
+    return next((_PHASE_OF_WORD[word] for word in words if word in _PHASE_OF_WORD), "other")
 
 
 @dataclass
@@ -122,13 +125,16 @@ class Spans:
             self._charge()
         self._stack[0] = name
 
-    def waited_for(self, name: str) -> None:
-        """Time outside any span since the last one was `name`: whom one waited for shows when the wait is over."""
+    def waited_for(self, name: str, then: str | None = None) -> None:
+        """Time outside any span since the last one was `name`: whom one waited for shows when the wait is over.
+
+        From now on it is called `then`, where that is given.
+        """
         if get_ident() != self._owner or len(self._stack) > 1:
             return
         base, self._stack[0] = self._stack[0], name
         self._charge()
-        self._stack[0] = base
+        self._stack[0] = base if then is None else then
 
     def take(self) -> dict[str, float]:
         """Seconds by name since the last take (or the start), then starts anew; they sum to the wall between."""
