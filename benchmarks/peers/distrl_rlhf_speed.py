@@ -122,7 +122,7 @@ def iterate(roles: Roles, window: Window) -> None:
 
 
 def generate(options: argparse.Namespace, window: Window) -> None:
-    generator = CachedGenerator(causal().eval(), ())
+    generator = CachedGenerator(ModelParts.of(causal(), "causal").build(), ())
     data = prompts(64 * RESPONSES)
     turn, over = 0, False
     while not over:

@@ -194,16 +194,33 @@ class _Given(nn.Module):
 
 
 class CausalHead:
-    """From hidden states to logits by the family's own code, with whatever scale or soft cap it has after its head."""
+    """From hidden states to logits by the family's own code, with whatever scale or soft cap it has after its head.
+
+    Where nothing comes after it, which is tried once, the head is called itself.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         own = cast(Any, core(model))
         self.vocabulary = int(own.get_output_embeddings().weight.shape[0])
         self.model = copy.copy(own)
         self.model._modules = {**own._modules, own.base_model_prefix: _Given()}
+        self.plain = own.get_output_embeddings() if self._ends_at(own.get_output_embeddings()) else None
+
+    @torch.no_grad()
+    def _ends_at(self, head: nn.Module) -> bool:
+        """Whether the logits are what `head` says, and no parameter beside its own could make them something else."""
+        weight = cast(Tensor, head.weight)
+        own, of_head = ({id(one) for one in module.parameters()} for module in (self.model, head))
+        probe = torch.linspace(-9.0, 9.0, 2 * weight.shape[1], device=weight.device, dtype=weight.dtype).view(
+            2, -1
+        )
+        return own <= of_head and torch.equal(self._by_family(probe), head(probe))
 
     def __call__(self, hidden_BH: Tensor) -> Tensor:
         """Logits, [B, V]."""
+        return cast(Tensor, self.plain(hidden_BH)) if self.plain is not None else self._by_family(hidden_BH)
+
+    def _by_family(self, hidden_BH: Tensor) -> Tensor:
         found = self.model(inputs_embeds=hidden_BH.unsqueeze(0), use_cache=False)
         return cast(Tensor, found.logits).squeeze(0)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distrl.policies.lm import core
 
-DECODE = "distrl_decode"
+DECODE, DECODE_PADDED = "distrl_decode", "distrl_decode_padded"
 
 
 def fused_activations(model: nn.Module) -> nn.Module:
@@ -31,8 +31,11 @@ def fused_activations(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def decoding(model: nn.Module, fast: bool = True) -> Iterator[None]:
-    """Inside, a model that attends by `sdpa` on a CPU attends by `one_query` where there is one query a row, if `fast`."""
+def decoding(model: nn.Module, padded: bool, fast: bool = True) -> Iterator[None]:
+    """Inside, a model that attends by `sdpa` on a CPU attends by `one_query` where there is one query a row, if `fast`.
+
+    Where no row is padded and no layer has a window, no mask is made for any step either.
+    """
     config = cast(Any, core(model)).config
     before = config._attn_implementation
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -40,7 +43,10 @@ def decoding(model: nn.Module, fast: bool = True) -> Iterator[None]:
         yield
         return
     _register()
-    config._attn_implementation = DECODE
+    windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention"
+    }
+    config._attn_implementation = DECODE_PADDED if padded or windows else DECODE
     try:
         yield
     finally:
@@ -51,8 +57,11 @@ def _register() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    AttentionInterface.register(DECODE, _attention)
-    AttentionMaskInterface.register(DECODE, sdpa_mask)
+    for name in (DECODE, DECODE_PADDED):
+        AttentionInterface.register(name, _attention)
+    AttentionMaskInterface.register(
+        DECODE_PADDED, sdpa_mask
+    )  # transformers makes no mask for one that it has none for
 
 
 def _attention(
@@ -64,9 +73,7 @@ def _attention(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    if query.shape[2] != 1 or any(
-        one is not None for name, one in more.items() if name in ("softcap", "position_bias")
-    ):
+    if query.shape[2] != 1 or more.get("softcap") is not None or more.get("position_bias") is not None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         told: tuple[Tensor, None] = sdpa_attention_forward(
@@ -90,14 +97,14 @@ def one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
         [N, 1, Q, D'].
     """
     n, num_queries, _, width = query.shape
-    num_keys = key.shape[1]
-    grouped = (query * scale).reshape(n, num_keys, num_queries // num_keys, width)
-    weight = grouped @ key.transpose(-1, -2)  # [N, K, Q / K, S]
+    num_keys, length = key.shape[1:3]
+    grouped = query.reshape(n * num_keys, num_queries // num_keys, width)
+    products = torch.empty((1, 1, 1), dtype=query.dtype).expand(n * num_keys, num_queries // num_keys, length)
+    weight = torch.baddbmm(products, grouped, key.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale)
     if mask is not None:
-        weight = (
-            weight.masked_fill(~mask, torch.finfo(weight.dtype).min)
-            if mask.dtype == torch.bool
-            else weight + mask
-        )
-    seen = weight.softmax(-1) @ value
-    return seen.reshape(n, 1, num_queries, value.shape[-1])
+        every = weight.view(n, num_queries, 1, length)
+        hidden = ~mask if mask.dtype == torch.bool else None
+        every = every + mask if hidden is None else every.masked_fill(hidden, torch.finfo(weight.dtype).min)
+        weight = every.view_as(weight)
+    seen = torch.bmm(weight.softmax(-1), value.flatten(0, 1))
+    return seen.view(n, 1, num_queries, value.shape[-1])

@@ -85,9 +85,10 @@ class CachedGenerator:
         self.choose = choose
         self.head = causal_head(model)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
-        with decoding(self.model, self.fast):
+        padded = len({len(prompt) for prompt in prompts}) > 1
+        with decoding(self.model, padded, self.fast):
             return self._generate(prompts, uniform_NT)
 
     def _generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
@@ -96,35 +97,36 @@ class CachedGenerator:
         batch = _Batch.start(prompts, limit, self.model, device)
         uniform = torch.from_numpy(np.ascontiguousarray(uniform_NT)).to(device)
         ends = torch.tensor(self.end_tokens, device=device)
-        token_NT = torch.zeros((len(prompts), limit), dtype=torch.long, device=device)
-        log_prob_NT = torch.zeros((len(prompts), limit), device=device)
-        count_N = torch.full((len(prompts),), limit, device=device)
         rows = torch.arange(len(prompts), device=device)  # that are still written
+        written: list[tuple[Tensor, Tensor, Tensor]] = []  # of each step: rows, tokens, their log-probs
         for t in range(limit):
-            log_probs = torch.log_softmax(self.head(batch.hidden).float() / self.temperature, dim=-1)
-            chosen = log_probs.argmax(-1) if self.greedy else self.choose(log_probs, uniform[rows, t])
-            token_NT[rows, t] = chosen
-            log_prob_NT[rows, t] = log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+            logits = self.head(batch.hidden).float()
+            log_probs = torch.log_softmax(
+                logits if self.temperature == 1 else logits / self.temperature, dim=-1
+            )
+            chosen = log_probs.argmax(-1) if self.greedy else self.choose(log_probs, uniform[:, t])
+            written.append((rows, chosen, log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)))
             if len(ends):
-                ended = torch.isin(chosen, ends)
-                if bool(ended.any()):
-                    count_N[rows[ended]] = t + 1
-                    stay = (~ended).nonzero().squeeze(-1)
-                    rows, chosen = rows[stay], chosen[stay]
+                stay = torch.isin(chosen, ends, invert=True).nonzero().squeeze(-1)
+                if len(stay) < len(rows):
+                    rows, chosen, uniform = rows[stay], chosen[stay], uniform[stay]
                     if not len(rows):
                         break
                     batch.keep(stay)
             if t + 1 < limit:
                 batch.go_on(chosen)
-        return _written(token_NT, log_prob_NT, count_N, set(self.end_tokens))
+        return _answers(written, len(prompts), set(self.end_tokens))
 
 
-def _written(token_NT: Tensor, log_prob_NT: Tensor, count_N: Tensor, ends: set[int]) -> list[Written]:
-    tokens, log_probs, counts = token_NT.tolist(), log_prob_NT.tolist(), count_N.tolist()
-    return [
-        Written(tokens[n][:count], log_probs[n][:count], tokens[n][count - 1] in ends)
-        for n, count in enumerate(counts)
-    ]
+def _answers(written: list[tuple[Tensor, Tensor, Tensor]], num_rows: int, ends: set[int]) -> list[Written]:
+    """Each row's tokens and log-probs; the host waits for the device here alone, but for rows that end."""
+    tokens: list[list[int]] = [[] for _ in range(num_rows)]
+    log_probs: list[list[float]] = [[] for _ in range(num_rows)]
+    rows, chosen, said = (torch.cat(parts).tolist() for parts in zip(*written, strict=True))
+    for row, token, log_prob in zip(rows, chosen, said, strict=True):
+        tokens[row].append(token)
+        log_probs[row].append(log_prob)
+    return [Written(mine, its, mine[-1] in ends) for mine, its in zip(tokens, log_probs, strict=True)]
 
 
 class _Batch:

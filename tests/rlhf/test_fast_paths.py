@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from distrl.rlhf.certificate import EnumerableTask, certify, make_worker
-from distrl.rlhf.fast_paths import DECODE, decoding, fused_activations, one_query
+from distrl.rlhf.fast_paths import DECODE, DECODE_PADDED, decoding, fused_activations, one_query
 from distrl.rlhf.models import scalar_from
 from distrl.rlhf.roles import ROLES, RoleWorker
 
@@ -61,12 +61,16 @@ def test_fused_activations_are_gpt2s_own_within_rounding_forward_and_back() -> N
 def test_decoding_is_on_inside_alone_and_leaves_models_that_attend_otherwise_as_they_are() -> None:
     model = gpt2()
     assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(KeyError), decoding(model):
+    with pytest.raises(KeyError), decoding(model, padded=False):
         assert model.config._attn_implementation == DECODE
         raise KeyError
     assert model.config._attn_implementation == "sdpa"
+    with decoding(model, padded=True):
+        assert model.config._attn_implementation == DECODE_PADDED
+    with decoding(model, padded=True, fast=False):
+        assert model.config._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")
-    with decoding(model):
+    with decoding(model, padded=False):
         assert model.config._attn_implementation == "eager"
 
 
