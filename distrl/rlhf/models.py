@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,15 +202,38 @@ def context_length(config: Any) -> int | None:
 
 
 def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:
-    """In transformers' own layout, safetensors only; adapters are merged into the model that they adapt."""
+    """In transformers' own layout, safetensors only; adapters are merged into the model that they adapt.
+
+    A new folder is there whole or not at all; in one with files, each of them is replaced whole.
+    """
     whole = merged(parts)
     model = cast(Any, whole.build())
     if whole.generation is not None:
         model.generation_config = copy.deepcopy(whole.generation)
-    with _quiet():
-        model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    with filled_aside(Path(folder)) as aside:
+        with _quiet():
+            model.save_pretrained(aside)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(aside)
+
+
+@contextmanager
+def filled_aside(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill, whose files come to `folder` once the block ends well: by one rename where it is new."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        if not folder.exists() or not any(folder.iterdir()):
+            aside.rename(folder)
+        else:
+            for path in sorted(aside.iterdir()):
+                path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from distrl.errors import BadInput, RunFailed
 from distrl.policies.lm import ScalarModel
 from distrl.rlhf.data import Prompt
-from distrl.rlhf.models import ModelParts, read_scalar, save
+from distrl.rlhf.models import ModelParts, filled_aside, read_scalar, save
 from distrl.rlhf.opinions import Part, scores
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_process import Fault, FunctionProcess
@@ -63,9 +63,10 @@ class _ModelScorer:
 
 
 def save_reward(parts: ModelParts, scale: ScoreScale, folder: str | Path, tokenizer: Any = None) -> None:
-    """A reward model's folder: a sequence classifier's as transformers has it, and SCALE_FILE beside."""
-    save(parts, folder, tokenizer)
-    (Path(folder) / SCALE_FILE).write_text(json.dumps({"schema": 1, **asdict(scale)}, indent=2) + "\n")
+    """A reward model's folder: a sequence classifier's as transformers has it, and SCALE_FILE beside; whole, as `save`."""
+    with filled_aside(Path(folder)) as aside:
+        save(parts, aside, tokenizer)
+        (aside / SCALE_FILE).write_text(json.dumps({"schema": 1, **asdict(scale)}, indent=2) + "\n")
 
 
 def read_reward(folder: str | Path) -> ModelReward:

@@ -20,7 +20,7 @@ from distrl.errors import BadInput, RunFailed
 from distrl.runtime.cluster import first_line, plain
 from distrl.runtime.pool import WAIT_STEP_SEC
 from distrl.runtime.roles import Host, RoleLost
-from distrl.telemetry.spans import span
+from distrl.telemetry.spans import TRANSIT, span
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class Calls:
 
     def answers(self, handles: Sequence[Handle]) -> list[Any]:
         """Waits until all are there."""
-        self._settle()
+        with span(TRANSIT):
+            self._settle()
         for handle in handles:
             while not handle.call.over:
                 blocker = self._blocker(handle.call)

@@ -132,10 +132,8 @@ SFT_LOOK = Look(
 
 def _reward_tiles(records: Records, summary: Mapping[str, Any]) -> list[Tile]:
     accuracy, error = _last(records, "held_out_accuracy"), _last(records, "held_out_accuracy_error")
-    spread = f" ± {number(error, 3)}" if finite(error) else ""
-    own = [
-        Tile("Held-out accuracy", number(accuracy, 3) + spread, "share of pairs told right, and its error")
-    ]
+    spread = f"± {number(error, 3)}; " if finite(error) else ""
+    own = [Tile("Held-out accuracy", number(accuracy, 3), f"{spread}share of pairs told right")]
     return _trained_tiles(records, summary, *(own if finite(accuracy) else []))
 
 

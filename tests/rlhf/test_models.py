@@ -289,3 +289,29 @@ def test_a_family_without_a_classifier_is_told_to_use_a_value_head() -> None:
     actor = ModelParts.of(empty_model("causal", config), "causal")
     with pytest.raises(BadInput, match="no sequence classifier for CohereConfig.*--value-head"):
         scalar_from(actor)
+
+
+class Unwritable:
+    """A tokenizer whose files find no room."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        (Path(folder) / "tokenizer.json").write_text("half of")
+        raise OSError(28, "No space left on device")
+
+
+def test_a_model_is_saved_whole_or_not_at_all(gpt2_folder: Path, tmp_path: Path) -> None:
+    parts = read_causal(gpt2_folder)
+    with pytest.raises(OSError, match="No space"):
+        save(parts, tmp_path / "out", Unwritable())
+    assert list(tmp_path.iterdir()) == [], "no half of a model, and nothing left aside"
+    save(parts, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("the user's")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    other = parts.with_arrays({name: array + 1 for name, array in parts.arrays.items()})
+    with pytest.raises(OSError, match="No space"):
+        save(other, tmp_path / "out", Unwritable())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    save(other, tmp_path / "out")
+    assert digest(read_causal(tmp_path / "out").arrays) == digest(other.arrays) != digest(parts.arrays)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "the user's"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

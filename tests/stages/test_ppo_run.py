@@ -247,3 +247,17 @@ def test_a_saved_config_says_whose_it_is(undisturbed: Undisturbed) -> None:
 
     with pytest.raises(BadInput, match="is a run of `distrl rlhf ppo`, not of `distrl train`"):
         read_config(undisturbed() / "config.json")
+
+
+def test_a_reward_that_says_too_little_ends_the_run_with_its_first_cause(
+    workplace: Path, tmp_path: Path
+) -> None:
+    (workplace / "moody.py").write_text("def score(prompt, response):\n    raise ValueError('not today')\n")
+    run = tmp_path / "run"
+    more = ("--reward-function", "moody:score", "--max-unscored", "0.4")
+    failed = command(workplace, *ppo_flags(run, *more), status=1)
+    for told in (failed.stderr, summary(run)["exit_reason"]):
+        assert "ValueError: not today" in told and "40%" in told
+    assert "not today" in (run / "report.html").read_text(), "the report says why"
+    found = latest_checkpoint(run / "checkpoints")
+    assert found is not None and found[1].iteration == 0, "what was learned from it is not kept"

@@ -234,7 +234,20 @@ def test_the_time_record_pools_workers_and_the_shares_leave_the_watching_driver_
     assert sum(phase_shares({"iteration": 1}).values()) == 0.0
 
 
-def test_a_span_belongs_to_a_phase_by_its_first_word() -> None:
+def test_a_role_s_span_belongs_to_a_phase_by_what_the_role_does() -> None:
+    names = (
+        "generate",
+        "critic: values",
+        "actor: log-probs",
+        "reward",
+        "actor and critic: update",
+        "wait: reward",
+    )
+    assert [phase(name) for name in names] == [*["rollout"] * 4, "learner", "waiting"]
+    assert phase("load weights") == phase("generator+actor: digest") == "other"
+
+
+def test_a_span_belongs_to_a_phase_by_its_first_known_word() -> None:
     names = ("rollout", "rollout: env", "learn: gae", "learner", "wait: learner", "publish", "other")
     assert [phase(name) for name in names] == [
         "rollout", "rollout", "learner", "learner", "waiting", "other", "other",
