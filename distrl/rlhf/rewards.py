@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,15 @@ class Weighted:
     def build(self, device: str) -> Scorer:
         """On a worker."""
         return _WeightedScorer([(weight, source.build(device)) for weight, source in self.sources])
+
+
+def for_a_look(source: RewardSource, prompts: Sequence[Prompt]) -> RewardSource:
+    """The same reward of responses to other prompts, which numbers them anew; no fault ends a look."""
+    if isinstance(source, FunctionReward):
+        return replace(source, prompts=tuple(prompts), max_faults=1.0)
+    if isinstance(source, Weighted):
+        return Weighted(tuple((weight, for_a_look(one, prompts)) for weight, one in source.sources))
+    return source
 
 
 class _WeightedScorer:

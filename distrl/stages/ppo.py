@@ -16,6 +16,7 @@ from distrl.loops import train_responses, train_responses_overlapped
 from distrl.maths.kl import AdaptiveBeta, BetaController, FixedBeta
 from distrl.rlhf.models import ModelParts, save
 from distrl.rlhf.responses import Responses
+from distrl.rlhf.rewards import for_a_look
 from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
 from distrl.runtime.placement import devices, hosts_for, idle_warnings
 from distrl.runtime.roles import Host, Roles, start_roles
@@ -247,7 +248,7 @@ def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Eva
     return Evaluator(
         prompts=materials.eval_prompts.rows,
         reference=materials.models["reference"],
-        reward=materials.reward,
+        reward=for_a_look(materials.reward, materials.eval_prompts.rows),
         end_tokens=materials.end_tokens,
         max_response=config.recipe.max_response,
         temperature=config.recipe.temperature,

@@ -1,0 +1,50 @@
+"""Evaluation within a run and after it: of its own prompts, of the newest weights, and it ends no run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.stages.conftest import command, ppo_flags, records, write_lines
+
+TELLS = """
+def told(prompt, response, place=None):
+    return {"training": 1.0, "held out": 5.0}[place]
+
+def picky(prompt, response, place=None):
+    return float("nan") if place == "held out" else 1.0
+"""
+
+
+def place_prompts(workplace: Path) -> None:
+    (workplace / "tells.py").write_text(TELLS)
+    write_lines(workplace / "placed.jsonl", [{"prompt": f"the {i}", "place": "training"} for i in range(5)])
+    write_lines(workplace / "held_out.jsonl", [{"prompt": f"one {i}", "place": "held out"} for i in range(3)])
+
+
+def evaluated(workplace: Path, run: Path, *more: str) -> list[dict[str, object]]:
+    place_prompts(workplace)
+    flags = (
+        "--prompts", "placed.jsonl", "--eval-prompts", "held_out.jsonl", "--eval-every", "1", "--iterations", "1"
+    )  # fmt: skip
+    command(workplace, *ppo_flags(run, *flags, *more))
+    return records(run)
+
+
+def test_held_out_prompts_are_scored_with_their_own_fields(workplace: Path, tmp_path: Path) -> None:
+    line = evaluated(workplace, tmp_path / "run", "--reward-function", "tells:told")[0]
+    assert (line["score_mean"], line["eval/score_mean"]) == (1.0, 5.0)
+
+
+def test_held_out_prompts_have_their_own_fields_in_a_weighted_reward_too(
+    workplace: Path, tmp_path: Path
+) -> None:
+    more = ("--reward-function", "tells:told,tells:told", "--reward-weights", "1,2")
+    line = evaluated(workplace, tmp_path / "run", *more)[0]
+    assert (line["score_mean"], line["eval/score_mean"]) == (3.0, 15.0)
+
+
+def test_held_out_responses_without_a_score_end_no_run(workplace: Path, tmp_path: Path) -> None:
+    line = evaluated(workplace, tmp_path / "run", "--reward-function", "tells:picky", "--max-unscored", "0")[
+        0
+    ]
+    assert (line["eval/unscored"], line["eval/score_mean"]) == (3, None)
