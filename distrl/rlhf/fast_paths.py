@@ -2,7 +2,7 @@
 
 `fused_activations`: GPT-2's GELU is written out in eight elementwise operations; torch has it as one, which differs in
 the last bits. `decoding`: attention of one new token to all before it is two small products and a softmax; the
-flash kernel behind `sdpa` works in blocks of queries and takes several times as long for one.
+flash kernel behind `sdpa` works in blocks of queries and takes several times as long for one, or a few.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distrl.policies.lm import core
 
+SMALL = 2048  # queries times keys: more go the flash kernel's way
 DECODE, DECODE_PADDED = "distrl_decode", "distrl_decode_padded"
 
 
@@ -32,7 +33,7 @@ def fused_activations(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def decoding(model: nn.Module, padded: bool, fast: bool = True) -> Iterator[None]:
-    """Inside, a model that attends by `sdpa` on a CPU attends by `one_query` where there is one query a row, if `fast`.
+    """Inside, a model that attends by `sdpa` on a CPU attends by `few_queries` where queries are few, if `fast`.
 
     Where no row is padded and no layer has a window, no mask is made for any step either.
     """
@@ -73,7 +74,8 @@ def _attention(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    if query.shape[2] != 1 or more.get("softcap") is not None or more.get("position_bias") is not None:
+    small = query.shape[2] * key.shape[2] <= SMALL
+    if not small or more.get("softcap") is not None or more.get("position_bias") is not None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         told: tuple[Tensor, None] = sdpa_attention_forward(
@@ -81,30 +83,34 @@ def _attention(
         )
         return told
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return one_query(query, key, value, attention_mask, scale), None
+    if attention_mask is None and query.shape[2] > 1:  # the queries are the last of the keys
+        first = key.shape[2] - query.shape[2]
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(first)
+    return few_queries(query, key, value, attention_mask, scale), None
 
 
-def one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(q k^T scale) v for one query of each row and head.
+def few_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(q k^T scale) v for so few queries and keys of each row and head that the products fit a cache.
 
     Args:
-        query: [N, Q, 1, D], Q heads.
+        query: [N, Q, L, D], Q heads, L queries.
         key: [N, K, S, D]; K divides Q, and neighbouring query heads share one.
         value: [N, K, S, D'].
-        mask: bool, True where a key may be seen, [N, 1, 1, S], or what is added to the products; None: all may be.
+        mask: broadcast to [N, Q, L, S]: bool, True where a key may be seen, or what is added to the products; None:
+            all may be.
 
     Returns:
-        [N, 1, Q, D'].
+        [N, L, Q, D'].
     """
-    n, num_queries, _, width = query.shape
+    n, num_queries, num_rows, width = query.shape
     num_keys, length = key.shape[1:3]
-    grouped = query.reshape(n * num_keys, num_queries // num_keys, width)
-    products = torch.empty((1, 1, 1), dtype=query.dtype).expand(n * num_keys, num_queries // num_keys, length)
+    grouped = query.reshape(n * num_keys, num_queries // num_keys * num_rows, width)
+    products = torch.empty((1, 1, 1), dtype=query.dtype).expand(*grouped.shape[:2], length)
     weight = torch.baddbmm(products, grouped, key.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale)
     if mask is not None:
-        every = weight.view(n, num_queries, 1, length)
-        hidden = ~mask if mask.dtype == torch.bool else None
-        every = every + mask if hidden is None else every.masked_fill(hidden, torch.finfo(weight.dtype).min)
+        every = weight.view(n, num_queries, num_rows, length)
+        least = torch.finfo(weight.dtype).min
+        every = every.masked_fill(~mask, least) if mask.dtype == torch.bool else every + mask
         weight = every.view_as(weight)
     seen = torch.bmm(weight.softmax(-1), value.flatten(0, 1))
-    return seen.view(n, 1, num_queries, value.shape[-1])
+    return seen.view(n, num_queries, num_rows, value.shape[-1]).transpose(1, 2)

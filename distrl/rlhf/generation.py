@@ -149,15 +149,14 @@ class _Batch:
         """Prompts lie left-padded, so that all rows write in the same column."""
         from distrl.rlhf.cache import make_cache
 
-        longest = max(len(prompt) for prompt in prompts)
-        token = torch.zeros((len(prompts), longest), dtype=torch.long)
-        mask = torch.zeros((len(prompts), longest + limit), dtype=torch.bool)
-        for n, prompt in enumerate(prompts):
-            token[n, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[n, longest - len(prompt) :] = True
-        token, mask = token.to(device), mask.to(device)
-        length_N = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        padded = any(len(prompt) != longest for prompt in prompts)
+        lengths = np.array([len(prompt) for prompt in prompts])
+        longest = int(lengths.max())
+        texts = np.zeros((len(prompts), longest), np.int64)
+        for row, prompt in zip(texts, prompts, strict=True):
+            row[longest - len(prompt) :] = prompt
+        seen = np.arange(longest + limit) >= (longest - lengths)[:, None]
+        token, mask, length_N = (torch.from_numpy(array).to(device) for array in (texts, seen, lengths))
+        padded = bool((lengths != longest).any())
         own = cast(Any, core(model))
         batch = cls(model, make_cache(own.config, longest + limit), token, length_N, mask if padded else None)
         position = (torch.arange(longest, device=device) - (longest - length_N).unsqueeze(1)).clamp(min=0)

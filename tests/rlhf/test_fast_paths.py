@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from distrl.rlhf.certificate import EnumerableTask, certify, make_worker
-from distrl.rlhf.fast_paths import DECODE, DECODE_PADDED, decoding, fused_activations, one_query
+from distrl.rlhf.fast_paths import DECODE, DECODE_PADDED, decoding, few_queries, fused_activations
 from distrl.rlhf.models import scalar_from
 from distrl.rlhf.roles import ROLES, RoleWorker
 
@@ -21,20 +21,18 @@ def gpt2() -> GPT2LMHeadModel:
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_one_query_attends_as_torch_does_also_where_heads_share_keys(
-    heads: tuple[int, int], masked: bool
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_few_queries_attend_as_torch_does_also_where_heads_share_keys(
+    heads: tuple[int, int], masked: bool, num_rows: int
 ) -> None:
     torch.manual_seed(2)
     num_queries, num_keys = heads
-    query, key, value = (
-        torch.randn(3, num_queries, 1, 8),
-        torch.randn(3, num_keys, 5, 8),
-        torch.randn(3, num_keys, 5, 8),
-    )
-    mask = torch.rand(3, 1, 1, 5) > 0.4 if masked else None
+    query = torch.randn(3, num_queries, num_rows, 8)
+    key, value = torch.randn(3, num_keys, 5, 8), torch.randn(3, num_keys, 5, 8)
+    mask = torch.rand(3, 1, num_rows, 5) > 0.4 if masked else None
     if mask is not None:
         mask[..., 0] = True
-    found = one_query(query, key, value, mask, 0.3)
+    found = few_queries(query, key, value, mask, 0.3)
     expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-5, atol=1e-6)
 
@@ -42,8 +40,8 @@ def test_one_query_attends_as_torch_does_also_where_heads_share_keys(
 def test_the_mask_is_looked_at() -> None:
     query, key, value = torch.ones(1, 1, 1, 2), torch.ones(1, 1, 2, 2), torch.tensor([[[[1.0], [9.0]]]])
     seen = torch.tensor([[[[True, False]]]])
-    assert one_query(query, key, value, seen, 1.0).item() == 1.0
-    assert one_query(query, key, value, None, 1.0).item() == 5.0
+    assert few_queries(query, key, value, seen, 1.0).item() == 1.0
+    assert few_queries(query, key, value, None, 1.0).item() == 5.0
 
 
 def test_fused_activations_are_gpt2s_own_within_rounding_forward_and_back() -> None:
