@@ -14,7 +14,7 @@ beginning that it caused is transfer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distrl.autopsy.categories import KEEPING, OTHER, TRANSFER, WAITING, is_wait
@@ -41,7 +41,6 @@ _KINDS = {
 KINDS = (*dict.fromkeys(_KINDS.values()), WAITING, OTHER)
 # what comes before the first iteration, or instead of one
 SETUP = ("start", "wait: start", "restart", "save model")
-_ORDER = ("generator", "actor", "reference", "reward", "critic")
 # the order of an iteration, where no moments are known
 _SEQUENCE = (
     "generate", "reference", "reward", "critic: values", "actor: log-probs", ADVANTAGE, "critic: update",
@@ -54,20 +53,6 @@ def role_kind(span: str) -> str:
     if is_wait(span):
         return WAITING
     return _KINDS.get(span, ADVANTAGE if span.startswith("learn") else OTHER)
-
-
-def display_order(processes: Iterable[str]) -> list[str]:
-    """Roles as an iteration needs them, several workers of one by their numbers, the driver last."""
-
-    def key(process: str) -> tuple[int, int, str]:
-        if process == DRIVER:
-            return len(_ORDER) + 1, 0, process
-        host, number = host_of(process), process.rpartition(" ")[2]
-        first = host.partition("+")[0]
-        rank = _ORDER.index(first) if first in _ORDER else len(_ORDER)
-        return rank, int(number) if number.isdecimal() else -1, process
-
-    return sorted(processes, key=key)
 
 
 def host_of(process: str) -> str:

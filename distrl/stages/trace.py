@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distrl.autopsy.path import Segment
-from distrl.autopsy.roles import SETUP, Link, build_roles, chain, display_order, role_kind, role_path
+from distrl.autopsy.roles import SETUP, Link, build_roles, chain, role_kind, role_path
 from distrl.autopsy.timeline import DRIVER, Timeline
 from distrl.autopsy.trace import write_trace
-from distrl.telemetry.spans import Event, SpanTotals
+from distrl.telemetry.spans import Event, SpanTotals, process_order
 
 TRACE_FILE = "trace.json"
 CHAIN = "longest chain"
@@ -41,7 +41,7 @@ class Traced:
     @property
     def order(self) -> list[str]:
         """Processes as they are shown."""
-        return display_order(self.timeline.processes)
+        return sorted(self.timeline.processes, key=process_order)
 
     def chain(self) -> list[Link]:
         """The longest chain, all its iterations pooled."""

@@ -326,9 +326,9 @@ def span_table_rows(spans: Mapping[str, Mapping[str, Any]]) -> SpanTable:
     """The table behind the console, summary.json and the report.
 
     `spans` is summary.json's `spans`: `{"driver": {"wall_sec": ..., "spans": {name: sec}}, "learner": ..., ...}`.
-    Columns: workers in numeric order, then the learner, the driver, any other. Rows: by phase, then by seconds.
+    Columns: as `process_order` has them. Rows: by phase, then by seconds.
     """
-    columns = sorted(spans, key=_column_order)
+    columns = sorted(spans, key=process_order)
     names: dict[str, float] = {}
     for process in spans.values():
         for name, sec in process["spans"].items():
@@ -340,7 +340,18 @@ def span_table_rows(spans: Mapping[str, Mapping[str, Any]]) -> SpanTable:
     return SpanTable(columns, rows, [float(spans[column]["wall_sec"]) for column in columns])
 
 
-def _column_order(process: str) -> tuple[int, int, str]:
+# roles as an iteration needs them
+_RANKS = {
+    name: rank
+    for rank, names in enumerate(
+        (("worker", "rollout"), ("generator",), ("actor",), ("reference",), ("reward",), ("critic",), ("learner",), ("driver",))
+    )
+    for name in names
+}  # fmt: skip
+
+
+def process_order(process: str) -> tuple[int, int, str]:
+    """Sorts `worker 2` before `worker 10`, then roles (several in one go by the first), learner, driver, any other."""
     kind, _, number = process.partition(" ")
-    rank = {"worker": 0, "rollout": 0, "learner": 1, "driver": 2}.get(kind, 3)
+    rank = _RANKS.get(kind.partition("+")[0], len(_RANKS))
     return rank, int(number) if number.isdecimal() else -1, process

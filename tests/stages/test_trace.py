@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from distrl.autopsy.path import Segment
-from distrl.autopsy.roles import build_roles, chain, chain_of_totals, display_order, role_path
+from distrl.autopsy.roles import build_roles, chain, chain_of_totals, role_path
 from distrl.stages.trace import Recording
-from distrl.telemetry.spans import Event, SpanTotals
+from distrl.telemetry.spans import Event, SpanTotals, process_order
 from tests.stages.conftest import command, ppo_flags, summary
 
 MS = 1_000_000
@@ -106,7 +106,7 @@ def test_without_moments_the_driver_s_waits_tell_whose_turn_it_was() -> None:
 
 
 def test_processes_are_shown_as_an_iteration_needs_them() -> None:
-    assert display_order(["driver", "reward 10", "critic", "reward 2", "generator+actor", "reference"]) == [
+    assert sorted(["driver", "reward 10", "critic", "reward 2", "generator+actor", "reference"], key=process_order) == [
         "generator+actor", "reference", "reward 2", "reward 10", "critic", "driver",
     ]  # fmt: skip
 
