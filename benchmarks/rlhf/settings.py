@@ -33,8 +33,8 @@ class Settings:
     reward_rate: float = 1.5e-3
     reward_batch: int = 32
     # PPO
-    betas: tuple[float, ...] = (0.3, 0.1, 0.02)
-    iterations: int = 150
+    betas: tuple[float, ...] = (0.2, 0.1, 0.01)
+    iterations: int = 200
     num_prompts: int = 4_000  # to train on
     batch: int = 128  # responses of an iteration
     ppo_rate: float = 2e-4
