@@ -27,6 +27,7 @@ from distrl.maths.random import derive_seed
 from distrl.policies.lm import core
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.fast_paths import fused_activations
+from distrl.rlhf.tokenizers import unread
 
 Kind = Literal["causal", "scalar"]
 
@@ -66,7 +67,7 @@ def empty_model(kind: Kind, config: Any, lora: Any = None) -> nn.Module:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
-    model: nn.Module = auto.from_config(config)
+    model: nn.Module = auto.from_config(config, trust_remote_code=False)
     return (model if lora is None else _adapted(model, lora)).float()
 
 
@@ -271,12 +272,13 @@ def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
                 path,
                 local_files_only=True,
                 use_safetensors=True,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,
                 **more,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BadInput(f"{path} cannot be read as a {kind} model: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{path} cannot be read as a {kind} model: {unread(error)}") from error
     missing = sorted(told["missing_keys"])
     if missing:
         raise BadInput(f"{path} lacks parameters of a {kind} model: {', '.join(map(str, missing[:4]))}")

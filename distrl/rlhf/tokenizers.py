@@ -29,11 +29,21 @@ def read_tokenizer(folder: str | Path) -> Any:
             f"{path} has no tokenizer (none of {', '.join(FILES)}): save the model's own beside it with save_pretrained"
         )
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{path} has no tokenizer that can be read: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"{path} has no tokenizer that can be read: {unread(error)}") from error
     check_end(tokenizer, str(path))
     return tokenizer
+
+
+def unread(error: Exception) -> str:
+    """Why transformers could not read a folder."""
+    told = str(error)
+    if "trust_remote_code" in told:
+        return (
+            "it brings code of its own, which is not run; convert it to a family that transformers has itself"
+        )
+    return (told.splitlines() or [type(error).__name__])[0]
 
 
 def check_end(tokenizer: Any, where: str = "the tokenizer") -> None:
