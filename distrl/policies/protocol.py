@@ -61,10 +61,15 @@ class Policy(Protocol):
 
 
 def parameters_and_buffers(policy: nn.Module) -> dict[str, np.ndarray]:
-    """Copies of all parameters and buffers, by name, on the CPU. For a GPU the host waits once, not for each."""
-    own = {name: tensor.detach() for name, tensor in policy.state_dict().items()}
+    """Copies of all parameters and buffers, by name, on the CPU."""
+    return host_arrays(policy.state_dict())
+
+
+def host_arrays(tensors: dict[str, Tensor], copied: bool = True) -> dict[str, np.ndarray]:
+    """The tensors on the CPU; those that lie there are themselves if not `copied`. For a GPU the host waits once."""
+    own = {name: tensor.detach() for name, tensor in tensors.items()}
     if not any(tensor.is_cuda for tensor in own.values()):
-        return {name: tensor.numpy().copy() for name, tensor in own.items()}
+        return {name: tensor.numpy().copy() if copied else tensor.numpy() for name, tensor in own.items()}
     import torch
 
     copies = {
@@ -72,14 +77,18 @@ def parameters_and_buffers(policy: nn.Module) -> dict[str, np.ndarray]:
         for name, one in own.items()
     }
     torch.cuda.current_stream().synchronize()
-    return {name: copy.numpy().copy() for name, copy in copies.items()}
+    return {name: copy.numpy().copy() if copied else copy.numpy() for name, copy in copies.items()}
 
 
 def load_parameters(policy: nn.Module, arrays: dict[str, Any]) -> None:
     """Put `arrays` back, in place. ValueError names what is missing, unknown or of another shape."""
+    load_tensors(policy.state_dict(), arrays)
+
+
+def load_tensors(own: dict[str, Tensor], arrays: dict[str, Any]) -> None:
+    """As `load_parameters`, into these tensors."""
     import torch
 
-    own = policy.state_dict()
     problems = [f"{name} is missing" for name in own if name not in arrays]
     problems += [f"{name} is not the policy's" for name in arrays if name not in own]
     problems += [

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrl.learner import Learner, Snapshot, digest
+from distrl.learner import Learner, Snapshot
 from distrl.policies.lm import LanguagePolicy, ScalarHead, ScalarModel
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.experience import Opinions, experience, summary
@@ -30,6 +30,7 @@ from distrl.rlhf.opinions import Part, join, log_probs, pieces, values
 from distrl.rlhf.prompts import PromptOrder
 from distrl.rlhf.recipes import ResponseRecipe
 from distrl.rlhf.responses import Responses, share_of
+from distrl.rlhf.weights import Weights
 from distrl.telemetry import spans
 from distrl.telemetry.spans import TakenWhenSent, span
 from distrl.updates.shares import Share, SharedUpdate, joined, stops
@@ -127,6 +128,8 @@ class RoleWorker:
         models = {role: replace(parts, fused=spec.fast_paths) for role, parts in models.items()}
         if "actor" in roles or "critic" in roles:
             self.learner = self._make_learner(models)
+            policy = self.learner.policy
+            self.weights = {role: Weights(getattr(policy, role)) for role in self._trained}
         if "generator" in roles:
             # on the actor's own weights where that lives here too
             own = self.learner.policy.actor if self.learner is not None else None
@@ -136,6 +139,7 @@ class RoleWorker:
             )
             self.order = PromptOrder(len(spec.prompts), spec.seed)
             self.written_by = 0
+            self.loaded = Weights(self.writer)
         if "reference" in roles:
             model = models["reference"].build(spec.device("reference")).requires_grad_(False)
             self.reference = LanguagePolicy(model, None, spec.recipe.temperature)
@@ -227,13 +231,13 @@ class RoleWorker:
 
         Returns the version and the digest of what it writes with from now on.
         """
+        if snapshot is None:
+            self.written_by, found = self.snapshot_name()
+            return self.written_by, found
         with span("load weights"):
-            if snapshot is not None:
-                load_parameters(self.writer, snapshot.arrays)
-                self.written_by = snapshot.version
-            else:
-                self.written_by = cast(Learner, self.learner).version
-            return self.written_by, digest(parameters_and_buffers(self.writer))
+            self.loaded.load(snapshot)
+            self.written_by = snapshot.version
+        return self.written_by, self.loaded.digest(self.written_by)
 
     # opinions
 
@@ -346,8 +350,7 @@ class RoleWorker:
         if "ratio_deviation" in names and len(table):
             # before the first step: how far the log-probs of sampling are from those of the update
             metrics["first_ratio_deviation"] = float(table[0, names.index("ratio_deviation")])
-        with span("digest"):
-            trained = {role: digest(self._arrays(role)) for role in self._trained}
+        trained = {role: self.weights[role].digest(learner.version) for role in self._trained}
         return LearnReport(told | metrics, learner.version, trained, *self.size, os.getpid())
 
     # state
@@ -365,10 +368,15 @@ class RoleWorker:
         with span("snapshot"):
             return Snapshot.of(self.learner.policy.actor, self.learner.version)
 
+    def changes(self) -> Snapshot:
+        """What of the actor is learned, for generators: they have the rest."""
+        with span("snapshot"):
+            return self.weights["actor"].snapshot(cast(Learner, self.learner).version)
+
     def snapshot_name(self) -> tuple[int, str]:
-        """Its version and digest."""
-        with span("digest"):
-            return cast(Learner, self.learner).version, digest(self._arrays("actor"))
+        """Version and digest of the actor."""
+        version = cast(Learner, self.learner).version
+        return version, self.weights["actor"].digest(version)
 
     def state(self) -> dict[str, Any]:
         """Role -> state tree of all that its next update depends on."""

@@ -232,7 +232,7 @@ class Roles:
         """Version and digest of the actor, once every generator has said that it samples with them."""
         actor, generator = self.of["actor"], self.of["generator"]
         # who samples with the very weights that it trained is asked too
-        snapshot = None if generator is actor else actor.first("snapshot")
+        snapshot = None if generator is actor else actor.first("changes")
         acknowledged = generator.call("load_writer", snapshot)
         version, digest = actor.get([actor.first("snapshot_name")])[0]
         for number, answer in enumerate(generator.get(acknowledged)):

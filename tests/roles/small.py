@@ -140,15 +140,19 @@ class Several:
 class HereStage:
     """Any hosts in this process."""
 
-    def __init__(self, spec: RoleSpec, hosts: Sequence[Host]) -> None:
-        self.spec, self.hosts = spec, hosts
+    def __init__(
+        self, spec: RoleSpec, hosts: Sequence[Host], parts: dict[str, ModelParts] | None = None
+    ) -> None:
+        self.spec, self.hosts, self.parts = spec, hosts, parts or models()
 
     def start(self, states: dict[str, Any] | None) -> list[Several]:
         return [
             Several(
                 host,
                 [
-                    RoleWorker(self.spec, host.roles, models(), states, n, host.workers, offload=host.offload)
+                    RoleWorker(
+                        self.spec, host.roles, self.parts, states, n, host.workers, offload=host.offload
+                    )
                     for n in range(host.workers)
                 ],
             )

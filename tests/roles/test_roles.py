@@ -13,6 +13,7 @@ from small import SMALL_PPO, HereStage, assert_same, models, play, spec
 
 from distrl.errors import RunFailed
 from distrl.learner import Snapshot
+from distrl.rlhf.models import LoraOptions, ModelParts, with_lora
 from distrl.rlhf.roles import ROLES
 from distrl.runtime.placement import hosts_for
 from distrl.runtime.roles import Roles, start_roles
@@ -120,3 +121,40 @@ def test_learners_that_part_are_found_out() -> None:
         RunFailed, match=r"the workers of generator\+actor hold different parameters after version 1"
     ):
         play(roles, 1)
+
+
+def test_parameters_are_hashed_once_a_version_and_role() -> None:
+    roles = start_roles(spec(), models(), None, hosts_for("in-process", SMALL_PPO))
+    recorder = spans.start()
+    reports = play(roles, 2)
+    counts = recorder.take_totals().counts
+    assert counts["digest"] == 2 * 2
+    assert "load weights" not in counts  # it writes with what it trained
+    assert roles.published == (2, reports[-1].digests["actor"])
+    assert roles.snapshot().digest == reports[-1].digests["actor"]
+
+
+def with_adapters() -> dict[str, ModelParts]:
+    plain = models()
+    return plain | {"actor": with_lora(plain["actor"], LoraOptions(rank=2), seed=3)}
+
+
+def test_adapters_alone_travel_to_generators_and_the_frozen_base_is_checked_too() -> None:
+    run = spec()
+    hosts = hosts_for({"generator": {"workers": 2}}, SMALL_PPO)
+    wanted = play(start_roles(run, with_adapters(), None, hosts_for("in-process", SMALL_PPO)), 2)
+    roles = Roles(run, HereStage(run, hosts, with_adapters()))
+    assert_same(play(roles, 2), wanted)
+    actor, generator = roles.of["actor"], roles.of["generator"].workers[0]  # type: ignore[attr-defined]
+    sent = actor.first("changes")
+    assert sent.arrays and all("lora_" in name for name in sent.arrays)
+    assert sent.digest == wanted[-1].digests["actor"]
+    # a base that differs before it is first looked at
+    second = Roles(run, HereStage(run, hosts, with_adapters()))
+    base = next(
+        p for name, p in second.of["generator"].workers[1].writer.named_parameters() if "lora" not in name
+    )  # type: ignore[attr-defined]
+    base.data.reshape(-1)[0] += 1.0
+    with pytest.raises(RunFailed, match="generator worker 1 samples with .* its weights did not arrive"):
+        second.publish()
+    assert generator.written_by == 2

@@ -1,0 +1,64 @@
+"""A role's weights: what of them changes and has to travel, and the digest that says which they are.
+
+What is frozen, a base under adapters say, lies in every worker from the start. It never travels again and is hashed
+once; a digest of the rest is computed once a version, without a copy on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from torch import Tensor, nn
+
+from distrl.learner import Snapshot, digest
+from distrl.policies.protocol import host_arrays, load_tensors
+from distrl.telemetry.spans import span
+
+
+class Weights:
+    """Of one model, which changes under a new version alone: in an update, by `load`, or before the first digest."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._frozen: str | None = None
+        self._known: tuple[int, str] | None = None  # version and digest
+
+    def learned(self) -> dict[str, Tensor]:
+        """What is not frozen, by name: parameters that have a gradient, and buffers."""
+        return {name: one.detach() for name, one in self._tensors() if not _is_frozen(one)}
+
+    def snapshot(self, version: int) -> Snapshot:
+        """A copy of what is not frozen."""
+        return Snapshot(host_arrays(self.learned()), version, self.digest(version))
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Puts `snapshot` back. ValueError where it is of another model."""
+        self._known = None
+        load_tensors(self.learned(), snapshot.arrays)
+
+    def digest(self, version: int) -> str:
+        """SHA-256 as `learner.digest`; where something is frozen, of that digest of the frozen and that of the rest."""
+        if self._known is None or self._known[0] != version:
+            with span("digest"):
+                self._known = version, self._digest()
+        return self._known[1]
+
+    def _digest(self) -> str:
+        learned = _hashed(self.learned())
+        if self._frozen is None:
+            frozen = {name: one.detach() for name, one in self._tensors() if _is_frozen(one)}
+            self._frozen = _hashed(frozen) if frozen else ""
+        if not self._frozen:
+            return learned
+        return hashlib.sha256(f"{self._frozen} {learned}".encode()).hexdigest()
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [*self.model.state_dict(keep_vars=True).items()]
+
+
+def _is_frozen(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
+
+def _hashed(tensors: dict[str, Tensor]) -> str:
+    return digest(host_arrays(tensors, copied=False))
