@@ -3,7 +3,8 @@
     python -m benchmarks.rlhf.frontier --folder runs/rlhf-frontier
 
 Every run is `pipeline`'s with other settings; stages that two share (the SFT model, the pairs) are done once, and what is
-done is not done again. The answer is results/rlhf/frontier.json with a figure beside it.
+done is not done again: seeds may run at the same time, each with `--threads 1 --seeds S --results` elsewhere, and once
+more with all of them, which then only collects. The answer is results/rlhf/frontier.json with a figure beside it.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ from distrl.rlhf.tokenizers import read_tokenizer
 from distrl.rlhf.training import TrainOptions
 
 Say = Callable[[str], None]
+EARLY = (1, 2, 3, 5, 7)  # iterations that are looked at too: most of the way in KL is made there
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -203,7 +204,7 @@ def ppo(
     actor = cast(Any, worker.learner).policy.actor
     curve = []
     for iteration in range(settings.iterations + 1):
-        if iteration % settings.evaluate_every == 0 or iteration == settings.iterations:
+        if iteration % settings.evaluate_every == 0 or iteration in (*EARLY, settings.iterations):
             seen = judge.look(
                 actor, curve_prompts, judge.write(actor, curve_prompts, settings.seed, 10 + iteration)
             )
