@@ -2,7 +2,8 @@
 
     python -m benchmarks.rlhf.pipeline --folder runs/rlhf --seed 1
 
-writes results.json and report.html there; the committed ones are in benchmarks/results/rlhf/. A stage whose folder says that it is done, from the same settings and the same stages before it, is not done again.
+writes results.json and report.html there; the committed ones are in benchmarks/results/rlhf/. A stage whose folder says
+that it is done, from the same settings and the same stages before it, is not done again.
 """
 
 from __future__ import annotations
