@@ -17,6 +17,7 @@ from distrl.rlhf.models import ModelParts, read_causal
 from distrl.rlhf.rewards import FunctionReward, check_function
 from distrl.rlhf.roles import RewardSource
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer
+from distrl.session import has_ended
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import Problems, require_context, reward_model, trained_parts, weighted
 from distrl.stages.ppo_config import PPO, PPOConfig
@@ -62,7 +63,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
         prompts=prompts,
         reference=read_causal(reference) if reference else None,
         reward=_reward(asked, config, tokenizer, prompts),
-        end_tokens=end_tokens(tokenizer, where),
+        end_tokens=end_tokens(tokenizer, parts.generation),
         max_response=max_response,
         temperature=asked.temperature or recipe.temperature,
         greedy=not asked.sample,
@@ -95,8 +96,14 @@ def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
 
 def _policy(folder: Path, config: PPOConfig | None) -> tuple[ModelParts, Path, int | None]:
     """The model, where its tokenizer lies, and the checkpoint that it is from; None where it was saved at the end."""
-    if (folder / "model" / CONFIG_FILE).is_file():
+    saved = (folder / "model" / CONFIG_FILE).is_file()
+    if saved and has_ended(folder):  # of a run that goes on since, it is an old one
         return read_causal(folder / "model"), folder / "model", None
+    if config is None and saved:
+        raise BadInput(
+            f"{folder} has not finished, and its model is from an earlier end: finish it with --resume, or name "
+            f"{folder / 'model'}"
+        )
     if config is None:
         return read_causal(folder), folder, None
     found = latest_checkpoint(folder / "checkpoints")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.stages.conftest import command, ppo_flags, records, write_lines
@@ -48,3 +51,15 @@ def test_held_out_responses_without_a_score_end_no_run(workplace: Path, tmp_path
         0
     ]
     assert (line["eval/unscored"], line["eval/score_mean"]) == (3, None)
+
+
+def test_eval_of_a_run_that_goes_on_takes_its_newest_checkpoint_and_not_the_model_of_its_first_end(
+    undisturbed: Callable[..., Path], workplace: Path, tmp_path: Path
+) -> None:
+    run, asked = tmp_path / "run", ("--json", "--max-response", "3", "--limit", "2")
+    shutil.copytree(undisturbed(), run)
+    told = json.loads(command(workplace, "rlhf", "eval", str(run), *asked).stdout)
+    assert told["checkpoint"] is None
+    (run / "summary.json").unlink()  # as a resumed run does before it goes on
+    told = json.loads(command(workplace, "rlhf", "eval", str(run), *asked).stdout)
+    assert told["checkpoint"] == 3
