@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from distrl.errors import BadInput, RunFailed
 from distrl.policies.lm import ScalarModel
@@ -55,6 +56,10 @@ class _ModelScorer:
     def __init__(self, source: ModelReward, device: str) -> None:
         self.scale = source.scale
         self.model = ScalarModel(source.parts.build(device).requires_grad_(False)).eval()
+
+    def models(self) -> list[nn.Module]:
+        """What lies on the device."""
+        return [self.model]
 
     def score(self, responses: Responses, columns: Columns) -> Part:
         said = scores(self.model, responses, columns)
@@ -189,6 +194,10 @@ def for_a_look(source: RewardSource, prompts: Sequence[Prompt]) -> RewardSource:
 class _WeightedScorer:
     def __init__(self, scorers: Sequence[tuple[float, Scorer]]) -> None:
         self.scorers = scorers
+
+    def models(self) -> list[nn.Module]:
+        """Those of all that have some."""
+        return [model for _, scorer in self.scorers for model in getattr(scorer, "models", list)()]
 
     def score(self, responses: Responses, columns: Columns) -> Part:
         parts = [(weight, scorer.score(responses, columns)) for weight, scorer in self.scorers]

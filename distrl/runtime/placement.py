@@ -62,11 +62,23 @@ def hosts_for(
                 if key in DEFAULTS and value != given[key]
             ]
         offload = tuple(role for role in together if placement.get(role, {}).get("offload", False))
+        problems += _offloaded_in_vain(offload, together, value_head)
         hosts.append(Host(together, given["workers"], given["cpus"], given["gpus"], offload))
     if problems:
         raise BadInput(*problems)
     require_valid(hosts, recipe, value_head)
     return tuple(hosts)
+
+
+def _offloaded_in_vain(offload: Sequence[str], together: Sequence[str], value_head: bool) -> Iterable[str]:
+    """Roles that have no model of their own to move: they use the actor's."""
+    shared = ("generator", "critic") if value_head else ("generator",)
+    for role in offload:
+        if role in shared and "actor" in together:
+            yield (
+                f"--placement {role}.offload moves nothing: together with the actor it uses the actor's model; "
+                "offload the actor instead"
+            )
 
 
 def roles_of(recipe: ResponseRecipe) -> tuple[str, ...]:

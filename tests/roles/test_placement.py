@@ -214,3 +214,15 @@ def test_a_placement_that_cannot_be_met_ends_in_bounded_time_and_leaves_nothing(
         assert sorted(states) == ["CREATED", "REMOVED"]
     finally:
         ray.shutdown()
+
+
+def test_a_role_that_uses_the_actors_model_has_nothing_of_its_own_to_offload() -> None:
+    (problem,) = problems({"generator": {"together_with": "actor", "offload": True}})
+    assert problem == (
+        "--placement generator.offload moves nothing: together with the actor it uses the actor's model; "
+        "offload the actor instead"
+    )
+    (problem,) = problems({"critic": {"together_with": "actor", "offload": True}}, value_head=True)
+    assert problem.startswith("--placement critic.offload moves nothing")
+    apart = hosts_for({"generator": {"offload": True}}, RLHF_PPO)
+    assert apart[0] == Host(("generator",), offload=("generator",))

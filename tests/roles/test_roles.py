@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import SMALL_PPO, HereStage, assert_same, models, play, spec
+from small import SMALL_PPO, HereStage, OddTokens, assert_same, gpt, models, play, spec
 
 from distrl.errors import RunFailed
 from distrl.learner import Snapshot
-from distrl.rlhf.models import LoraOptions, ModelParts, with_lora
-from distrl.rlhf.roles import ROLES
+from distrl.policies.lm import ScalarModel
+from distrl.rlhf.models import LoraOptions, ModelParts, scalar_from, with_lora
+from distrl.rlhf.rewards import ModelReward, Weighted
+from distrl.rlhf.roles import ROLES, RoleWorker
 from distrl.runtime.placement import hosts_for
 from distrl.runtime.roles import Roles, start_roles
 from distrl.telemetry import spans
@@ -50,6 +52,16 @@ def test_a_role_that_is_not_offloaded_stays_on_its_device() -> None:
     play(roles, 1)
     moves = Counter(name for name in recorder.take_totals().counts if name.startswith("offload"))
     assert moves == {"offload: critic": 1}
+
+
+def test_models_of_a_reward_are_named_so_that_they_can_leave_their_device() -> None:
+    model = ModelReward(scalar_from(gpt(2), 0.5))
+    several = Weighted(((1.0, model), (0.5, Weighted(((2.0, model),))), (3.0, OddTokens())))
+    for source, count in ((model, 1), (several, 2), (OddTokens(), 0)):
+        worker = RoleWorker(spec(reward=source), ("reward",), {}, offload=("reward",))
+        held = worker._held("reward")
+        assert len({id(one) for one in held}) == count
+        assert all(isinstance(one, ScalarModel) for one in held)
 
 
 def test_in_one_process_spans_are_the_drivers_own() -> None:
