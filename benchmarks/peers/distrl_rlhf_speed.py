@@ -2,7 +2,7 @@
 
 Usage: .venv/bin/python benchmarks/peers/distrl_rlhf_speed.py generate|ppo|grpo|ppo-floor|grpo-floor [--threads 2]
 
-The floor of an iteration is the sum of its bare passes, each measured alone in the same process: generation by a plain
+The floor of an iteration is the sum of its bare passes, each measured alone in the same process: generation by our plain
 loop over a cache, a forward pass of each frozen model and of the critic, and for every epoch a forward pass, a
 backward pass and Adam's step of each model that learns; no trajectory, no credit, no roles, no bookkeeping.
 """
@@ -41,8 +41,8 @@ from distrl.rlhf.generation import CachedGenerator, uniforms
 from distrl.rlhf.models import ModelParts
 from distrl.rlhf.opinions import Part, scores
 from distrl.rlhf.recipes import GRPO, RLHF_PPO, ResponseRecipe
-from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
-from distrl.runtime.roles import Host, LocalWorkers, Roles
+from distrl.rlhf.roles import ROLES, RoleSpec
+from distrl.runtime.roles import Host, Roles, start_roles
 
 
 class SmallTokens:
@@ -100,7 +100,7 @@ def roles_of(algo: str, options: argparse.Namespace) -> Roles:
         recipe=recipe, seed=options.seed, prompts=tuple(map(tuple, prompts(4096))),
         num_prompts=RESPONSES // recipe.group_size, end_tokens=(),
         reward=Model(ModelParts.of(scalar(), "scalar")) if ppo else SmallTokens(),
-        generation_batch=RESPONSES, forward_batch=options.forward_batch, micro_batch=options.micro_batch,
+        generation_batch=RESPONSES, forward_batch=options.forward_batch, micro_batch=options.micro_batch, threads=options.threads,
     )  # fmt: skip
     models = {
         "actor": actor,
@@ -108,11 +108,12 @@ def roles_of(algo: str, options: argparse.Namespace) -> Roles:
         "critic": ModelParts.of(scalar(5), "scalar"),
     }
     roles = tuple(role for role in ROLES if ppo or role != "critic")
-    return Roles(spec, [LocalWorkers(Host(roles), RoleWorker(spec, roles, models))])
+    return start_roles(spec, models, None, [Host(roles, workers=0)])
 
 
 def iterate(roles: Roles, window: Window) -> None:
     iteration, over, beta = 0, False, roles.recipe.beta
+    roles.publish()
     while not over:
         written = roles.write(iteration)
         roles.learn(0.0, beta, written, roles.opinions(written))
@@ -134,19 +135,17 @@ def generate(options: argparse.Namespace, window: Window) -> None:
 
 def floor(algo: str, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of each bare pass of an iteration, the median of some turns."""
-    actor, reference, critic, reward = causal(), causal(), scalar(5), scalar()
-    for model in (reference, reward, critic, actor):
-        model.eval()
+    # as a run builds them, with the same fast paths
+    actor, reference = (ModelParts.of(causal(), "causal").build() for _ in range(2))
+    critic, reward = (ModelParts.of(scalar(seed), "scalar").build() for seed in (5, 2))
+    generator = CachedGenerator(actor, ())
+    uniform = uniforms(1, 0, range(RESPONSES), NEW)
     ids = torch.randint(0, 500, (RESPONSES, 16 + NEW))
     learners = (actor, critic) if algo == "ppo" else (actor,)
     adams = {id(one): torch.optim.Adam(one.parameters(), lr=1e-6, eps=1e-5, fused=True) for one in learners}
 
     def bare_generation() -> None:
-        with torch.no_grad():
-            found = actor(ids[:, :16], use_cache=True)
-            for _ in range(NEW - 1):
-                chosen = torch.multinomial(found.logits[:, -1].softmax(-1), 1)
-                found = actor(chosen, past_key_values=found.past_key_values, use_cache=True)
+        generator.generate(ids[:, :16].tolist(), uniform)
 
     def log_probs(model: Any) -> Any:
         hidden = model.transformer(ids).last_hidden_state[:, 15:-1]
