@@ -264,6 +264,7 @@ def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
         )
     if not list(path.glob("*.safetensors")):
         raise BadInput(f"{path} has no *.safetensors: pickled weights are not read; save it with safetensors")
+    _check_generation_file(path / "generation_config.json")
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     more = {} if kind == "causal" else {"num_labels": 1}
     try:
@@ -285,6 +286,20 @@ def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
     if kind == "causal" and any(str(name).startswith("score.") for name in told["unexpected_keys"]):
         raise BadInput(f"{path} is a sequence classifier, a reward model say, and no causal LM")
     return cast(nn.Module, model.eval())
+
+
+def _check_generation_file(path: Path) -> None:
+    """BadInput where it is there and no good: transformers would pass over it, and over the ends of text in it."""
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text())
+        ends = found.get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise BadInput(f"{path} must be a JSON object: {error}; mend it, or delete it") from error
+    every = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(one) is int for one in every):
+        raise BadInput(f"{path}: eos_token_id must be an id or a list of ids, got {ends!r}")
 
 
 def parameter_count(parts: ModelParts) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,14 +92,16 @@ def padding_note(tokenizer: Any) -> str | None:
     )
 
 
-def end_tokens(tokenizer: Any, folder: str | Path | None = None) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's, and those of the folder's generation_config.json."""
-    found = {int(tokenizer.eos_token_id)}
-    path = Path(folder) / "generation_config.json" if folder is not None else None
-    if path is not None and path.is_file():
-        more = json.loads(path.read_text()).get("eos_token_id")
-        found |= set(more if isinstance(more, list) else [] if more is None else [more])
-    return tuple(sorted(found))
+def end_tokens(tokenizer: Any, generation: Any = None) -> tuple[int, ...]:
+    """Ids that end a response: the tokenizer's, and those of a model's generation configuration.
+
+    transformers makes the latter of generation_config.json, or of config.json where there is none. Ids beyond the
+    tokenizer's, a family's default in a smaller vocabulary say, cannot be written and are left out.
+    """
+    more = getattr(generation, "eos_token_id", None)
+    found = more if isinstance(more, list) else [] if more is None else [more]
+    size = vocabulary_size(tokenizer)
+    return tuple(sorted({int(tokenizer.eos_token_id), *(token for token in found if token < size)}))
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> str:

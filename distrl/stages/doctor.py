@@ -66,7 +66,7 @@ def examine_model(patient: Patient) -> Iterator[Finding]:
     if fits is None:
         return
     policy = LanguagePolicy(parts.build(), None, patient.temperature)
-    responses = _write(policy, prompts, tokenizer, patient)
+    responses = _write(policy, prompts, end_tokens(tokenizer, parts.generation), patient)
     yield _end(responses)
     yield from invariants(policy, responses)
     for folder in patient.reward:
@@ -162,14 +162,14 @@ def _context(parts: ModelParts, prompts: DataSet[Prompt], patient: Patient) -> F
     return Finding("fail", "context", f"{needs} tokens, and the model reads {limit}; shorten one of the two")
 
 
-def _write(policy: LanguagePolicy, prompts: DataSet[Prompt], tokenizer: Any, patient: Patient) -> Responses:
+def _write(
+    policy: LanguagePolicy, prompts: DataSet[Prompt], ends: tuple[int, ...], patient: Patient
+) -> Responses:
     limit = context_length(cast(Any, core(cast(Any, policy.actor))).config)
     rows = [row for row in prompts.rows if limit is None or len(row.tokens) < limit][:NUM_PROMPTS]
     longest = max(len(row.tokens) for row in rows)
     size = patient.max_response if limit is None else max(min(patient.max_response, limit - longest), 1)
-    generator = CachedGenerator(
-        cast(Any, policy.actor), end_tokens(tokenizer, patient.model), patient.temperature
-    )
+    generator = CachedGenerator(cast(Any, policy.actor), ends, patient.temperature)
     numbers = [prompts.rows.index(row) for row in rows]
     return respond(
         generator, [row.tokens for row in rows], numbers, patient.seed, 0, range(len(rows)), size, 0

@@ -130,7 +130,7 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
         tokenizer,
         prompts,
         eval_prompts,
-        end_tokens(tokenizer, config.folder),
+        end_tokens(tokenizer, models["actor"].generation),
         models,
         weighted([*filter(None, rewards), *functions], config.reward_weights),
         notes,

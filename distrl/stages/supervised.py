@@ -185,7 +185,7 @@ class RewardStage(SupervisedStage):
         samples = reference_samples(
             self.base,
             prompts,
-            end_tokens(self.tokenizer, config.folder),
+            end_tokens(self.tokenizer, self.base.generation),
             config.max_response,
             config.seed,
             config.temperature,

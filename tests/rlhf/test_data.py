@@ -13,6 +13,7 @@ import pytest
 
 from distrl.errors import BadInput
 from distrl.rlhf.data import read_demonstrations, read_preferences, read_prompts
+from distrl.rlhf.models import read_causal
 from distrl.rlhf.tokenizers import (
     check_end,
     check_same_tokenizer,
@@ -237,9 +238,31 @@ def test_responses_end_with_the_tokenizers_end_and_those_of_the_folder(
     gpt2_folder: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
     assert end_tokens(tokenizer) == (2,)
-    assert end_tokens(tokenizer, gpt2_folder) == (2,)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [4, 2]}')
-    assert end_tokens(tokenizer, tmp_path) == (2, 4)
+    assert end_tokens(tokenizer, read_causal(gpt2_folder).generation) == (2,)
+    folder = tmp_path / "folder"
+    shutil.copytree(gpt2_folder, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 2, VOCABULARY]}))
+    assert end_tokens(tokenizer, read_causal(folder).generation) == (2, 4)
+
+
+def test_a_folder_without_a_generation_configuration_ends_texts_by_its_config(
+    gpt2_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(gpt2_folder, folder)
+    (folder / "generation_config.json").unlink()
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"eos_token_id": 4}))
+    assert end_tokens(tokenizer, read_causal(folder).generation) == (2, 4)
+
+
+@pytest.mark.parametrize("told", ["{", "[1]", '{"eos_token_id": "</s>"}', '{"eos_token_id": [2, null]}'])
+def test_a_malformed_generation_configuration_is_named(told: str, gpt2_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(gpt2_folder, folder)
+    (folder / "generation_config.json").write_text(told)
+    with pytest.raises(BadInput, match=r"generation_config\.json"):
+        read_causal(folder)
 
 
 def test_rows_are_held_out_by_the_seed_alone_and_none_is_lost(write: Write, tokenizer: Any) -> None:
