@@ -232,7 +232,7 @@ def test_apart_every_role_has_a_row_and_the_chain_goes_from_one_to_the_other(
     for row in found.values():
         fills(row, ends[-1])
     work = {
-        "generator+actor": {"generate", "actor: update", "load weights"}, "reference": {"reference"},
+        "generator+actor": {"generate", "actor: update", "digest"}, "reference": {"reference"},
         "reward": {"reward"}, "critic": {"critic: values", "advantage", "critic: update"}, "driver": {"publish", "log"},
     }  # fmt: skip
     for process, spans in work.items():
