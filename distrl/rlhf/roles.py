@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrl.learner import Learner, Snapshot
-from distrl.policies.lm import LanguagePolicy, ScalarHead, ScalarModel
-from distrl.policies.protocol import load_parameters, parameters_and_buffers
+from distrl.learner import Snapshot
+from distrl.policies.lm import LanguagePolicy
+from distrl.policies.protocol import load_parameters
 from distrl.rlhf.experience import Opinions, experience, summary
 from distrl.rlhf.generation import CachedGenerator, respond
-from distrl.rlhf.models import ModelParts, width
+from distrl.rlhf.learning import RoleLearner
+from distrl.rlhf.models import ModelParts
 from distrl.rlhf.offload import Held, Turns
 from distrl.rlhf.opinions import Part, join, log_probs, pieces, values
 from distrl.rlhf.prompts import PromptOrder
@@ -33,7 +34,7 @@ from distrl.rlhf.responses import Responses, share_of
 from distrl.rlhf.weights import Weights
 from distrl.telemetry import spans
 from distrl.telemetry.spans import TakenWhenSent, span
-from distrl.updates.shares import Share, SharedUpdate, joined, stops
+from distrl.updates.shares import Share, joined, stops
 
 Role = Literal["actor", "critic", "reward", "reference", "generator"]
 ROLES: tuple[Role, ...] = ("generator", "actor", "critic", "reference", "reward")
@@ -124,10 +125,10 @@ class RoleWorker:
         self.spec, self.roles = spec, tuple(roles)
         self.turns = Turns(offload)
         self.share, self.num_shares = share, num_shares
-        self.learner: Learner | None = None
+        self.learner: RoleLearner | None = None
         models = {role: replace(parts, fused=spec.fast_paths) for role, parts in models.items()}
         if "actor" in roles or "critic" in roles:
-            self.learner = self._make_learner(models)
+            self.learner = RoleLearner(spec, roles, models)
             policy = self.learner.policy
             self.weights = {role: Weights(getattr(policy, role)) for role in self._trained}
         if "generator" in roles:
@@ -152,24 +153,6 @@ class RoleWorker:
         if remote:
             spans.mark(WAITING)
 
-    def _make_learner(self, models: dict[str, ModelParts]) -> Learner:
-        spec, recipe = self.spec, self.spec.recipe
-        actor = models["actor"].build(spec.device("actor")) if "actor" in self.roles else None
-        critic: Any = None
-        if recipe.trains_value and spec.value_head and actor is not None:
-            critic = ScalarHead(width(models["actor"])).to(spec.device("actor"))
-        elif "critic" in self.roles and not spec.value_head:
-            critic = ScalarModel(models["critic"].build(spec.device("critic")))
-        policy = LanguagePolicy(actor, critic, recipe.temperature)
-        return Learner(
-            policy,
-            recipe,
-            spec.seed,
-            spec.device("actor" if actor is not None else "critic"),
-            max_skipped_updates=spec.max_skipped_updates,
-            update=SharedUpdate(policy, recipe, spec.micro_batch, {"critic": spec.critic_rate}),
-        )
-
     # turns on a device
 
     def _owner(self, role: str) -> str:
@@ -185,12 +168,12 @@ class RoleWorker:
             return [self.writer if owner == "generator" else self.reference]
         if not self._has(owner):
             return []
-        learner = cast(Learner, self.learner)
+        learner = cast(RoleLearner, self.learner)
         held: list[Held] = [getattr(learner.policy, owner)]
         if owner == "actor" and self.spec.value_head and self._has("critic"):
             held.append(learner.policy.critic)
         if learns:
-            held.append(cast(SharedUpdate, learner.optimisation).groups[owner].optimiser)
+            held.append(learner.shared.groups[owner].optimiser)
         return held
 
     @contextmanager
@@ -204,7 +187,7 @@ class RoleWorker:
     @property
     def _trained(self) -> tuple[str, ...]:
         """Which roles learn here."""
-        return tuple(role for role in ("actor", "critic") if self._has(role))
+        return self.learner.trained if self.learner is not None else ()
 
     # writing
 
@@ -248,8 +231,8 @@ class RoleWorker:
     def actor_log_probs(self, *written: list[Responses]) -> Part:
         """Under the actor as it stands, in the very pieces of the first epoch: its ratios start at 1 to the bit."""
         with span("actor: log-probs"), self._turn("actor"):
-            learner = cast(Learner, self.learner)
-            update = cast(SharedUpdate, learner.optimisation)
+            learner = cast(RoleLearner, self.learner)
+            update = learner.shared
             responses, _ = self._look(*written)
             every = [
                 piece
@@ -283,7 +266,7 @@ class RoleWorker:
         `layout` names the parts in their order: ("written", 2), ("reference", 1), ... (top-level arguments, so that
         references to them travel instead of themselves).
         """
-        learner, recipe = cast(Learner, self.learner), self.spec.recipe
+        learner, recipe = cast(RoleLearner, self.learner), self.spec.recipe
         with span("advantage"):
             given = iter(parts)
             said = {name: [next(given) for _ in range(count)] for name, count in layout}
@@ -306,7 +289,7 @@ class RoleWorker:
     def learn(self, progress: float, beta: float, layout: Layout, *parts: Any) -> LearnReport:
         """A whole update, where no other worker shares it: `begin` to `finish`."""
         told = self.begin(progress, beta, layout, *parts)
-        learner = cast(Learner, self.learner)
+        learner = cast(RoleLearner, self.learner)
         with span(self._updating):
             epochs = (learner.minibatches(epoch) for epoch in range(self.spec.recipe.epochs))
             found = learner.optimisation.optimise(learner.task.batch, epochs, learner.task.rates)
@@ -314,7 +297,7 @@ class RoleWorker:
 
     def gradient(self, epoch: int, minibatch: int) -> Share:
         """This share of a minibatch's gradient; an empty one once an epoch's KL was too large."""
-        learner = cast(Learner, self.learner)
+        learner = cast(RoleLearner, self.learner)
         with span(self._updating):
             if epoch != self.epoch:
                 self.stopped |= stops(self.spec.recipe, self.names, np.array(self.rows[self.epoch_begun :]))
@@ -322,18 +305,18 @@ class RoleWorker:
             if self.stopped:
                 return Share((), np.zeros(0, np.float32), {})
             index = learner.minibatches(epoch)[minibatch]
-            update = cast(SharedUpdate, learner.optimisation)
+            update = learner.shared
             return update.gradient(learner.task.batch, index, learner.task.rates, self.share, self.num_shares)
 
     def step(self, *shares: Share) -> None:
         """Steps down all shares' gradient."""
         if self.stopped:
             return
-        learner = cast(Learner, self.learner)
+        learner = cast(RoleLearner, self.learner)
         with span(self._updating):
             whole = joined(shares)
             self.names = [*whole.names]
-            self.rows.append(cast(SharedUpdate, learner.optimisation).step(whole, learner.task.rates))
+            self.rows.append(learner.shared.step(whole, learner.task.rates))
 
     def finish(self) -> LearnReport:
         """The end of an update in shares."""
@@ -344,7 +327,7 @@ class RoleWorker:
         return f"{' and '.join(self._trained)}: update"
 
     def _report(self, told: dict[str, float], names: list[str], table: NDArray[np.float64]) -> LearnReport:
-        learner = cast(Learner, self.learner)
+        learner = cast(RoleLearner, self.learner)
         self.learning.close()
         metrics = learner.finish(names, table)
         if "ratio_deviation" in names and len(table):
@@ -356,11 +339,7 @@ class RoleWorker:
     # state
 
     def _has(self, role: str) -> bool:
-        return self.learner is not None and getattr(self.learner.policy, role) is not None
-
-    def _arrays(self, role: str) -> dict[str, NDArray[Any]]:
-        assert self.learner is not None
-        return parameters_and_buffers(getattr(self.learner.policy, role))
+        return self.learner is not None and self.learner.has(role)
 
     def snapshot(self) -> Snapshot:
         """The actor as it stands."""
@@ -371,27 +350,17 @@ class RoleWorker:
     def changes(self) -> Snapshot:
         """What of the actor is learned, for generators: they have the rest."""
         with span("snapshot"):
-            return self.weights["actor"].snapshot(cast(Learner, self.learner).version)
+            return self.weights["actor"].snapshot(cast(RoleLearner, self.learner).version)
 
     def snapshot_name(self) -> tuple[int, str]:
         """Version and digest of the actor."""
-        version = cast(Learner, self.learner).version
+        version = cast(RoleLearner, self.learner).version
         return version, self.weights["actor"].digest(version)
 
     def state(self) -> dict[str, Any]:
         """Role -> state tree of all that its next update depends on."""
         assert self.learner is not None
-        learner, optimiser = self.learner, self.learner.optimisation.optimiser_state()
-        return {
-            role: {
-                "parameters": self._arrays(role),
-                "optimiser": optimiser.get(role),
-                "version": learner.version,
-                "skipped": learner.skipped,
-                "streak": learner.streak,
-            }
-            for role in self._trained
-        }
+        return self.learner.states()
 
     def load_states(self, states: dict[str, Any]) -> None:
         """Puts back what `state` of workers that together hosted these roles gave."""
@@ -399,19 +368,8 @@ class RoleWorker:
             self.written_by = int(states["actor"]["version"])
             if not self._has("actor"):
                 load_parameters(self.writer, states["actor"]["parameters"])
-        if self.learner is None:
-            return
-        mine = {role: states[role] for role in self._trained}
-        for role, state in mine.items():
-            load_parameters(getattr(self.learner.policy, role), state["parameters"])
-        optimiser = {
-            role: state["optimiser"] for role, state in mine.items() if state["optimiser"] is not None
-        }
-        self.learner.optimisation.load_optimiser_state(optimiser)
-        first = next(iter(mine.values()))
-        self.learner.version = int(first["version"])
-        self.learner.skipped = int(first["skipped"])
-        self.learner.streak = float(first["streak"])
+        if self.learner is not None:
+            self.learner.load_states(states)
 
     def take_spans(self) -> TakenWhenSent:
         """Seconds by name since the last take, the sending of this answer included."""

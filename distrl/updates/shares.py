@@ -109,7 +109,7 @@ class SharedUpdate(TorchUpdate):
     def optimise(
         self, batch: Batch, epochs: Iterable[list[Index]], rates: Rates
     ) -> tuple[list[str], NDArray[np.float64]]:
-        """As `Update.optimise`, all shares here."""
+        """As `Update.optimise`, all shares here; a row ends in one number for each group, 1 if that was skipped."""
         rows: list[NDArray[np.float64]] = []
         names: list[str] = []
         for parts in epochs:
@@ -118,10 +118,10 @@ class SharedUpdate(TorchUpdate):
                 metrics, gradients = self._sums(batch, index, rates)
                 skipped = self._step(gradients, rates)
                 names = [*metrics]
-                rows.append(torch.stack([*metrics.values(), skipped]).double().cpu().numpy())
+                rows.append(torch.cat([torch.stack([*metrics.values()]), skipped]).double().cpu().numpy())
             if stops(self.recipe, names, np.array(rows[begun:])):
                 break
-        return names, np.array(rows) if rows else np.zeros((0, 1))
+        return names, np.array(rows) if rows else np.zeros((0, len(self.groups)))
 
     def gradient(
         self, batch: Batch, index: Index, rates: Rates, share: int = 0, num_shares: int = 1
@@ -139,7 +139,7 @@ class SharedUpdate(TorchUpdate):
         return Share(tuple(metrics), told, flat)
 
     def step(self, whole: Share, rates: Rates) -> NDArray[np.float64]:
-        """Steps every group down the whole gradient. Its metrics, then 1 where a group's was not finite and skipped."""
+        """Steps every group down the whole gradient. Its metrics, then of each 1 if it was not finite and skipped."""
         gradients = {}
         for name, group in self.groups.items():
             ends = np.cumsum([parameter.numel() for parameter in group.parameters])
@@ -149,7 +149,8 @@ class SharedUpdate(TorchUpdate):
                 torch.tensor(part).to(self.device).view_as(own)
                 for own, part in zip(group.parameters, parts, strict=True)
             ]
-        return np.append(whole.metrics.astype(np.float64), float(self._step(gradients, rates)))
+        skipped = self._step(gradients, rates).double().cpu().numpy()
+        return np.append(whole.metrics.astype(np.float64), skipped)
 
     def _sums(self, batch: Batch, index: Index, rates: Rates, share: int = 0, num_shares: int = 1) -> Sums:
         """Metrics and gradients of this learner's pieces; nothing where it has none."""
@@ -163,15 +164,16 @@ class SharedUpdate(TorchUpdate):
         return tree_sum(mine, lambda i: self._piece(batch, pieces[i], rates, count), _added)
 
     def _step(self, gradients: dict[str, list[Tensor]], rates: Rates) -> Tensor:
-        skipped = torch.zeros((), device=self.device)
+        """1 for each group that was skipped, else 0."""
+        skipped = []
         for name, group in self.groups.items():
             for options in group.optimiser.param_groups:
                 options["lr"] = rates.learning_rate * self.rate_factors.get(name, 1.0)
             for parameter, gradient in zip(group.parameters, gradients[name], strict=True):
                 parameter.grad = gradient.contiguous()  # norms add in the order of memory
-            skipped = torch.maximum(skipped, group.step_gradients())
+            skipped.append(group.step_gradients())
             group.optimiser.zero_grad(set_to_none=True)
-        return skipped
+        return torch.stack(skipped)
 
     def pieces(self, length_N: NDArray[np.int64], index: Index) -> list[Index]:
         """Micro-batches of the columns `index`, texts of about one length together."""
@@ -237,12 +239,11 @@ def joined(shares: Sequence[Share]) -> Share:
 
 
 def stops(recipe: Recipe, names: Sequence[str], rows: NDArray[np.float64]) -> bool:
-    """Whether an epoch's rows (metrics, then skipped) passed `target_kl`."""
+    """Whether an epoch's rows (metrics, then skips of each group, the actor's first) passed `target_kl`."""
     if recipe.target_kl is None or "approx_kl" not in names or not len(rows):
         return False
-    return bool(
-        np.where(rows[:, -1] > 0, 0.0, rows[:, list(names).index("approx_kl")]).mean() > recipe.target_kl
-    )
+    kl, skipped = rows[:, list(names).index("approx_kl")], rows[:, len(names)] > 0
+    return bool(np.where(skipped, 0.0, kl).mean() > recipe.target_kl)
 
 
 def _added(a: Sums, b: Sums) -> Sums:

@@ -220,3 +220,34 @@ def test_a_share_that_nobody_may_write_to_is_stepped_down_all_the_same() -> None
     for name, flat in share.gradients.items():
         np.testing.assert_array_equal(flat, kept[name])
     assert worker.snapshot().digest == other.snapshot().digest
+
+
+def test_skips_are_each_roles_own_wherever_it_lives() -> None:
+    """The actor skips the first minibatch, the critic the third: nobody skipped two."""
+
+    def tell(worker: RoleWorker, group: str | None) -> Any:
+        learner = cast(Any, worker.learner)
+        names = ["policy_loss", "value_loss"] if group is None else ["policy_loss"][: group == "actor"]
+        names += ["value_loss"] if group == "critic" else []
+        flags = {"actor": [1.0, 0.0, 0.0], "critic": [0.0, 0.0, 1.0]}
+        columns: list[Any] = (
+            [[float("nan") if one else 2.0 for one in flags["actor"]]] if group != "critic" else []
+        )
+        columns += [[float("nan") if one else 3.0 for one in flags["critic"]]] if group != "actor" else []
+        columns += [flags[name] for name in learner.skips]
+        return learner._read(names, np.array(columns).T)
+
+    together = RoleWorker(spec(), ROLES, models())
+    actor, critic = (RoleWorker(spec(), (role,), models()) for role in ("actor", "critic"))
+    both = tell(together, None)
+    apart = tell(critic, "critic") | tell(actor, "actor")
+    assert both == apart == {
+        "policy_loss": 2.0, "value_loss": 3.0, "skipped_updates": 1.0, "num_updates": 3.0,
+    }  # fmt: skip
+    states = together.state()
+    assert (states["actor"]["skipped"], states["actor"]["streak"]) == (1, 0.0)
+    assert (states["critic"]["skipped"], states["critic"]["streak"]) == (1, 1.0)
+    for role, worker in (("actor", actor), ("critic", critic)):
+        assert_same_trees(worker.state()[role], states[role])
+    again = RoleWorker(spec(), ("critic",), models(), states)
+    assert cast(Any, again.learner).skips["critic"].streak == 1.0
