@@ -246,12 +246,14 @@ def _prompt(line: Line, tokenizer: Any, chat: bool) -> tuple[str, tuple[int, ...
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    from jinja2 import TemplateError
-
     try:
         return render(tokenizer, messages)
-    except TemplateError as error:
-        raise _Corrupt(f"the chat template refuses these messages: {error}") from error
+    except BadInput:
+        raise
+    except Exception as error:  # a template is code: it raises what it likes
+        raise _Corrupt(
+            f"the chat template refuses these messages: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _field(line: Line, name: str) -> Any:

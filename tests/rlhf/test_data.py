@@ -187,6 +187,9 @@ def test_messages_without_a_chat_template_or_against_it_are_refused(write: Write
     tokenizer.chat_template = "{{ raise_exception('no system message') }}"
     with pytest.raises(BadInput, match=r":1: the chat template refuses .*no system message"):
         read_prompts(path, tokenizer)
+    tokenizer.chat_template = "{{ messages[0]['content'] + 1 }}"
+    with pytest.raises(BadInput, match=r":1: the chat template refuses these messages: TypeError"):
+        read_prompts(path, tokenizer)
     tokenizer.chat_template = None
     with pytest.raises(BadInput, match="want a chat template, and the tokenizer has none"):
         read_prompts(path, tokenizer)
