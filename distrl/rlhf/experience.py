@@ -87,23 +87,26 @@ def final_scores(
     return score_N, np.ones(len(score_N), bool)
 
 
-def summary(responses: Responses, said: Opinions, beta: float) -> dict[str, float]:
+def summary(responses: Responses, said: Opinions, recipe: ResponseRecipe, beta: float) -> dict[str, float]:
     """Metrics of a batch, before it is learned from. `kl` is in nats a response: the sum over its tokens, the mean of those.
 
+    `score_mean` is of what the reward said; `objective` is the mean of what is learned from, the last action's score
+    less beta * KL, over the responses that have one.
     `sampling_mismatch` is the largest difference between a log-prob of sampling and that computed again; NaN where none was.
     """
     log_prob = responses.log_prob if said.log_prob is None else said.log_prob
     kl_N = kl_per_response(log_prob - said.reference, responses.valid)
     scored = said.score[np.isfinite(said.score)]
+    final_N, _ = final_scores(responses, said.score, recipe)
+    # a response without a score of the reward's is left out, whatever its end would have got
+    learned = (final_N.astype(np.float64) - beta * kl_N)[np.isfinite(said.score) & np.isfinite(final_N)]
     mismatch = np.abs(log_prob - responses.log_prob)[responses.valid]
     return {
         "score_mean": float(scored.mean(dtype=np.float64)) if len(scored) else float("nan"),
         "score_std": float(scored.std(dtype=np.float64)) if len(scored) else float("nan"),
         "kl": float(kl_N.mean()),
         "beta": beta,
-        "objective": float((said.score.astype(np.float64) - beta * kl_N)[np.isfinite(said.score)].mean())
-        if len(scored)
-        else float("nan"),
+        "objective": float(learned.mean()) if len(learned) else float("nan"),
         "response_length_mean": float(responses.num_actions.mean()),
         "ended_fraction": float(responses.ended.mean()),
         "unscored": float(np.sum(~np.isfinite(said.score))),

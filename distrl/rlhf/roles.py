@@ -276,7 +276,7 @@ class RoleWorker:
                 columns.get("actor"), columns["reference"], columns["reward"], columns.get("critic")
             )
             trajectory = experience(responses, opinions, recipe, beta)
-            self.told = summary(responses, opinions, beta)
+            self.told = summary(responses, opinions, recipe, beta)
             self.size = responses.num_responses, int(responses.valid.sum())
         self.learning = ExitStack()
         self.learning.enter_context(self._turn(*self._trained, learns=True))

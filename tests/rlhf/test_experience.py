@@ -106,14 +106,14 @@ def test_a_response_without_a_score_has_no_valid_row_and_says_so():
     made = experience(responses, said, RLHF_PPO, 0.1)
     assert not made.valid[:, 3].any() and not made.terminated[:, 3].any() and made.done[:, 3].all()
     assert not made.reward[:, 3].any() and made.num_valid == responses.valid.sum() - responses.num_actions[3]
-    assert summary(responses, said, 0.1)["unscored"] == 1
+    assert summary(responses, said, RLHF_PPO, 0.1)["unscored"] == 1
 
 
 def test_the_summary_counts_the_kl_in_nats_a_response_and_logs_the_largest_mismatch():
     responses = texts(lengths=LENGTHS)
     said = opinions(responses)
     assert said.log_prob is not None
-    told = summary(responses, said, 0.2)
+    told = summary(responses, said, RLHF_PPO, 0.2)
     each = [
         float((said.log_prob - said.reference)[:count, n].sum(dtype=np.float64))
         for n, count in enumerate(responses.num_actions)
@@ -128,6 +128,18 @@ def test_the_summary_counts_the_kl_in_nats_a_response_and_logs_the_largest_misma
 
 
 # responses as arrays
+
+
+@pytest.mark.parametrize("cut_off", ["penalty", "bootstrap"])
+def test_the_objective_is_of_the_scores_that_are_learned_from(cut_off):
+    responses = texts(lengths=LENGTHS)
+    said = opinions(responses)
+    recipe = replace(RLHF_PPO, cut_off=cut_off, cut_off_penalty=-30.0)
+    told = summary(responses, said, recipe, 0.2)
+    made = experience(responses, said, recipe, 0.2)
+    has_one = responses.ended if cut_off == "bootstrap" else np.ones(8, bool)
+    np.testing.assert_allclose(told["objective"], made.reward.sum(axis=0)[has_one].mean(), rtol=1e-5)
+    np.testing.assert_allclose(told["score_mean"], said.score.mean(), rtol=1e-5)
 
 
 def test_responses_side_by_side_are_padded_to_the_longest_and_keep_their_tokens():
