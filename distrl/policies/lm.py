@@ -41,19 +41,28 @@ class LanguagePolicy(nn.Module):
         actor: a transformers causal LM, or None.
         critic: a `ScalarModel` of its own, or a `ScalarHead` on the actor's trunk, or None.
         temperature: that responses are sampled at: log-probs are log softmax(logits / temperature).
+        vocabulary: ids that there are, where the model has more rows, as padding leaves: a distribution is over these
+            alone. None: all rows.
     """
 
     recurrent = True
 
-    def __init__(self, actor: nn.Module | None, critic: nn.Module | None, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        actor: nn.Module | None,
+        critic: nn.Module | None,
+        temperature: float = 1.0,
+        vocabulary: int | None = None,
+    ) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.actor = actor
         self.critic = critic
         self.temperature = temperature
+        self.vocabulary = vocabulary
         self._head = (
-            [causal_head(actor)] if actor is not None else []
+            [causal_head(actor, vocabulary)] if actor is not None else []
         )  # in a list: its parameters are the actor's
 
     def evaluate(
@@ -103,7 +112,7 @@ class LanguagePolicy(nn.Module):
         With a gradient, parts are computed again going back instead of kept.
         """
         head, temperature = self._head[0], self.temperature
-        rows = max(1, LOGITS_AT_A_TIME // head.vocabulary)
+        rows = max(1, LOGITS_AT_A_TIME // head.num_rows)
 
         def part(hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
             log_probs = torch.log_softmax(head(hidden).float() / temperature, dim=-1)
@@ -196,12 +205,15 @@ class _Given(nn.Module):
 class CausalHead:
     """From hidden states to logits by the family's own code, with whatever scale or soft cap it has after its head.
 
-    Where nothing comes after it, which is tried once, the head is called itself.
+    Where nothing comes after it, which is tried once, the head is called itself. Rows from `vocabulary` on are left out.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, vocabulary: int | None = None) -> None:
         own = cast(Any, core(model))
-        self.vocabulary = int(own.get_output_embeddings().weight.shape[0])
+        self.num_rows = int(own.get_output_embeddings().weight.shape[0])
+        self.vocabulary = self.num_rows if vocabulary is None else vocabulary
+        if not 1 <= self.vocabulary <= self.num_rows:
+            raise ValueError(f"vocabulary must be 1 to the model's {self.num_rows} rows, got {vocabulary}")
         self.model = copy.copy(own)
         self.model._modules = {**own._modules, own.base_model_prefix: _Given()}
         self.plain = own.get_output_embeddings() if self._ends_at(own.get_output_embeddings()) else None
@@ -218,13 +230,14 @@ class CausalHead:
 
     def __call__(self, hidden_BH: Tensor) -> Tensor:
         """Logits, [B, V]."""
-        return cast(Tensor, self.plain(hidden_BH)) if self.plain is not None else self._by_family(hidden_BH)
+        every = cast(Tensor, self.plain(hidden_BH)) if self.plain is not None else self._by_family(hidden_BH)
+        return every[:, : self.vocabulary] if self.vocabulary < self.num_rows else every
 
     def _by_family(self, hidden_BH: Tensor) -> Tensor:
         found = self.model(inputs_embeds=hidden_BH.unsqueeze(0), use_cache=False)
         return cast(Tensor, found.logits).squeeze(0)
 
 
-def causal_head(model: nn.Module) -> CausalHead:
+def causal_head(model: nn.Module, vocabulary: int | None = None) -> CausalHead:
     """The head of a causal LM; it reads the model's own weights as they are."""
-    return CausalHead(model)
+    return CausalHead(model, vocabulary)

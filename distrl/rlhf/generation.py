@@ -65,7 +65,8 @@ class CachedGenerator:
     """`Generator` with a transformers causal LM on any device.
 
     `end_tokens` end a response and belong to it. `greedy` takes the likeliest token instead. There is no
-    top-k or top-p: what they leave out, log-probs of the whole vocabulary would not know. `fast`: see `fast_paths`.
+    top-k or top-p: what they leave out, log-probs of the whole vocabulary would not know. `fast`: see `fast_paths`;
+    `vocabulary`: see `LanguagePolicy`.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class CachedGenerator:
         greedy: bool = False,
         fast: bool = True,
         choose: Callable[[Tensor, Tensor], Tensor] = pick,
+        vocabulary: int | None = None,
     ) -> None:
         self.model = model
         self.end_tokens = sorted(set(end_tokens))
@@ -83,7 +85,7 @@ class CachedGenerator:
         self.greedy = greedy
         self.fast = fast
         self.choose = choose
-        self.head = causal_head(model)
+        self.head = causal_head(model, vocabulary)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:

@@ -51,7 +51,7 @@ class RoleLearner(Learner):
             critic = ScalarHead(width(models["actor"])).to(spec.device("actor"))
         elif "critic" in roles and not spec.value_head:
             critic = ScalarModel(models["critic"].build(spec.device("critic")))
-        policy = LanguagePolicy(actor, critic, recipe.temperature)
+        policy = LanguagePolicy(actor, critic, recipe.temperature, spec.vocabulary)
         self.shared = SharedUpdate(policy, recipe, spec.micro_batch, {"critic": spec.critic_rate})
         super().__init__(
             policy,

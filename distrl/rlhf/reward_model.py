@@ -130,9 +130,10 @@ def reference_samples(
     temperature: float = 1.0,
     generation_batch: int = 64,
     device: str = "cpu",
+    vocabulary: int | None = None,
 ) -> Responses:
     """One response of the policy, the SFT model say, to each prompt: what `score_scale` wants."""
-    generator = CachedGenerator(policy.build(device), end_tokens, temperature)
+    generator = CachedGenerator(policy.build(device), end_tokens, temperature, vocabulary=vocabulary)
     own_seed = derive_seed(seed, "reference samples")
     parts = []
     for begin in range(0, len(prompts), generation_batch):

@@ -69,6 +69,7 @@ class RoleSpec:
     num_prompts: int  # of an iteration
     end_tokens: tuple[int, ...]
     reward: RewardSource
+    vocabulary: int | None = None  # ids of the tokenizer, where models have more rows
     value_head: bool = False  # the critic is a head on the actor's trunk
     critic_rate: float = 1.0  # the critic's learning rate as a multiple of the actor's
     generation_batch: int = 64  # responses that are written together
@@ -136,14 +137,18 @@ class RoleWorker:
             own = self.learner.policy.actor if self.learner is not None else None
             self.writer = own if own is not None else models["actor"].build(spec.device("generator"))
             self.generator = CachedGenerator(
-                self.writer, spec.end_tokens, spec.recipe.temperature, fast=spec.fast_paths
+                self.writer,
+                spec.end_tokens,
+                spec.recipe.temperature,
+                fast=spec.fast_paths,
+                vocabulary=spec.vocabulary,
             )
             self.order = PromptOrder(len(spec.prompts), spec.seed)
             self.written_by = 0
             self.loaded = Weights(self.writer)
         if "reference" in roles:
             model = models["reference"].build(spec.device("reference")).requires_grad_(False)
-            self.reference = LanguagePolicy(model, None, spec.recipe.temperature)
+            self.reference = LanguagePolicy(model, None, spec.recipe.temperature, spec.vocabulary)
         if "reward" in roles:
             self.scorer = spec.reward.build(spec.device("reward"))
         if states is not None:

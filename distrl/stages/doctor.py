@@ -65,7 +65,7 @@ def examine_model(patient: Patient) -> Iterator[Finding]:
     yield _context(parts, prompts, patient)
     if fits is None:
         return
-    policy = LanguagePolicy(parts.build(), None, patient.temperature)
+    policy = LanguagePolicy(parts.build(), None, patient.temperature, vocabulary_size(tokenizer))
     responses = _write(policy, prompts, end_tokens(tokenizer, parts.generation), patient)
     yield _end(responses)
     yield from invariants(policy, responses)
@@ -110,6 +110,7 @@ def own_log_probs(policy: LanguagePolicy, responses: Responses) -> np.ndarray:
         token = torch.from_numpy(responses.token[n : n + 1, : responses.length[n]])
         with torch.no_grad():
             logits = model(input_ids=token, use_cache=False).logits[0].double() / policy.temperature
+            logits = logits[:, : policy.vocabulary]
         said = torch.log_softmax(logits, -1).numpy()
         for t in range(int(responses.num_actions[n])):
             found[t, n] = said[responses.position[t, n], responses.action[t, n]]
@@ -169,7 +170,9 @@ def _write(
     rows = [row for row in prompts.rows if limit is None or len(row.tokens) < limit][:NUM_PROMPTS]
     longest = max(len(row.tokens) for row in rows)
     size = patient.max_response if limit is None else max(min(patient.max_response, limit - longest), 1)
-    generator = CachedGenerator(cast(Any, policy.actor), ends, patient.temperature)
+    generator = CachedGenerator(
+        cast(Any, policy.actor), ends, patient.temperature, vocabulary=policy.vocabulary
+    )
     numbers = [prompts.rows.index(row) for row in rows]
     return respond(
         generator, [row.tokens for row in rows], numbers, patient.seed, 0, range(len(rows)), size, 0

@@ -49,12 +49,13 @@ class Evaluator:
     seed: int = 0
     batch: int = 64
     device: str = "cpu"
+    vocabulary: int | None = None
     _reference: LanguagePolicy | None = field(default=None, init=False)
     _scorer: Scorer | None = field(default=None, init=False)
 
     def evaluate(self, parts: ModelParts) -> Looked:
         """Of the model; the run's own random numbers are not touched."""
-        policy = LanguagePolicy(parts.build(self.device), None, self.temperature)
+        policy = self._policy(parts)
         responses = self.write(policy)
         told: dict[str, Any] = {"responses": responses.num_responses}
         score_N = self._scores(responses)
@@ -68,10 +69,15 @@ class Evaluator:
         told["ended_fraction"] = float(responses.ended.mean())
         return Looked(told, responses, score_N, kl_N)
 
+    def _policy(self, parts: ModelParts) -> LanguagePolicy:
+        return LanguagePolicy(parts.build(self.device), None, self.temperature, self.vocabulary)
+
     def write(self, policy: LanguagePolicy) -> Responses:
         """The responses, prompt by prompt."""
         assert policy.actor is not None
-        generator = CachedGenerator(policy.actor, self.end_tokens, self.temperature, self.greedy)
+        generator = CachedGenerator(
+            policy.actor, self.end_tokens, self.temperature, self.greedy, vocabulary=self.vocabulary
+        )
         numbers = np.repeat(np.arange(len(self.prompts)), self.samples)
         seed = derive_seed(self.seed, "evaluation")
         written = []
@@ -94,7 +100,7 @@ class Evaluator:
         if self.reference is None:
             return None
         if self._reference is None:
-            self._reference = LanguagePolicy(self.reference.build(self.device), None, self.temperature)
+            self._reference = self._policy(self.reference)
         pieces = chunks(responses.length, self.batch)
         with torch.no_grad():
             own, theirs = (

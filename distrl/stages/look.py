@@ -16,7 +16,7 @@ from distrl.rlhf.data import Prompt, read_prompts
 from distrl.rlhf.models import ModelParts, read_causal
 from distrl.rlhf.rewards import FunctionReward, check_function
 from distrl.rlhf.roles import RewardSource
-from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer
+from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
 from distrl.session import has_ended
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import Problems, require_context, reward_model, trained_parts, weighted
@@ -70,6 +70,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
         samples=asked.samples,
         seed=asked.seed,
         batch=asked.batch,
+        vocabulary=vocabulary_size(tokenizer),
     )
     looked = evaluator.evaluate(parts)
     if asked.out is not None:

@@ -18,6 +18,7 @@ from distrl.rlhf.models import ModelParts, save
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
 from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
+from distrl.rlhf.tokenizers import vocabulary_size
 from distrl.runtime.placement import devices, hosts_for, idle_warnings
 from distrl.runtime.roles import Host, Roles, start_roles
 from distrl.stages.evaluation import Evaluator
@@ -229,6 +230,7 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         num_prompts=config.num_prompts,
         end_tokens=materials.end_tokens,
         reward=materials.reward,
+        vocabulary=vocabulary_size(materials.tokenizer),
         value_head=config.value_head,
         critic_rate=config.critic_rate,
         generation_batch=config.generation_batch,
@@ -255,4 +257,5 @@ def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Eva
         seed=config.seed,
         batch=config.generation_batch,
         device=device,
+        vocabulary=vocabulary_size(materials.tokenizer),
     )

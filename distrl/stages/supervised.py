@@ -190,5 +190,6 @@ class RewardStage(SupervisedStage):
             config.seed,
             config.temperature,
             device=self.device,
+            vocabulary=vocabulary_size(self.tokenizer),
         )
         return score_scale(parts, samples, device=self.device)
