@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distrl.maths import losses
+from distrl.policies.lm import NO_ACTION
 from distrl.policies.protocol import Evaluation
 from distrl.recipes import Recipe
 from distrl.telemetry.spans import span
@@ -34,6 +35,28 @@ T = TypeVar("T")
 Sums = tuple[
     dict[str, Tensor], dict[str, list[Tensor]]
 ]  # metrics, and the gradients of each group's parameters
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A batch, and what the host asks of its columns, so that it need not wait for the device: NumPy, [N] each."""
+
+    batch: Batch
+    rows_N: NDArray[np.int64]  # that are a decision, scored or not: they come first
+    valid_N: NDArray[np.int64]  # that are learned from
+    length_N: NDArray[np.int64]  # tokens of the text
+
+    def take(self, columns: Index) -> Batch:
+        """Some of them, without the rows at the end that are no decision in any."""
+        num_rows = max(int(self.rows_N[columns].max()), 1)
+        whole = vars(self.batch)
+        rows = {
+            name: tree_map(lambda leaf: leaf[:num_rows], value)
+            for name, value in whole.items()
+            if name != "initial_state"
+        }
+        some = Batch(**rows, initial_state=self.batch.initial_state)
+        return some.take(to_device(columns, self.batch.action.device))
 
 
 @dataclass(frozen=True)
@@ -100,34 +123,41 @@ class SharedUpdate(TorchUpdate):
         self.learns_policy = self.policy.actor is not None
         self.learns_value = recipe.trains_value and self.policy.critic is not None
 
-    def batch(self, trajectory: Trajectory, advantage: NDArray[Any], target: NDArray[Any]) -> Batch:
+    def batch(self, trajectory: Trajectory, advantage: NDArray[Any], target: NDArray[Any]) -> Texts:  # type: ignore[override]
         batch = super().batch(trajectory, advantage, target)
         reference = to_device(trajectory.extra["reference_log_prob"], self.device)
         valid = to_device(trajectory.valid, self.device)
-        return replace(batch, reference_log_prob=reference, valid=valid)
+        return Texts(
+            replace(batch, reference_log_prob=reference, valid=valid),
+            rows_N=(trajectory.action != NO_ACTION).sum(axis=0),
+            valid_N=trajectory.valid.sum(axis=0),
+            length_N=np.asarray(trajectory.initial_state["length"]),
+        )
 
     def optimise(
-        self, batch: Batch, epochs: Iterable[list[Index]], rates: Rates
+        self, batch: Any, epochs: Iterable[list[Index]], rates: Rates
     ) -> tuple[list[str], NDArray[np.float64]]:
         """As `Update.optimise`, all shares here; a row ends in one number for each group, 1 if that was skipped."""
-        rows: list[NDArray[np.float64]] = []
+        tables: list[NDArray[np.float64]] = []
         names: list[str] = []
         for parts in epochs:
-            begun = len(rows)
+            rows: list[Tensor] = []
             for index in parts:
                 metrics, gradients = self._sums(batch, index, rates)
                 skipped = self._step(gradients, rates)
                 names = [*metrics]
-                rows.append(torch.cat([torch.stack([*metrics.values()]), skipped]).double().cpu().numpy())
-            if stops(self.recipe, names, np.array(rows[begun:])):
+                rows.append(torch.cat([torch.stack([*metrics.values()]), skipped]))
+            if rows:  # the host waits for the device here, once an epoch
+                tables.append(torch.stack(rows).double().cpu().numpy())
+            if rows and stops(self.recipe, names, tables[-1]):
                 break
-        return names, np.array(rows) if rows else np.zeros((0, len(self.groups)))
+        return names, np.concatenate(tables) if tables else np.zeros((0, len(self.groups)))
 
     def gradient(
-        self, batch: Batch, index: Index, rates: Rates, share: int = 0, num_shares: int = 1
+        self, texts: Texts, index: Index, rates: Rates, share: int = 0, num_shares: int = 1
     ) -> Share:
         """This learner's share of the gradient of a minibatch, the columns `index`; an empty one where it has no piece."""
-        sums = self._sums(batch, index, rates, share, num_shares)
+        sums = self._sums(texts, index, rates, share, num_shares)
         if not sums[1]:
             return Share((), np.zeros(0, np.float32), {})
         metrics, gradients = sums
@@ -152,16 +182,14 @@ class SharedUpdate(TorchUpdate):
         skipped = self._step(gradients, rates).double().cpu().numpy()
         return np.append(whole.metrics.astype(np.float64), skipped)
 
-    def _sums(self, batch: Batch, index: Index, rates: Rates, share: int = 0, num_shares: int = 1) -> Sums:
+    def _sums(self, texts: Texts, index: Index, rates: Rates, share: int = 0, num_shares: int = 1) -> Sums:
         """Metrics and gradients of this learner's pieces; nothing where it has none."""
-        length: Tensor = batch.initial_state["length"]
-        pieces = self.pieces(length.cpu().numpy(), index)
-        assert batch.valid is not None
-        count = batch.valid[:, to_device(index, self.device)].sum().clamp(min=1)
+        pieces = self.pieces(texts.length_N, index)
+        count = torch.tensor(max(int(texts.valid_N[index].sum()), 1))
         mine = node(len(pieces), share, num_shares)
         if not len(mine):
             return {}, {}
-        return tree_sum(mine, lambda i: self._piece(batch, pieces[i], rates, count), _added)
+        return tree_sum(mine, lambda i: self._piece(texts, pieces[i], rates, count), _added)
 
     def _step(self, gradients: dict[str, list[Tensor]], rates: Rates) -> Tensor:
         """1 for each group that was skipped, else 0."""
@@ -182,11 +210,10 @@ class SharedUpdate(TorchUpdate):
         order = index[np.argsort(-length_N[index], kind="stable")]
         return [order[begin : begin + self.micro_batch] for begin in range(0, len(order), self.micro_batch)]
 
-    def _piece(self, batch: Batch, columns: Index, rates: Rates, count: Tensor) -> Sums:
+    def _piece(self, texts: Texts, columns: Index, rates: Rates, count: Tensor) -> Sums:
         """Metrics and gradients of one micro-batch. `ratio_deviation` is the mean of |ratio - 1|."""
         with span("learn: rows"):
-            rows = batch.take(to_device(columns, self.device))
-            rows = _without_padding(rows)
+            rows = texts.take(columns)
         assert rows.valid is not None
         evaluation = self.policy.evaluate(
             rows.observation, rows.action, rows.action_mask, rows.initial_state, rows.episode_start
@@ -253,15 +280,3 @@ def _added(a: Sums, b: Sums) -> Sums:
         for name, parts in a[1].items()
     }
     return metrics, gradients
-
-
-def _without_padding(rows: Batch) -> Batch:
-    """Without the rows at the end that are no decision in any of these columns."""
-    assert rows.valid is not None
-    used = int(rows.valid.any(dim=1).sum())
-    columns = {
-        name: tree_map(lambda leaf: leaf[: max(used, 1)], value)
-        for name, value in vars(rows).items()
-        if name != "initial_state"
-    }
-    return Batch(**columns, initial_state=rows.initial_state)

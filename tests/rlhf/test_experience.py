@@ -277,6 +277,29 @@ def test_the_ratio_on_the_first_minibatch_is_exactly_one_where_log_probs_are_com
     assert 0 < logged["sampling_mismatch"] < 1e-4, "what the other mode would have had"
 
 
+def test_log_probs_computed_again_see_the_rows_of_the_update_where_the_longest_has_no_score():
+    one = worker("llama", 4, exact_ratio=True, minibatches=2)
+    assert one.learner is not None
+    seen: list[list[Any]] = [[]]
+    own = one.learner.policy.evaluate
+
+    def watched(position: Any, action: Any, *more: Any) -> Any:
+        seen[-1].append((tuple(action.shape), action.tolist()))
+        return own(position, action, *more)
+
+    one.learner.policy.evaluate = watched
+    written = one.write(0)
+    said = opinions_of(one, written)
+    length = np.concatenate([some.num_actions for some in written])
+    said["reward"].said[np.isin(said["reward"].columns, np.flatnonzero(length == length.max()))] = np.nan
+    one.begin(0.0, 0.1, (("written", 1), *((name, 1) for name in said)), written, *said.values())
+    seen.append([])
+    task = one.learner.task
+    for index in one.learner.minibatches(0):
+        one.learner.shared.gradient(task.batch, index, task.rates)
+    assert seen[0] == seen[1] and len(seen[0]) == 4
+
+
 def test_a_temperature_left_out_of_the_update_would_show_in_the_ratio():
     one = worker("llama", temperature=0.7)
     assert one.learner is not None

@@ -13,8 +13,8 @@ from small import SMALL_PPO, models, spec
 from distrl.rlhf.recipes import GRPO, ResponseRecipe
 from distrl.rlhf.roles import ROLES, RoleWorker
 from distrl.updates.protocol import Rates
-from distrl.updates.shares import Share, SharedUpdate, joined, node, tree_sum
-from distrl.updates.torch import Batch, TorchUpdate
+from distrl.updates.shares import Share, SharedUpdate, Texts, joined, node, tree_sum
+from distrl.updates.torch import TorchUpdate
 
 WHOLE = replace(SMALL_PPO, max_grad_norm=None)
 
@@ -42,7 +42,7 @@ def begin(worker: RoleWorker, said: dict[str, Any]) -> None:
     worker.begin(0.1, 0.1, tuple((name, 1) for name in said), *said.values())
 
 
-def update_of(worker: RoleWorker) -> tuple[SharedUpdate, Batch, Rates]:
+def update_of(worker: RoleWorker) -> tuple[SharedUpdate, Texts, Rates]:
     assert worker.learner is not None
     task = worker.learner.task
     return cast(SharedUpdate, worker.learner.optimisation), task.batch, task.rates
@@ -122,7 +122,7 @@ def test_a_whole_minibatch_has_the_gradient_of_the_plain_update() -> None:
     index = np.arange(3, 14)
     split = shared(worker, index, 1)
     plain = TorchUpdate(update.policy, replace(update.recipe, normalize_advantage=False))
-    names, row = plain.optimise(batch, [[index]], replace(rates, learning_rate=0.0))
+    names, row = plain.optimise(batch.batch, [[index]], replace(rates, learning_rate=0.0))
     assert set(split.names) - set(names) == {"ratio_deviation"}
     told = dict(zip(split.names, split.metrics))
     np.testing.assert_allclose([told[name] for name in names], row[0, :-1], rtol=1e-5, atol=1e-6)
