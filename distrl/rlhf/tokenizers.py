@@ -116,8 +116,9 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 
 def prompt_tokens(tokenizer: Any, text: str, templated: bool) -> tuple[int, ...]:
-    """Ids of a prompt. The tokenizer's own start of text is added where no template has written one."""
-    ids = list(tokenizer(text, add_special_tokens=not templated)["input_ids"])
+    """Ids of a prompt. The tokenizer's own start of text is added where neither a template nor the text has one."""
+    started = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    ids = list(tokenizer(text, add_special_tokens=not (templated or started))["input_ids"])
     if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
         ids.pop()  # some add an end too, behind which there would be nothing to say
     return tuple(ids)

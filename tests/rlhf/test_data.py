@@ -79,6 +79,17 @@ def test_a_tokenizer_that_adds_a_start_adds_it_to_text_and_not_to_a_template(wri
     assert shown.tokens == (*plain.tokens, *tokenizer("you", add_special_tokens=False)["input_ids"], 2)
 
 
+def test_a_text_that_a_template_has_rendered_before_gets_no_second_start(write: Write) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = train_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    bare, rendered = read_prompts(write({"prompt": "hi"}, {"prompt": "<s>hi"}), tokenizer).rows
+    assert rendered.tokens == bare.tokens and bare.tokens.count(1) == 1
+
+
 def test_completions_end_with_one_end_of_text_and_prompts_are_told_apart(
     write: Write, tokenizer: Any
 ) -> None:
