@@ -79,6 +79,7 @@ class PPOStage:
         return {**worker.state()}
 
     def start(self, run: StageRun, trees: dict[str, Any]) -> None:
+        torch.set_num_threads(self.config.threads)  # of what the driver computes itself
         self.run = run
         run.seen = self._seen
         states = {role: trees[role] for role in TRAINED if role in trees}
@@ -208,7 +209,9 @@ class PPOStage:
         if prompts is None or not config.eval_every or iteration % config.eval_every:
             return {}
         if self._evaluator is None:
-            self._evaluator = evaluator_of(config, self.materials, self.device)
+            # beside roles on Ray the driver has no device of its own
+            device = self.device if config.placement == "in-process" else "cpu"
+            self._evaluator = evaluator_of(config, self.materials, device)
         with self.run.interrupts.at_once():
             told = self._evaluator.evaluate(self.actor()).told
         return {f"eval/{name}": value for name, value in told.items()}
@@ -257,5 +260,6 @@ def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Eva
         seed=config.seed,
         batch=config.generation_batch,
         device=device,
+        fast_paths=config.fast_paths,
         vocabulary=vocabulary_size(materials.tokenizer),
     )
