@@ -63,10 +63,12 @@ def examine_model(patient: Patient) -> Iterator[Finding]:
         return
     fits = yield from _try("vocabulary", lambda: _vocabulary(tokenizer, parts, patient.model), str)
     yield _context(parts, prompts, patient)
-    if fits is None:
+    limit = context_length(parts.config)
+    rows = [row for row in prompts.rows if limit is None or len(row.tokens) < limit]
+    if fits is None or not rows:
         return
     policy = LanguagePolicy(parts.build(), None, patient.temperature, vocabulary_size(tokenizer))
-    responses = _write(policy, prompts, end_tokens(tokenizer, parts.generation), patient)
+    responses = _write(policy, prompts, rows[:NUM_PROMPTS], end_tokens(tokenizer, parts.generation), patient)
     yield _end(responses)
     yield from invariants(policy, responses)
     for folder in patient.reward:
@@ -164,10 +166,13 @@ def _context(parts: ModelParts, prompts: DataSet[Prompt], patient: Patient) -> F
 
 
 def _write(
-    policy: LanguagePolicy, prompts: DataSet[Prompt], ends: tuple[int, ...], patient: Patient
+    policy: LanguagePolicy,
+    prompts: DataSet[Prompt],
+    rows: list[Prompt],
+    ends: tuple[int, ...],
+    patient: Patient,
 ) -> Responses:
     limit = context_length(cast(Any, core(cast(Any, policy.actor))).config)
-    rows = [row for row in prompts.rows if limit is None or len(row.tokens) < limit][:NUM_PROMPTS]
     longest = max(len(row.tokens) for row in rows)
     size = patient.max_response if limit is None else max(min(patient.max_response, limit - longest), 1)
     generator = CachedGenerator(

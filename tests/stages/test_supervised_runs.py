@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.conftest import command, ppo_flags, records, start, summary
+from tests.stages.conftest import command, ppo_flags, records, start, summary, write_lines
 from tests.stages.test_ppo_run import until
 
 TRAIN = (
@@ -107,3 +107,10 @@ def test_the_doctor_finds_a_model_well_and_an_unfit_reward(workplace: Path) -> N
         assert found[check] == "pass", done.stdout
     done = command(workplace, *asked, "--reward", "gpt2", status=1)
     assert "gpt2 lacks parameters of a scalar model" in done.stdout
+
+
+def test_the_doctor_says_that_no_prompt_fits_and_stops_there(workplace: Path) -> None:
+    write_lines(workplace / "endless.jsonl", [{"prompt": "say it again " * 100}])
+    done = command(workplace, "doctor", "--model", "gpt2", "--data", "endless.jsonl", status=1)
+    assert "the model reads 128; shorten one of the two" in done.stdout
+    assert "ratio" not in done.stdout
