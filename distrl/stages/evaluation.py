@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from distrl.maths.kl import kl_per_response
 from distrl.maths.random import derive_seed
@@ -50,6 +51,7 @@ class Evaluator:
     batch: int = 64
     device: str = "cpu"
     vocabulary: int | None = None
+    fast_paths: bool = True  # `distrl.rlhf.fast_paths`
     _reference: LanguagePolicy | None = field(default=None, init=False)
     _scorer: Scorer | None = field(default=None, init=False)
 
@@ -70,13 +72,18 @@ class Evaluator:
         return Looked(told, responses, score_N, kl_N)
 
     def _policy(self, parts: ModelParts) -> LanguagePolicy:
-        return LanguagePolicy(parts.build(self.device), None, self.temperature, self.vocabulary)
+        return LanguagePolicy(self._built(parts), None, self.temperature, self.vocabulary)
 
     def write(self, policy: LanguagePolicy) -> Responses:
         """The responses, prompt by prompt."""
         assert policy.actor is not None
         generator = CachedGenerator(
-            policy.actor, self.end_tokens, self.temperature, self.greedy, vocabulary=self.vocabulary
+            policy.actor,
+            self.end_tokens,
+            self.temperature,
+            self.greedy,
+            self.fast_paths,
+            vocabulary=self.vocabulary,
         )
         numbers = np.repeat(np.arange(len(self.prompts)), self.samples)
         seed = derive_seed(self.seed, "evaluation")
@@ -87,6 +94,9 @@ class Evaluator:
             mine = numbers[rows.start : rows.stop]
             written.append(respond(generator, some, mine, seed, 0, rows, self.max_response, 0))
         return Responses.concatenate(written)
+
+    def _built(self, parts: ModelParts) -> nn.Module:
+        return replace(parts, fused=self.fast_paths).build(self.device)
 
     def _scores(self, responses: Responses) -> Floats | None:
         if self.reward is None:

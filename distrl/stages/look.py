@@ -71,6 +71,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
         seed=asked.seed,
         batch=asked.batch,
         vocabulary=vocabulary_size(tokenizer),
+        fast_paths=config is None or config.fast_paths,
     )
     looked = evaluator.evaluate(parts)
     if asked.out is not None:
@@ -133,7 +134,8 @@ def _reward(
     if not folders and not functions and config is not None:
         folders, functions, weights = config.reward, config.reward_function, config.reward_weights
     problems = Problems()
-    models = [problems.of("--reward", reward_model, folder, tokenizer) for folder in folders]
+    fast = config is None or config.fast_paths
+    models = [problems.of("--reward", reward_model, folder, tokenizer, fast) for folder in folders]
     for function in functions:
         problems.of("--reward-function", check_function, function)
     problems.stop()

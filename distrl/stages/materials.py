@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from distrl.rlhf.models import (
     scalar_from,
     with_lora,
 )
-from distrl.rlhf.rewards import FunctionReward, Weighted, check_function, read_reward
+from distrl.rlhf.rewards import FunctionReward, ModelReward, Weighted, check_function, read_reward
 from distrl.rlhf.roles import RewardSource
 from distrl.rlhf.tokenizers import (
     check_same_tokenizer,
@@ -107,7 +107,10 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
     problems.stop()
     assert prompts is not None
     models = _models(config, tokenizer, problems)
-    rewards = [problems.of("--reward", reward_model, folder, tokenizer) for folder in config.reward]
+    rewards = [
+        problems.of("--reward", reward_model, folder, tokenizer, config.fast_paths)
+        for folder in config.reward
+    ]
     problems.stop()
     longest = max(len(prompt.tokens) for some in (prompts, eval_prompts) if some for prompt in some.rows)
     told = f"the longest prompt's {longest} + --max-response {config.recipe.max_response}"
@@ -152,11 +155,11 @@ def weighted(sources: Sequence[RewardSource], weights: Sequence[float]) -> Rewar
     return Weighted(tuple(zip(weights or [1.0] * len(sources), sources, strict=True)))
 
 
-def reward_model(folder: str, tokenizer: Any) -> Any:
+def reward_model(folder: str, tokenizer: Any, fast_paths: bool = True) -> ModelReward:
     """The reward model of a folder, which must read the actor's tokens. Raises BadInput."""
     found = read_reward(folder)
     _check_reads(folder, tokenizer, found.parts, "--reward")
-    return found
+    return replace(found, parts=replace(found.parts, fused=fast_paths))
 
 
 def _check_reads(folder: str, tokenizer: Any, parts: ModelParts, flag: str) -> None:

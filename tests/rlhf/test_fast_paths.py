@@ -2,16 +2,23 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from distrl.rlhf import generation
 from distrl.rlhf.certificate import EnumerableTask, certify, make_worker
+from distrl.rlhf.data import Prompt
 from distrl.rlhf.fast_paths import DECODE, DECODE_PADDED, decoding, few_queries, fused_activations
-from distrl.rlhf.models import scalar_from
+from distrl.rlhf.models import read_causal, scalar_from
+from distrl.rlhf.rewards import ScoreScale, save_reward
 from distrl.rlhf.roles import ROLES, RoleWorker
+from distrl.stages.evaluation import Evaluator
+from distrl.stages.materials import reward_model
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -85,3 +92,25 @@ def test_a_run_without_fast_paths_uses_transformers_own_and_learns_the_same_with
         )
     assert stands[0] == pytest.approx(stands[1], abs=1e-4)
     assert stands[0][-1] != stands[1][-1], "they are two computations"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_look_at_a_policy_and_its_reward_take_the_fast_paths_that_the_run_takes(
+    fast: bool, gpt2_folder: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, seen = read_causal(gpt2_folder), []
+
+    def watched(model: Any, padded: bool, asked: bool = True) -> Any:
+        seen.append(asked)
+        return decoding(model, padded, asked)
+
+    monkeypatch.setattr(generation, "decoding", watched)
+    save_reward(scalar_from(parts), ScoreScale(), tmp_path / "reward")
+    reward = reward_model(str(tmp_path / "reward"), tokenizer, fast)
+    prompts = (Prompt("a", (5, 6), {}),)
+    evaluator = Evaluator(prompts, parts, reward, (3,), max_response=2, fast_paths=fast)
+    evaluator.evaluate(parts)
+    scorer, reference = cast(Any, evaluator._scorer).model, cast(Any, evaluator._reference)
+    assert seen == [fast]
+    for model in (scorer, reference, evaluator._built(parts)):
+        assert any(isinstance(one, torch.nn.GELU) for one in model.modules()) == fast
