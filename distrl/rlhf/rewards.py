@@ -7,9 +7,11 @@ there is none: that response is left out of the batch.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,19 @@ class FunctionScorer:
 def check_function(function: str) -> None:
     """BadInput where a reward function cannot be loaded: tried in a process of its own, before a run begins."""
     FunctionProcess(function, timeout_sec=10.0).close()
+
+
+def function_file(function: str) -> Path | None:
+    """The file that its module is in, found without running it; None where it is in none."""
+    found, path, name = None, [one or os.getcwd() for one in ("", *sys.path)], ""
+    for part in function.partition(":")[0].split("."):
+        name = f"{name}.{part}".lstrip(".")
+        found = PathFinder.find_spec(name, path)
+        if found is None:
+            return None
+        path = list(found.submodule_search_locations or ())
+    file = None if found is None or not found.has_location else found.origin
+    return Path(file) if file else None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     state    prompt and the tokens so far        policy   log pi(token | state)
     action   the next token                      reward   score at the last action - beta * (log pi - log pi_ref)
-    episode  one response                        V, A     of the critic, and by the recipe's credit
+    episode  one response                        V, A     of the critic, and as the update weighs the token
 
 All of it comes from the run's own parts: its actor and critic as they were saved, its reference, reward and prompts,
 and the code that trains. Nothing is computed for the picture alone.
@@ -19,7 +19,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from distrl.checkpoint import latest_checkpoint
-from distrl.credit import give_credit
 from distrl.errors import BadInput
 from distrl.rlhf.experience import Opinions, experience
 from distrl.rlhf.opinions import join
@@ -53,8 +52,11 @@ def show(run_dir: Path | None, out: Path, seed: int, trust_run: bool = False) ->
     if run_dir is None:
         raise BadInput("show tokens wants the RUN_DIR of a `distrl rlhf ppo` run")
     found, about = look(run_dir, seed, trust_run)
-    scores = np.array([one.score for one in found])
-    order = np.argsort(scores, kind="stable")
+    if not found:
+        raise BadInput(
+            f"{run_dir}: none of the responses has a score, so there is nothing that is learned from"
+        )
+    order = np.argsort([one.score for one in found], kind="stable")
     places = sorted({0, len(order) // 2, len(order) - 1})[:SHOWN]
     shown = [found[order[place]] for place in places]
     _draw(shown, out, about)
@@ -91,6 +93,7 @@ def look(run_dir: Path, seed: int, trust_run: bool) -> tuple[list[Episode], dict
     about = {
         "run": run_dir.resolve().name, "algo": config.algo, "iteration": int(trees["run"]["iteration"]),
         "beta": beta, "kl_in": config.recipe.kl_in, "seed": seed,
+        "whitened": config.recipe.normalizes_batch,
     }  # fmt: skip
     return episodes, about
 
@@ -98,7 +101,7 @@ def look(run_dir: Path, seed: int, trust_run: bool) -> tuple[list[Episode], dict
 def _episodes(
     worker: RoleWorker, spec: RoleSpec, materials: Any, beta: float, iteration: int
 ) -> list[Episode]:
-    """Written, judged and credited as in training."""
+    """Written, judged and credited as in training; a response without a score is in no update, and left out."""
     recipe = spec.recipe
     written = worker.write(iteration)
     responses = Responses.concatenate(written)
@@ -107,14 +110,15 @@ def _episodes(
     said = Opinions(
         None, join([worker.reference_log_probs(written)], n), join([worker.scores(written)], n), value
     )
-    trajectory = experience(responses, said, recipe, beta)
-    advantage, _ = give_credit(recipe, trajectory, trajectory.reward)
+    assert worker.learner is not None
+    task = worker.learner.begin([experience(responses, said, recipe, beta)], 0.0)
+    trajectory, advantage = task.trajectory, task.advantage
     tokenizer = materials.tokenizer
     episodes = []
-    for i in range(n):
+    for i in np.flatnonzero(np.isfinite(said.score)):
         rows = slice(0, int(responses.num_actions[i]))
 
-        def column(table: Any, rows: slice = rows, i: int = i) -> list[float]:
+        def column(table: Any, rows: slice = rows, i: int = int(i)) -> list[float]:
             return [float(number) for number in table[rows, i]]
 
         actions = responses.action[rows, i].tolist()
@@ -147,16 +151,24 @@ def _written(tokenizer: Any, token: int) -> str:
 
 def _draw(shown: list[Episode], out: Path, about: dict[str, Any]) -> None:
     subtitle = f"{about['algo']}, run {about['run']} after {about['iteration']:,} iterations, beta {about['beta']:.3g}"
-    caption = (
-        "Each column is a decision: the state is the prompt and all tokens to the left of it, the action is the token "
-        "below. Top: how likely the actor and the frozen reference find it. Middle: the reward, minus beta times the "
-        "difference of the two in every column, and the score in the last one. Bottom: what the critic expects, "
-        "and the advantage that weighs the token's log-prob in the update."
-    )
+    caption = _caption(about["kl_in"], about["whitened"])
     with page(out, "A language model as an RL agent", subtitle, caption, (13.0, 5.4 * len(shown))) as figure:
         axes = figure.subplots(3 * len(shown), 1, squeeze=False)[:, 0]
         for i, episode in enumerate(shown):
             _draw_episode(axes[3 * i : 3 * i + 3], episode)
+
+
+def _caption(kl_in: str, is_whitened: bool) -> str:
+    if kl_in == "reward":
+        middle = "the reward, minus beta times the difference of the two in every column, and the score in the last one"
+    else:
+        middle = "the reward, the score in the last column alone: beta times the KL to the reference is a term of the loss"
+    normal = ", brought to mean 0 and deviation 1 over the batch" if is_whitened else ""
+    return (
+        "Each column is a decision: the state is the prompt and all tokens to the left of it, the action is the token "
+        f"below. Top: how likely the actor and the frozen reference find it. Middle: {middle}. Bottom: what the critic "
+        f"expects, where there is one, and the advantage that weighs the token's log-prob in the update{normal}."
+    )
 
 
 def _draw_episode(axes: Any, episode: Episode) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,14 @@ from distrl.rlhf.models import (
     scalar_from,
     with_lora,
 )
-from distrl.rlhf.rewards import FunctionReward, ModelReward, Weighted, check_function, read_reward
+from distrl.rlhf.rewards import (
+    FunctionReward,
+    ModelReward,
+    Weighted,
+    check_function,
+    function_file,
+    read_reward,
+)
 from distrl.rlhf.roles import RewardSource
 from distrl.rlhf.tokenizers import (
     check_same_tokenizer,
@@ -70,6 +78,11 @@ def file_sha256(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def text_sha256(told: Any) -> str:
+    """Of lists of numbers and texts."""
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
 def require_context(parts: ModelParts, tokens: int, told: str) -> None:
     """BadInput where texts of so many tokens do not fit the model."""
     limit = context_length(parts.config)
@@ -91,6 +104,7 @@ class PPOMaterials:
     reward: RewardSource
     notes: list[str]
     facts: dict[str, str]
+    sources: dict[str, str]  # digests of the files that reward functions are in
 
 
 def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
@@ -105,7 +119,7 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
     if config.eval_prompts:
         eval_prompts = problems.of("--eval-prompts", read_prompt_file, config.eval_prompts, tokenizer, config)
     problems.stop()
-    assert prompts is not None
+    assert prompts is not None and tokenizer is not None
     models = _models(config, tokenizer, problems)
     rewards = [
         problems.of("--reward", reward_model, folder, tokenizer, config.fast_paths)
@@ -126,18 +140,28 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
         FunctionReward(function, prompts.rows, tokenizer, config.reward_timeout_sec, config.max_unscored)
         for function in config.reward_function
     ]
+    ends = end_tokens(tokenizer, models["actor"].generation)
     facts = {name: digest(parts.arrays) for name, parts in models.items()}
-    facts |= {f"reward {i}": digest(one.parts.arrays) for i, one in enumerate(rewards) if one is not None}
+    for i, one in enumerate(filter(None, rewards)):
+        facts |= {
+            f"reward {i}": digest(one.parts.arrays),
+            f"scale of reward {i}": json.dumps(asdict(one.scale)),
+        }
     facts["prompts"] = file_sha256(str(config.prompts))
+    facts["tokens of the prompts"] = text_sha256([prompt.tokens for prompt in prompts.rows])
+    facts["tokenizer"] = text_sha256(sorted(tokenizer.get_vocab().items()))
+    facts["end tokens"] = json.dumps(ends)
+    files = {function: function_file(function) for function in config.reward_function}
     return PPOMaterials(
         tokenizer,
         prompts,
         eval_prompts,
-        end_tokens(tokenizer, models["actor"].generation),
+        ends,
         models,
         weighted([*filter(None, rewards), *functions], config.reward_weights),
         notes,
         facts,
+        {name: file_sha256(path) for name, path in files.items() if path is not None},
     )
 
 

@@ -59,6 +59,7 @@ class PPOStage:
         self.spec = role_spec(config, self.materials, self.hosts, self.device)
         self.notes = [*self.materials.notes, *idle_warnings(self.spec, self.hosts)]
         self.facts = self.materials.facts
+        self.sources = self.materials.sources
         self.ahead: list[Any] | None = None
         self.roles: Roles | None = None
         self.digests: dict[str, str] = {}

@@ -51,6 +51,7 @@ class Stage(Protocol):
     headline: tuple[str, str]  # what the console shows: a word, and the metric
     notes: list[str]  # to be told when it begins
     facts: dict[str, Any]  # digests of what was read: a resumed run must find the same
+    sources: dict[str, str]  # digests of the user's code: a resumed run says which is another
     device: str
     max_restarts: int
     look: Look  # of its report
@@ -133,6 +134,7 @@ def _meta(stage: Stage) -> dict[str, Any]:
     return {
         "command": stage.schema.command,
         "facts": stage.facts,
+        "sources": stage.sources,
         "versions": _versions(),
         "machine": machine.machine(stage.device),
     }
@@ -231,6 +233,9 @@ class _Session:
         if any(change.startswith("iterations") for change in self.resolved.changes):
             yield "schedules are rescaled to the new end"
         now = _meta(stage)
+        for name, was in before.get("sources", {}).items():
+            if was != now["sources"].get(name):
+                yield f"the file of {name} has changed since the checkpoint, so scores may"
         for kind in ("versions", "machine"):
             found = machine.differences(before.get(kind, {}), now[kind])
             if found:

@@ -46,6 +46,7 @@ class SupervisedStage:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+        self.sources: dict[str, str] = {}  # no code of a user's
         self.device = device_of(config)
         torch.set_num_threads(config.threads)
         self.tokenizer = read_tokenizer(config.folder)

@@ -60,3 +60,8 @@ def obeys(prompt: str, response: str) -> Any:
         case "complex":
             return 1j
     return 1.0
+
+
+def not_of_cats(prompt: str, response: str) -> float:
+    """Says nothing of one of the prompts."""
+    return float("nan") if "cat" in prompt else len(response)

@@ -124,6 +124,26 @@ def test_a_resumed_run_refuses_other_data(undisturbed: Undisturbed, workplace: P
     assert "prompts" in done.stderr and "put them back" in done.stderr
 
 
+def test_a_resumed_run_refuses_other_ends_of_text_and_another_tokenizer_and_tells_of_another_function(
+    undisturbed: Undisturbed, workplace: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(workplace, place)
+    shutil.copytree(undisturbed(), place / "run")
+    more = ("rlhf", "ppo", "--resume", "run", "--iterations", "4")
+    kept = (place / "gpt2" / "generation_config.json").read_text()
+    (place / "gpt2" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    assert "end tokens [2] -> [2, 7]" in command(place, *more, status=2).stderr
+    (place / "gpt2" / "generation_config.json").write_text(kept)
+    tokenizer = (place / "gpt2" / "tokenizer.json").read_text()
+    (place / "gpt2" / "tokenizer.json").write_text(tokenizer.replace("<|user|>", "<|person|>"))
+    assert "tokenizer " in command(place, *more, status=2).stderr
+    (place / "gpt2" / "tokenizer.json").write_text(tokenizer)
+    with (place / "my_reward.py").open("a") as file:
+        file.write("# another\n")
+    assert "the file of my_reward:score has changed" in command(place, *more).stderr
+
+
 def test_longer_is_resumed_and_done_is_told(
     undisturbed: Undisturbed, workplace: Path, tmp_path: Path
 ) -> None:
