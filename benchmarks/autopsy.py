@@ -1,11 +1,12 @@
 """Does `distrl profile` name the bound right, and does its best prescription give what it promises?
 
-    python benchmarks/autopsy.py [--seconds 5] [--only slow-env straggler] [--tune]
+    python benchmarks/autopsy.py [--seconds 5] [--only slow-env straggler] [--tune [cartpole]]
 
 Six bottlenecks, each planted on purpose (benchmarks/planted.py); `distrl profile --try 1 --json` on each. The bound must
 be the planted one, and the rate predicted for the top prescription within 25 % of the rate that a session with it then
 measures. With --tune, `distrl profile --tune` on three workloads beside an exhaustive grid of sessions: the best that it
-finds must reach 90 % of the grid's best. Exit status 0: all met.
+finds must reach 90 % of the grid's best. `--only` without a name leaves the six out. What is not measured anew keeps its
+place in the results, with the revision it was measured at. Exit status 0: all that was measured is met.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def run_case(case: Case, seconds: float) -> dict[str, Any]:
 
 def exhaustive(flags: str, num_envs: int, seconds: float) -> list[dict[str, Any]]:
     """A session at each point of the grid, the slow way."""
-    rates = []
+    rates: list[dict[str, Any]] = []
     for workers, times, overlap, threads in product(*GRID.values()):
         envs = num_envs * times
         point = (
@@ -149,6 +150,14 @@ def run_tuned(name: str, flags: str, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def merged(
+    before: list[dict[str, Any]], now: list[dict[str, Any]], key: str, order: list[str]
+) -> list[dict[str, Any]]:
+    """The rows measured now, and those before that were not measured anew."""
+    rows = {row[key]: row for row in before + now}
+    return [rows[name] for name in order if name in rows]
+
+
 def main() -> int:
     """Runs what was asked for, prints a table and writes the results."""
     parser = argparse.ArgumentParser(
@@ -156,7 +165,10 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--only", nargs="*", choices=[case.name for case in CASES])
-    parser.add_argument("--tune", action="store_true", help="also --tune beside an exhaustive grid: an hour")
+    parser.add_argument(
+        "--tune", nargs="*", choices=list(TUNED),
+        help="also --tune beside an exhaustive grid, on all workloads or these: 15 minutes each",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     from distrl import machine
@@ -164,11 +176,12 @@ def main() -> int:
     load = os.getloadavg()[0]
     if load > 0.7:
         print(f"warning: load average {load:.1f}: what computes is measured roughly", file=sys.stderr)
+    told = {"git_revision": machine.git_revision(), "load_average": load}
     rows = []
     for case in CASES:
-        if arguments.only and case.name not in arguments.only:
+        if arguments.only is not None and case.name not in arguments.only:
             continue
-        row = run_case(case, arguments.seconds)
+        row = {**run_case(case, arguments.seconds), **told}
         rows.append(row)
         error = "-" if row["error"] is None else f"{100 * row['error']:+.0f} %"
         print(
@@ -176,15 +189,16 @@ def main() -> int:
             f"{row['top_prescription']}: predicted is {error} off"
         )
         print(f"{'':20} {row['sentence']}")
-    tuned = (
-        [run_tuned(name, flags, arguments.seconds) for name, flags in TUNED.items()] if arguments.tune else []
-    )
-    for one in tuned:
-        print(f"tune {one['workload']:15} {100 * one['share_of_best']:.0f} % of the grid's best")
+    tuned = []
+    for name in [] if arguments.tune is None else arguments.tune or TUNED:
+        tuned.append({**run_tuned(name, TUNED[name], arguments.seconds), **told})
+        print(f"tune {name:15} {100 * tuned[-1]['share_of_best']:.0f} % of the grid's best")
+    before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"cases": [], "tuned": []}
+    cases = merged(before["cases"], rows, "case", [case.name for case in CASES])
     result = {
-        "schema": SCHEMA, "cases": rows, "tuned": tuned, "load_average_at_start": load,
-        "median_error": statistics.median([abs(row["error"]) for row in rows if row["error"] is not None] or [0.0]),
-        "machine": machine.machine("cpu"), "versions": machine.versions(), "git_revision": machine.git_revision(),
+        "schema": SCHEMA, "cases": cases, "tuned": merged(before["tuned"], tuned, "workload", list(TUNED)),
+        "median_error": statistics.median([abs(row["error"]) for row in cases if row["error"] is not None] or [0.0]),
+        "machine": machine.machine("cpu"), "versions": machine.versions(),
     }  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
