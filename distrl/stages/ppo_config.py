@@ -201,6 +201,12 @@ def _critic(config: PPOConfig) -> Iterator[Clash]:
             "--value-head with --placement separate: a head on the actor's trunk cannot live apart from it; use "
             "--placement colocate, or a critic of its own",
         )
+    if config.value_head and config.critic_rate != 1.0:
+        yield Clash(
+            ("critic_rate", "value_head"),
+            f"--critic-rate {config.critic_rate:g} with --value-head: a head on the actor's trunk steps with the actor, at "
+            "one rate; leave --critic-rate out, or use a critic of its own",
+        )
     if (config.value_head or config.critic) and not config.recipe.trains_value:
         flag = "--value-head" if config.value_head else f"--critic {config.critic}"
         yield Clash(

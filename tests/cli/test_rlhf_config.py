@@ -75,6 +75,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
         ({"reward_function": "mine"}, "must be module:function, got 'mine'"),
         ({"reward": "a,b", "reward_weights": "1"}, "1 for 2 rewards (2 models + 0 functions)"),
         ({"value_head": True, "critic": "c"}, "are two critics"),
+        ({"value_head": True, "critic_rate": 10}, "--critic-rate 10 with --value-head"),
         ({"value_head": True, "placement": "separate"}, "cannot live apart from it"),
         ({"algo": "grpo", "critic": "c"}, "has no critic"),
         ({"algo": "rloo", "cut_off": "bootstrap"}, "--cut-off bootstrap needs a critic"),
@@ -94,6 +95,13 @@ def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
 def test_ppo_refuses_what_cannot_hold_together(flags: dict[str, Any], message: str) -> None:
     found = problems(PPO, **NEEDED | flags)
     assert len(found) == 1 and message in found[0], found
+
+
+def test_all_clashes_are_told_at_once() -> None:
+    found = problems(PPO, **NEEDED, value_head=True, critic_rate=0.5, critic="c", num_prompts=2)
+    assert len(found) == 3
+    for message in ("--critic-rate 0.5 with --value-head", "are two critics", "2 would be empty"):
+        assert any(message in one for one in found), message
 
 
 @pytest.mark.parametrize(
