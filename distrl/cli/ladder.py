@@ -1,4 +1,4 @@
-"""`distrl ladder`: the rungs and what each adds to the one below; with `--run`, their curves side by side."""
+"""`distrl ladder`: the rungs and what each adds to the one below; with `--run`, the curves of those on an env."""
 
 from __future__ import annotations
 
@@ -9,12 +9,26 @@ import click
 
 from distrl.errors import BadInput
 from distrl.fields import show
-from distrl.recipes import IDEAS, LADDER, Recipe
+from distrl.recipes import IDEAS, LADDER, PPO, Recipe
+from distrl.rlhf.recipes import LAST_IDEA, LAST_RUNG, RLHF_PPO
+
+# what the last rung's words mean, and how it is run: it wants a model and prompts, not an env
+EXPLAINED = f"""\
+{LAST_RUNG}: a language model is the policy, a response an episode
+  state    the prompt and the tokens so far
+  action   the next token
+  reward   the score at the last token, less beta * KL to the reference at every token
+  roles    actor (writes), critic (its V), reward (scores), reference (frozen): four models, placed by --placement
+  run it   distrl rlhf ppo --model FOLDER --reward FOLDER --prompts FILE.jsonl
+           make rlhf: from SFT and a reward model on, a whole run offline; --run trains the rungs above"""
 
 
 @click.command("ladder")
 @click.option(
-    "--run", "train_all", is_flag=True, help="train all rungs and draw their curves into one report"
+    "--run",
+    "train_all",
+    is_flag=True,
+    help="train the rungs from reinforce to ppo on an env: one report of their curves",
 )
 @click.option("--env", default="CartPole-v1", show_default=True, help="env id")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="seeds per rung")
@@ -38,9 +52,9 @@ from distrl.recipes import IDEAS, LADDER, Recipe
 def command(
     train_all: bool, env: str, seeds: int, total_steps: int, out: Path | None, workers: int, jobs: int | None
 ) -> int:
-    """Show the ladder from REINFORCE to PPO: one idea a rung."""
+    """Show the ladder from REINFORCE to RLHF with PPO: one idea a rung."""
     if not train_all:
-        click.echo(table())
+        click.echo(f"{table()}\n\n{EXPLAINED}")
         return 0
     out = out if out is not None else Path("runs") / f"ladder-{env.replace('/', '-').replace(':', '-')}"
     if out.exists() and not out.is_dir():
@@ -59,20 +73,22 @@ def difference(below: Recipe, above: Recipe) -> dict[str, tuple[object, object]]
 
 
 def table() -> str:
-    """One rung a block: its name and idea, and the fields that make it differ from the rung below."""
-    width = max(map(len, LADDER))
-    idea_width = max(map(len, IDEAS.values()))
-    lines = [f"{'rung':<{width}} | {'the one idea':<{idea_width}} | differs from the rung below in"]
-    below: Recipe | None = None
-    for name, recipe in LADDER.items():
-        changes = (
-            ""
-            if below is None
-            else ", ".join(
-                f"{field} {show(old)} -> {show(new)}"
-                for field, (old, new) in difference(below, recipe).items()
-            )
-        )
-        lines.append(f"{name:<{width}} | {IDEAS[name]:<{idea_width}} | {changes}".rstrip(" |"))
-        below = recipe
-    return "\n".join(lines)
+    """One rung a line: its name and idea, and the fields that make it differ from the rung below."""
+    rows: list[tuple[str, list[str]]] = [(next(iter(LADDER)), [])]
+    rows += [
+        (name, _told(difference(LADDER[below], LADDER[name])))
+        for below, name in zip(LADDER, list(LADDER)[1:])
+    ]
+    last = {
+        name: pair for name, pair in difference(PPO, RLHF_PPO).items() if name not in ("num_envs", "baseline")
+    }
+    rows.append((LAST_RUNG, [*_told(last), f"beta {show(RLHF_PPO.beta)}"]))
+    ideas = {**IDEAS, LAST_RUNG: LAST_IDEA}
+    width, idea_width = max(map(len, ideas)), max(map(len, ideas.values()))
+    head = f"{'rung':<{width}} | {'the one idea':<{idea_width}} | differs from the rung below in"
+    lines = [f"{name:<{width}} | {ideas[name]:<{idea_width}} | {', '.join(told)}" for name, told in rows]
+    return "\n".join([head, *(line.rstrip(" |") for line in lines)])
+
+
+def _told(changes: dict[str, tuple[object, object]]) -> list[str]:
+    return [f"{field} {show(old)} -> {show(new)}" for field, (old, new) in changes.items()]

@@ -5,7 +5,7 @@
     rloo            the return less that of the prompt's others     no critic
     grpo            the score less its group's mean, over the group's deviation; the KL in the loss; no critic
 
-As on the ladder, what stands in a `replace` call is the whole difference.
+`rlhf-ppo` is the ladder's last rung. As there, what stands in a `replace` call is the whole difference.
 """
 
 from __future__ import annotations
@@ -107,3 +107,6 @@ RECIPES: dict[str, ResponseRecipe] = {
     "rloo": RLOO,
     "grpo": GRPO,
 }
+
+LAST_RUNG = "rlhf-ppo"  # of the ladder, after `distrl.recipes.LADDER`
+LAST_IDEA = "reward = score - beta * KL to a frozen reference"

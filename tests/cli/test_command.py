@@ -299,7 +299,28 @@ def test_a_toml_file_of_somebody_else_cannot_name_code(tmp_path: Path) -> None:
 
 
 def test_the_ladder_names_each_rung_its_idea_and_its_difference() -> None:
-    lines = distrl("ladder").stdout.splitlines()
-    assert [line.split("|")[0].strip() for line in lines[1:]] == list(LADDER)
+    lines = distrl("ladder").stdout.partition("\n\n")[0].splitlines()
+    assert [line.split("|")[0].strip() for line in lines[1:]] == [*LADDER, "rlhf-ppo"]
     assert lines[5].endswith("clip none -> 0.2, epochs 1 -> 4, minibatches 1 -> 4, clip_value none -> 10.0")
     assert lines[4].endswith("| num_envs 1 -> 8")
+
+
+def test_the_last_rung_is_rlhf_with_its_idea_its_four_roles_and_how_it_is_run() -> None:
+    table, _, explained = distrl("ladder").stdout.partition("\n\n")
+    _, idea, differs = (part.strip() for part in table.splitlines()[-1].split("|"))
+    assert idea == "reward = score - beta * KL to a frozen reference"
+    assert differs.startswith("collects steps -> responses, ") and differs.endswith(", beta 0.05")
+    for said in (
+        "the prompt and the tokens so far",
+        "the next token",
+        "actor",
+        "critic",
+        "reward",
+        "reference",
+    ):
+        assert said in explained
+    asked = re.search(r"distrl (rlhf ppo(?: --\w+ \S+)+)", explained)
+    assert asked is not None and "make rlhf" in explained
+    flags = distrl("rlhf", "ppo", "--help").stdout
+    for flag in re.findall(r"--\w+", asked[1]):
+        assert re.search(rf"^  {flag}\b", flags, re.M), flag
