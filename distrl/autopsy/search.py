@@ -94,12 +94,16 @@ def grid(config: TrainConfig, costs: Costs) -> list[Point]:
 
 
 def _differences(config: TrainConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """What to change to get `values`: groups too where their default would follow the number of envs elsewhere."""
     now = {
-        **{name: getattr(config, name) for name in values if name != "num_envs"},
+        **{name: getattr(config, name) for name in values if name not in ("num_envs", "groups")},
         "num_envs": config.recipe.num_envs,
     }
-    now["groups"] = config.num_groups
-    return {name: value for name, value in values.items() if value != now[name]}
+    differing = {name: value for name, value in values.items() if name in now and value != now[name]}
+    without = changed(config, differing)
+    if without is None or without.num_groups != values["groups"]:
+        differing["groups"] = values["groups"]
+    return differing
 
 
 def tune(

@@ -11,6 +11,7 @@ import pytest
 
 from distrl.autopsy import search
 from distrl.autopsy.measure import Effort, measure
+from distrl.autopsy.prescribe import changed
 from distrl.autopsy.search import grid, tune
 from distrl.autopsy.trace import chrome_trace
 from distrl.cli.main import run
@@ -138,6 +139,12 @@ def test_tuning_measures_what_promises_most_and_sorts_by_what_was_measured(
     points = grid(one.config, costs)
     assert {point.config.workers for point in points} >= {0, 1, 2, 4}
     assert any(not point.changes for point in points), "the session is a point of its own grid"
+    by_default = one.config.model_copy(update={"groups": None})
+    for point in grid(by_default, costs):
+        printed = changed(by_default, point.changes)
+        assert printed is not None and printed.group_sizes == point.config.group_sizes, (
+            "the flags say all of it"
+        )
     asked = []
 
     def half_of_what_was_promised(config: Any, *_: Any) -> Any:
