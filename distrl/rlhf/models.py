@@ -27,7 +27,7 @@ from distrl.maths.random import derive_seed
 from distrl.policies.lm import core
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.fast_paths import fused_activations
-from distrl.rlhf.tokenizers import unread
+from distrl.rlhf.tokenizers import unread, vocabulary_size
 
 Kind = Literal["causal", "scalar"]
 
@@ -86,14 +86,24 @@ def new_causal(config: Any, seed: int) -> ModelParts:
         return ModelParts.of(empty_model("causal", config), "causal")
 
 
-def read_config(path: str | Path, vocabulary: int) -> Any:
-    """The configuration in a JSON file such as a model folder's config.json, with that many tokens. Raises BadInput."""
+def read_config(path: str | Path, tokenizer: Any) -> Any:
+    """The configuration in a JSON file such as a model folder's config.json, for that tokenizer. Raises BadInput.
+
+    Special ids are the file's where it has some that the tokenizer has too, else the tokenizer's, never the family's.
+    """
     from transformers import AutoConfig
 
     try:
         described = json.loads(Path(path).read_text())
         family = described.pop("model_type")
-        return AutoConfig.for_model(family, **(described | {"vocab_size": vocabulary}))
+        rows = vocabulary_size(tokenizer)
+        described |= {"vocab_size": rows}
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if not _are_ids(described.get(name), rows):
+                described[name] = getattr(tokenizer, name)
+        if described["pad_token_id"] == described["eos_token_id"]:
+            described["pad_token_id"] = None  # the embedding of a pad is not learned, an end's is
+        return AutoConfig.for_model(family, **described)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -115,6 +125,11 @@ class LoraOptions:
 def with_lora(parts: ModelParts, options: LoraOptions, seed: int) -> ModelParts:
     """With adapters that change nothing yet. A scalar model's head is learned beside them. Raises BadInput."""
     from peft import LoraConfig
+
+def _are_ids(found: Any, rows: int) -> bool:
+    every = found if isinstance(found, list) else [found]
+    return bool(every) and all(type(one) is int and 0 <= one < rows for one in every)
+
 
     if parts.lora is not None:
         raise BadInput("the model has adapters already: merge them first")

@@ -138,7 +138,7 @@ class SFTStage(SupervisedStage):
     def _model(self, config: SFTConfig) -> ModelParts:
         if config.fresh is None:
             return read_causal(config.folder)
-        return new_causal(read_config(config.fresh, vocabulary_size(self.tokenizer)), config.seed)
+        return new_causal(read_config(config.fresh, self.tokenizer), config.seed)
 
     def _start_from(self, config: SFTConfig) -> ModelParts:
         return trained_parts(config, self.base)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,6 @@ def test_a_known_family_is_read_without_the_code_beside_it(with_code: Path) -> N
     assert not (with_code / "was_run").exists()
 
 
-def test_a_configuration_with_code_of_its_own_is_refused(with_code: Path) -> None:
+def test_a_configuration_with_code_of_its_own_is_refused(with_code: Path, tokenizer: Any) -> None:
     with pytest.raises(BadInput, match="mine"):
-        read_config(with_code / "config.json", 320)
+        read_config(with_code / "config.json", tokenizer)

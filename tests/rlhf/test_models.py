@@ -39,9 +39,9 @@ from distrl.rlhf.opinions import Part
 from distrl.rlhf.recipes import RLHF_PPO
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
-from distrl.rlhf.tokenizers import read_tokenizer
+from distrl.rlhf.tokenizers import read_tokenizer, vocabulary_size
 from distrl.updates.torch import OptimiserGroup
-from tests.rlhf.conftest import family_config
+from tests.rlhf.conftest import family_config, train_tokenizer
 
 
 def texts(count: int = 3, length: int = 24) -> torch.Tensor:
@@ -235,16 +235,35 @@ def test_what_ends_a_response_is_kept_in_the_folder(gpt2_folder: Path, tmp_path:
 
 
 def test_a_model_is_made_from_a_configuration_file_alike_for_a_seed(
-    family_folder: Path, tmp_path: Path
+    family_folder: Path, tmp_path: Path, tokenizer: Any
 ) -> None:
-    config = read_config(family_folder / "config.json", 77)
-    assert config.vocab_size == 77
+    config = read_config(family_folder / "config.json", tokenizer)
+    assert config.vocab_size == vocabulary_size(tokenizer)
     assert context_length(config) == 128
     one, same, other = (digest(new_causal(config, seed).arrays) for seed in (1, 1, 2))
     assert one == same != other
     (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
     with pytest.raises(BadInput, match="model_type"):
-        read_config(tmp_path / "config.json", 77)
+        read_config(tmp_path / "config.json", tokenizer)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gpt_neox", "gemma2"])
+def test_a_new_models_special_ids_are_the_files_or_the_tokenizers_and_never_the_familys(
+    family: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    def read(**told: Any) -> list[Any]:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **told}))
+        config = read_config(tmp_path / "config.json", tokenizer)
+        return [config.bos_token_id, config.eos_token_id, config.pad_token_id]
+
+    own = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    assert read() == own == [1, 2, 0]
+    assert read(eos_token_id=50256, bos_token_id=None) == own, "ids that the tokenizer does not have"
+    assert read(eos_token_id=[2, 7], bos_token_id=5, pad_token_id=6) == [5, [2, 7], 6]
+    tokenizer = train_tokenizer(pad=False)
+    assert read()[2] is None
+    tokenizer.pad_token = tokenizer.eos_token
+    assert read()[1:] == [tokenizer.eos_token_id, None], "an end whose embedding would not be learned"
 
 
 def test_targets_that_the_model_does_not_have_are_refused(gpt2_folder: Path) -> None:
