@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, cast
 
 import numpy as np
@@ -18,13 +19,19 @@ from torch import Tensor, nn
 from distrl.policies.lm import LanguagePolicy, ScalarModel
 from distrl.rlhf.responses import Ints, Responses, chunks, share_of
 
+Fault = tuple[int, str]  # a column, and why it has no score
+
 
 @dataclass(frozen=True)
 class Part:
-    """What one worker said of some columns; `said` is [..., n] in their order."""
+    """What one worker said of some columns; `said` is [..., n] in their order.
+
+    `fault`: the first of its columns that a reward has no score for, and why.
+    """
 
     columns: Ints
     said: NDArray[Any]
+    fault: Fault | None = None
 
 
 def pieces(responses: Responses, size: int, share: int, num_shares: int) -> list[Ints]:
@@ -44,6 +51,11 @@ def join(parts: Sequence[Part], num_responses: int) -> NDArray[Any]:
     joined = np.empty_like(said)
     joined[..., columns] = said
     return joined
+
+
+def first_fault(parts: Sequence[Part]) -> Fault | None:
+    """That of the lowest column, whoever told it."""
+    return min((part.fault for part in parts if part.fault is not None), key=itemgetter(0), default=None)
 
 
 def _each(

@@ -19,17 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput
 from distrl.policies.lm import ScalarModel
 from distrl.rlhf.data import Prompt
 from distrl.rlhf.models import ModelParts, filled_aside, read_scalar, save
-from distrl.rlhf.opinions import Part, scores
+from distrl.rlhf.opinions import Part, first_fault, scores
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_process import Fault, FunctionProcess
 from distrl.rlhf.roles import RewardSource, Scorer
 
 SCALE_FILE = "reward_scale.json"
-WINDOW = 16  # calls at least over which faults are counted
 Columns = Sequence[NDArray[np.int64]]
 
 
@@ -66,7 +65,9 @@ class _ModelScorer:
     def score(self, responses: Responses, columns: Columns) -> Part:
         said = scores(self.model, responses, columns)
         normal = (said.said.astype(np.float64) - self.scale.mean) / self.scale.deviation
-        return Part(said.columns, normal.astype(np.float32))
+        bad = said.columns[~np.isfinite(normal)]
+        fault = (int(bad.min()), "the reward model's score is not finite") if len(bad) else None
+        return Part(said.columns, normal.astype(np.float32), fault)
 
 
 def save_reward(parts: ModelParts, scale: ScoreScale, folder: str | Path, tokenizer: Any = None) -> None:
@@ -103,15 +104,14 @@ class FunctionReward:
     """`module:name`, called as f(prompt, response, **fields) -> float, the fields those of the prompt's line.
 
     It gets the fields that it has parameters for, or all if it takes **fields. A call that raises, takes longer than
-    `timeout_sec`, ends the process, or gives no finite number masks its response alone; RunFailed where that was more
-    than one, and more than `max_faults` of a batch. `prompts` are the run's, by number.
+    `timeout_sec`, ends the process, or gives no finite number masks its response alone: how many may is for those to
+    say who see the whole batch. `prompts` are the run's, by number.
     """
 
     function: str
     prompts: tuple[Prompt, ...]
     tokenizer: Any
     timeout_sec: float = 10.0
-    max_faults: float = 0.25
 
     def build(self, device: str) -> Scorer:
         """On a worker: starts the function's process. BadInput where the function cannot be loaded."""
@@ -124,44 +124,24 @@ class FunctionScorer:
     def __init__(self, source: FunctionReward) -> None:
         self.source = source
         self.process = FunctionProcess(source.function, source.timeout_sec)
-        self.said_why = False
-        self.recent: list[bool] = []  # of the last calls: had no score
 
     def score(self, responses: Responses, columns: Columns) -> Part:
         mine = np.concatenate([np.zeros(0, np.int64), *columns])
         found = [self._call(responses, int(column)) for column in mine]
-        self._count(found)
         said = [np.nan if isinstance(one, Fault) else one for one in found]
-        return Part(mine, np.array(said, np.float32))
+        name = f"reward function {self.source.function}"
+        faults = [
+            (int(column), f"{name}: {one.cause}")
+            for column, one in zip(mine, found, strict=True)
+            if isinstance(one, Fault)
+        ]
+        return Part(mine, np.array(said, np.float32), min(faults, default=None))
 
     def _call(self, responses: Responses, column: int) -> float | Fault:
         prompt = self.source.prompts[int(responses.prompt[column])]
         tokens = responses.token[column, len(prompt.tokens) : int(responses.length[column])]
         response: str = self.source.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
         return self.process.call(prompt.text, response, prompt.fields)
-
-    def _count(self, found: list[float | Fault]) -> None:
-        faults = [one.cause for one in found if isinstance(one, Fault)]
-        new = [isinstance(one, Fault) for one in found]
-        # a worker's share of a batch may be a few responses: the ones before count too, up to WINDOW
-        self.recent = (self.recent + new)[-max(WINDOW, len(new)) :]
-        if not faults:
-            return
-        source, failed, calls = self.source, sum(self.recent), len(self.recent)
-        name = f"reward function {source.function}"
-        if failed > max(1.0, source.max_faults * calls):
-            raise RunFailed(
-                f"{name} gave no score to {failed} of the last {calls} responses, more than {source.max_faults:.0%} of "
-                f"them; the first of these: {faults[0]}"
-            )
-        if not self.said_why:
-            print(
-                f"{name} gave no score to {len(faults)} of {len(new)} responses, which are left out; the first: "
-                f"{faults[0]}",
-                file=sys.stderr,
-                flush=True,
-            )
-            self.said_why = True
 
     def close(self) -> None:
         """Ends the function's process."""
@@ -198,9 +178,9 @@ class Weighted:
 
 
 def for_a_look(source: RewardSource, prompts: Sequence[Prompt]) -> RewardSource:
-    """The same reward of responses to other prompts, which numbers them anew; no fault ends a look."""
+    """The same reward of responses to other prompts, which numbers them anew."""
     if isinstance(source, FunctionReward):
-        return replace(source, prompts=tuple(prompts), max_faults=1.0)
+        return replace(source, prompts=tuple(prompts))
     if isinstance(source, Weighted):
         return Weighted(tuple((weight, for_a_look(one, prompts)) for weight, one in source.sources))
     return source
@@ -217,4 +197,5 @@ class _WeightedScorer:
     def score(self, responses: Responses, columns: Columns) -> Part:
         parts = [(weight, scorer.score(responses, columns)) for weight, scorer in self.scorers]
         total = sum(np.float64(weight) * part.said.astype(np.float64) for weight, part in parts)
-        return Part(parts[0][1].columns, np.asarray(total, np.float64).astype(np.float32))
+        fault = first_fault([part for _, part in parts])
+        return Part(parts[0][1].columns, np.asarray(total, np.float64).astype(np.float32), fault)

@@ -27,7 +27,7 @@ from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.learning import RoleLearner
 from distrl.rlhf.models import ModelParts
 from distrl.rlhf.offload import Held, Turns
-from distrl.rlhf.opinions import Part, join, log_probs, pieces, values
+from distrl.rlhf.opinions import Part, first_fault, join, log_probs, pieces, values
 from distrl.rlhf.prompts import PromptOrder
 from distrl.rlhf.recipes import ResponseRecipe
 from distrl.rlhf.responses import Responses, share_of
@@ -88,6 +88,7 @@ class RoleSpec:
     @property
     def num_responses(self) -> int:
         """Of an iteration."""
+    fault: str | None = None  # why the first response without a score has none
         return self.num_prompts * self.recipe.group_size
 
 
@@ -279,6 +280,7 @@ class RoleWorker:
             columns = {name: join(told, responses.num_responses) for name, told in said.items()}
             opinions = Opinions(
                 columns.get("actor"), columns["reference"], columns["reward"], columns.get("critic")
+            self.fault = first_fault(said["reward"])
             )
             trajectory = experience(responses, opinions, recipe, beta)
             self.told = summary(responses, opinions, recipe, beta)
@@ -339,7 +341,8 @@ class RoleWorker:
             # before the first step: how far the log-probs of sampling are from those of the update
             metrics["first_ratio_deviation"] = float(table[0, names.index("ratio_deviation")])
         trained = {role: self.weights[role].digest(learner.version) for role in self._trained}
-        return LearnReport(told | metrics, learner.version, trained, *self.size, os.getpid())
+        why = None if self.fault is None else self.fault[1]
+        return LearnReport(told | metrics, learner.version, trained, *self.size, os.getpid(), why)
 
     # state
 

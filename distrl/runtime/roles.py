@@ -286,4 +286,5 @@ def _merged(reports: Sequence[LearnReport]) -> LearnReport:
         first.num_responses,
         first.num_tokens,
         first.pid,
+        first.fault,
     )

@@ -202,7 +202,7 @@ def _close(what: str, distance: float, between: str, advice: str) -> Finding:
 
 def _function(name: str, prompts: DataSet[Prompt], tokenizer: Any) -> RewardSource:
     check_function(name)
-    return FunctionReward(name, prompts.rows, tokenizer, max_faults=1.0)
+    return FunctionReward(name, prompts.rows, tokenizer)
 
 
 def _reward(name: str, make: Callable[[], RewardSource], responses: Responses) -> Finding:

@@ -139,6 +139,6 @@ def _reward(
     for function in functions:
         problems.of("--reward-function", check_function, function)
     problems.stop()
-    named = [FunctionReward(function, prompts, tokenizer, max_faults=1.0) for function in functions]
+    named = [FunctionReward(function, prompts, tokenizer) for function in functions]
     sources: list[RewardSource] = [*(one for one in models if one is not None), *named]
     return weighted(sources, weights) if sources else None

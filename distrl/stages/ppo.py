@@ -62,6 +62,7 @@ class PPOStage:
         self.sources = self.materials.sources
         self.ahead: list[Any] | None = None
         self.roles: Roles | None = None
+        self.told_fault = False
         self.digests: dict[str, str] = {}
         self._evaluator: Evaluator | None = None
 
@@ -187,11 +188,16 @@ class PPOStage:
     def keep(self, report: LearnReport) -> None:
         """An iteration is whole."""
         self.digests = report.digests
-        unscored = report.metrics.get("unscored", 0.0)
+        unscored, why = report.metrics.get("unscored", 0.0), report.fault or "its reward does not say why"
         if unscored > self.config.max_unscored * report.num_responses:
             raise RunFailed(
                 f"{unscored:.0f} of {report.num_responses} responses have no score, more than --max-unscored "
-                f"{self.config.max_unscored:g}; look at the reward"
+                f"{self.config.max_unscored:.0%}; the first: {why}"
+            )
+        if unscored and not self.told_fault:
+            self.told_fault = True
+            self.run.warn(
+                f"{unscored:.0f} of {report.num_responses} responses have no score and are left out; the first: {why}"
             )
         self.controller = self.controller.after(report.metrics["kl"], report.num_responses)
         self.run.state.beta = self.controller.beta

@@ -18,10 +18,11 @@ import psutil
 import pytest
 import torch
 
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput
 from distrl.policies.lm import ScalarModel
 from distrl.rlhf.data import Prompt
 from distrl.rlhf.models import read_causal, scalar_from
+from distrl.rlhf.opinions import Part, first_fault
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_process import Fault, FunctionProcess
 from distrl.rlhf.rewards import (
@@ -55,14 +56,14 @@ def every(responses: Responses) -> list[np.ndarray]:
     return [np.arange(responses.num_responses)]
 
 
-def say(tokenizer: Any, texts: Sequence[str], name: str = "obeys", **more: Any) -> np.ndarray:
-    """Scores of texts by a function."""
+def say(tokenizer: Any, texts: Sequence[str], name: str = "obeys", **more: Any) -> Part:
+    """What a function says of texts."""
     prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
     source = FunctionReward(f"{HERE}:{name}", prompts, tokenizer, **more)
     scorer = source.build("cpu")
     try:
         responses = answered(tokenizer, prompts, texts)
-        return scorer.score(responses, every(responses)).said
+        return scorer.score(responses, every(responses))
     finally:
         scorer.close()  # type: ignore[attr-defined]
 
@@ -122,13 +123,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_call_without_a_number_masks_its_response_alone(
-    fault: str, tokenizer: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
-    scores = say(tokenizer, ["good", fault, "good", "good"])
-    np.testing.assert_array_equal(scores, [1.0, np.nan, 1.0, 1.0])
-    said = capfd.readouterr().err
-    assert f"gave no score to 1 of 4 responses, which are left out; the first: {FAULTS[fault]}" in said
+def test_a_call_without_a_number_masks_its_response_alone(fault: str, tokenizer: Any) -> None:
+    part = say(tokenizer, ["good", fault, "good", "good"])
+    np.testing.assert_array_equal(part.said, [1.0, np.nan, 1.0, 1.0])
+    assert part.fault is not None
+    assert part.fault[0] == 1 and f"reward function {HERE}:obeys: " in part.fault[1]
+    assert FAULTS[fault] in part.fault[1]
 
 
 @pytest.mark.parametrize("hang", ["hang", "stuck", "child"])
@@ -150,26 +150,23 @@ def test_a_process_that_was_killed_between_calls_costs_no_response() -> None:
     process.close()
 
 
-def test_faults_above_the_rate_end_the_run_with_the_first_cause(tokenizer: Any) -> None:
-    with pytest.raises(
-        RunFailed, match="gave no score to 2 of the last 4 .* more than 25%.*: ValueError: as told"
-    ):
-        say(tokenizer, ["good", "raise", "nan", "good"])
-    scores = say(tokenizer, ["good", "raise", "nan", "good"], max_faults=0.5)
-    assert np.isnan(scores).sum() == 2
-
-
-def test_one_fault_in_a_small_share_is_no_rate_and_one_after_another_is(tokenizer: Any) -> None:
-    texts = ["good", "raise"]
+def test_a_scorer_ends_no_run_and_says_why_its_first_column_has_no_score(tokenizer: Any) -> None:
+    texts = ["good", "nan", "raise", "none", "raise"]
     prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
     responses = answered(tokenizer, prompts, texts)
-    scorer = FunctionReward(f"{HERE}:obeys", prompts, tokenizer).build("cpu")
-    np.testing.assert_array_equal(scorer.score(responses, every(responses)).said, [1.0, np.nan])
-    for _ in range(3):
-        scorer.score(responses, [np.array([0, 0])])
-    assert np.isnan(scorer.score(responses, [np.array([1])]).said).all(), "2 of the last 9"
-    with pytest.raises(RunFailed, match="gave no score to 3 of the last 10 responses"):
-        scorer.score(responses, [np.array([1])])
+    obeys = FunctionReward(f"{HERE}:obeys", prompts, tokenizer)
+    letters = FunctionReward(f"{HERE}:letters", prompts, tokenizer)
+    scorer, summed = obeys.build("cpu"), Weighted(((1.0, letters), (1.0, obeys))).build("cpu")
+    named = f"reward function {HERE}:obeys"
+    for one in (scorer, summed):
+        assert one.score(responses, [np.array([0])]).fault is None
+        part = one.score(responses, [np.array([4, 3]), np.array([2])])
+        assert np.isnan(part.said).all()
+        assert part.fault == (2, f"{named}: ValueError: as told"), (
+            "the lowest column, not the first looked at"
+        )
+        shares = [one.score(responses, [np.array(columns)]) for columns in ([4, 0], [3, 1], [2])]
+        assert first_fault(shares) == (1, f"{named}: returned nan")
 
 
 def test_a_reward_travels_to_its_workers(tokenizer: Any) -> None:
@@ -181,7 +178,7 @@ def test_a_reward_travels_to_its_workers(tokenizer: Any) -> None:
 
 
 def test_a_number_of_numpys_is_a_number(tokenizer: Any) -> None:
-    np.testing.assert_array_equal(say(tokenizer, ["a"], "numpy_score"), [0.5])
+    np.testing.assert_array_equal(say(tokenizer, ["a"], "numpy_score").said, [0.5])
 
 
 @pytest.mark.parametrize(

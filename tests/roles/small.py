@@ -41,6 +41,19 @@ class OddTokens:
         return Part(mine, odd.astype(np.float32)[mine])
 
 
+class Silent(OddTokens):
+    """Says nothing of texts that end in an odd token, and why."""
+
+    def build(self, device: str) -> Silent:
+        return self
+
+    def score(self, responses: Responses, columns: Sequence[NDArray[np.int64]]) -> Part:
+        part = super().score(responses, columns)
+        bad = [int(n) for n in part.columns if responses.token[n, responses.length[n] - 1] % 2]
+        said = np.where(np.isin(part.columns, bad), np.float32(np.nan), part.said)
+        return Part(part.columns, said, (min(bad), f"text {min(bad)} is odd") if bad else None)
+
+
 class Untrue(OddTokens):
     """A reward that cannot be computed."""
 

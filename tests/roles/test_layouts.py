@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small import SMALL_PPO, TABLES, HereStage, assert_same, iterate, models, play, spec
+from small import SMALL_PPO, TABLES, HereStage, Silent, assert_same, iterate, models, play, spec
 
 from distrl.rlhf.recipes import GRPO, RLOO, ResponseRecipe
 from distrl.rlhf.roles import LearnReport
@@ -59,6 +59,21 @@ def test_ten_iterations_end_alike_wherever_roles_live(layout: str) -> None:
     assert len({report.digests["actor"] for report in wanted}) == 10  # it learns
     hosts = hosts_for(TABLES[layout], SMALL_PPO)
     assert_same(play(Roles(spec(), HereStage(spec(), hosts)), 10), wanted)
+
+
+@pytest.mark.parametrize("layout", ["colocated", "separate 2", "all apart 2", "generator apart"])
+def test_what_the_driver_learns_of_responses_without_a_score_is_the_same_for_any_number_of_workers(
+    layout: str,
+) -> None:
+    run = spec(reward=Silent())
+    alone = start_roles(run, models(), None, hosts_for("in-process", SMALL_PPO))
+    roles = Roles(run, HereStage(run, hosts_for(TABLES[layout], SMALL_PPO)))
+    wanted, told = play(alone, 2), play(roles, 2)
+    assert_same(told, wanted)
+    assert [one.fault for one in told] == [one.fault for one in wanted]
+    for one in told:
+        assert 1 < one.metrics["unscored"] < one.num_responses
+        assert one.fault is not None and one.fault.endswith("is odd")
 
 
 @pytest.mark.parametrize("name", ["exact ratio", "grpo", pytest.param("rloo", marks=pytest.mark.slow)])

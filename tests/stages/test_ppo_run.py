@@ -277,7 +277,20 @@ def test_a_reward_that_says_too_little_ends_the_run_with_its_first_cause(
     more = ("--reward-function", "moody:score", "--max-unscored", "0.4")
     failed = command(workplace, *ppo_flags(run, *more), status=1)
     for told in (failed.stderr, summary(run)["exit_reason"]):
-        assert "ValueError: not today" in told and "40%" in told
+        assert "ValueError: not today" in told and "40%" in told and "8 of 8 responses have no score" in told
     assert "not today" in (run / "report.html").read_text(), "the report says why"
     found = latest_checkpoint(run / "checkpoints")
     assert found is not None and found[1].iteration == 0, "what was learned from it is not kept"
+
+
+def test_a_few_responses_without_a_score_are_left_out_and_told_of_once(
+    workplace: Path, tmp_path: Path
+) -> None:
+    (workplace / "choosy.py").write_text(
+        "def score(prompt, response):\n    return float('nan') if prompt.startswith('the') else 1.0\n"
+    )
+    run = tmp_path / "run"
+    command(workplace, *ppo_flags(run, "--reward-function", "choosy:score", "--max-unscored", "1"))
+    assert all(line["unscored"] > 0 for line in records(run))
+    told = [one for one in summary(run)["warnings"] if "no score" in one]
+    assert len(told) == 1 and told[0].endswith("the first: reward function choosy:score: returned nan")
