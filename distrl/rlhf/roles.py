@@ -23,6 +23,7 @@ from distrl.learner import Snapshot
 from distrl.policies.lm import LanguagePolicy
 from distrl.policies.protocol import load_parameters
 from distrl.rlhf.experience import Opinions, experience, summary
+from distrl.rlhf.devices import make_repeatable
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.learning import RoleLearner
 from distrl.rlhf.models import ModelParts
@@ -110,6 +111,7 @@ class RoleWorker:
     Models of roles in `offload` are on their device for their turns alone, on the CPU in between.
     """
 
+        make_repeatable(spec.device(role) for role in roles)
     def __init__(
         self,
         spec: RoleSpec,

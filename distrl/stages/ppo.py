@@ -58,6 +58,7 @@ class PPOStage:
         self.hosts = self._hosts()
         self.spec = role_spec(config, self.materials, self.hosts, self.device)
         self.notes = [*self.materials.notes, *idle_warnings(self.spec, self.hosts)]
+        self.devices = set(self.spec.devices.values())
         self.facts = self.materials.facts
         self.sources = self.materials.sources
         self.ahead: list[Any] | None = None

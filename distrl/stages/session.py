@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from distrl.errors import BadInput, RunFailed
 from distrl.fields import Schema
 from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
 from distrl.resolve import ResolvedAs, to_flat_as, write_config_as
+from distrl.rlhf.devices import reproducibility
 from distrl.run_directory import default_run_dir, lock_run_directory, new_run_directory
 from distrl.runtime.roles import RoleLost
 from distrl.session import Outcome, has_ended, last_record, warnings_told_to
@@ -53,6 +54,7 @@ class Stage(Protocol):
     facts: dict[str, Any]  # digests of what was read: a resumed run must find the same
     sources: dict[str, str]  # digests of the user's code: a resumed run says which is another
     device: str
+    devices: Collection[str]  # where models compute
     max_restarts: int
     look: Look  # of its report
     record_events: bool  # whether the driver's spans are kept with their moments
@@ -323,6 +325,7 @@ class _Session:
             "versions": _versions(),
             "git_revision": machine.git_revision(),
             "machine": machine.machine(self.stage.device),
+            "reproducibility": reproducibility(self.stage.devices),
         }
         summary = run.finish(exit_reason, described | about)
         run.sinks.close()

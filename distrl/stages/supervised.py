@@ -11,6 +11,7 @@ import torch
 from distrl.learner import digest
 from distrl.policies.protocol import parameters_and_buffers
 from distrl.rlhf import data
+from distrl.rlhf.devices import make_repeatable
 from distrl.rlhf.models import (
     ModelParts,
     merged,
@@ -48,6 +49,8 @@ class SupervisedStage:
         self.config = config
         self.sources: dict[str, str] = {}  # no code of a user's
         self.device = device_of(config)
+        self.devices = {self.device}
+        make_repeatable(self.devices)
         torch.set_num_threads(config.threads)
         self.tokenizer = read_tokenizer(config.folder)
         self.rows, self.held_out = self._read_rows(config)

@@ -18,9 +18,10 @@ from safetensors.numpy import load_file
 
 from distrl.checkpoint import latest_checkpoint
 from distrl.errors import BadInput
-from distrl.resolve import read_config_as
+from distrl.resolve import ResolvedAs, read_config_as
 from distrl.stages.ppo import PPOStage
 from distrl.stages.ppo_config import PPO
+from distrl.stages.session import run_stage
 from tests.stages.conftest import command, ppo_flags, records, start, summary
 
 Undisturbed = Callable[..., Path]
@@ -61,6 +62,7 @@ def test_a_run_leaves_records_checkpoints_a_summary_and_a_model(undisturbed: Und
     told = summary(run)
     assert told["exit_reason"] == "finished"
     assert told["parameters_sha256"] == told["digests"]["actor"] != told["digests"]["critic"]
+    assert told["reproducibility"] == "exact", "all of it was on the CPU"
     driver = told["spans"]["driver"]
     assert {"generate", "reference", "reward", "critic: values", "actor and critic: update"} <= set(
         json.dumps(driver).split('"')
@@ -294,3 +296,14 @@ def test_a_few_responses_without_a_score_are_left_out_and_told_of_once(
     assert all(line["unscored"] > 0 for line in records(run))
     told = [one for one in summary(run)["warnings"] if "no score" in one]
     assert len(told) == 1 and told[0].endswith("the first: reward function choosy:score: returned nan")
+
+
+@pytest.mark.parametrize(("devices", "told"), [({"cpu", "cuda"}, "device"), ({"cpu"}, "exact")])
+def test_a_summary_says_exact_of_bits_that_no_gpu_had_a_part_in(
+    devices: set[str], told: str, asked: Callable[..., PPOStage], tmp_path: Path
+) -> None:
+    stage = asked(iterations=1, num_prompts=4, run_dir=str(tmp_path / "run"))
+    assert stage.devices == {stage.device}
+    stage.devices = devices
+    run_stage(stage, ResolvedAs(stage.config, {}), quiet=True)
+    assert summary(tmp_path / "run")["reproducibility"] == told
