@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,6 +30,7 @@ from distrl.rlhf.fast_paths import fused_activations
 from distrl.rlhf.tokenizers import unread, vocabulary_size
 
 Kind = Literal["causal", "scalar"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class ModelParts:
     lora: Any = None  # a peft configuration: its adapters alone are learned
     generation: Any = None  # a causal LM's generation configuration, to be saved with it
     fused: bool = True  # GPT-2's GELU as one operation (`fast_paths`)
+    dtype: Dtype = "float32"  # of its parameters once built; `arrays` are float32
 
     @classmethod
     def of(cls, model: nn.Module, kind: Kind, lora: Any = None) -> ModelParts:
@@ -51,7 +53,10 @@ class ModelParts:
 
     def build(self, device: str = "cpu") -> nn.Module:
         """The model, in evaluation mode: no dropout, from the first log-prob on."""
-        model = empty_model(self.kind, self.config, self.lora)
+        model = empty_model(self.kind, self.config, self.lora, drawn=False)  # all of it is loaded
+        for parameter in model.parameters():
+            # buffers stay: in bfloat16 the frequencies of rotary positions would be others
+            parameter.data = parameter.data.to(torch_dtype(self.dtype))
         load_parameters(model, self.arrays)
         if self.fused:
             fused_activations(model)
@@ -62,13 +67,21 @@ class ModelParts:
         return replace(self, arrays=arrays)
 
 
-def empty_model(kind: Kind, config: Any, lora: Any = None) -> nn.Module:
-    """A model of that configuration with parameters of its family's own initialisation; float32."""
+def torch_dtype(name: Dtype) -> torch.dtype:
+    """By its name."""
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def empty_model(kind: Kind, config: Any, lora: Any = None, drawn: bool = True) -> nn.Module:
+    """A model of that configuration with parameters of its family's own initialisation, or any if not `drawn`; float32."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.initialization import no_init_weights
 
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
-    model: nn.Module = auto.from_config(config, trust_remote_code=False)
-    return (model if lora is None else _adapted(model, lora)).float()
+    with nullcontext() if drawn else no_init_weights():
+        model = auto.from_config(config, trust_remote_code=False)
+        model.tie_weights()  # is a part of the initialisation
+        return cast(nn.Module, (model if lora is None else _adapted(model, lora)).float())
 
 
 def _adapted(model: nn.Module, lora: Any) -> nn.Module:
@@ -113,6 +126,11 @@ def read_config(path: str | Path, tokenizer: Any) -> Any:
         ) from error
 
 
+def _are_ids(found: Any, rows: int) -> bool:
+    every = found if isinstance(found, list) else [found]
+    return bool(every) and all(type(one) is int and 0 <= one < rows for one in every)
+
+
 @dataclass(frozen=True)
 class LoraOptions:
     """Low-rank adapters: W + alpha / rank * B A, of which A and B are learned (Hu et al. 2021, arXiv 2106.09685)."""
@@ -125,11 +143,6 @@ class LoraOptions:
 def with_lora(parts: ModelParts, options: LoraOptions, seed: int) -> ModelParts:
     """With adapters that change nothing yet. A scalar model's head is learned beside them. Raises BadInput."""
     from peft import LoraConfig
-
-def _are_ids(found: Any, rows: int) -> bool:
-    every = found if isinstance(found, list) else [found]
-    return bool(every) and all(type(one) is int and 0 <= one < rows for one in every)
-
 
     if parts.lora is not None:
         raise BadInput("the model has adapters already: merge them first")

@@ -26,7 +26,7 @@ from distrl.rlhf.models import ModelParts, filled_aside, read_scalar, save
 from distrl.rlhf.opinions import Part, first_fault, scores
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_process import Fault, FunctionProcess
-from distrl.rlhf.roles import RewardSource, Scorer
+from distrl.rlhf.scoring import RewardSource, Scorer
 
 SCALE_FILE = "reward_scale.json"
 Columns = Sequence[NDArray[np.int64]]

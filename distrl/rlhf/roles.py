@@ -13,25 +13,27 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from distrl.learner import Snapshot
 from distrl.policies.lm import LanguagePolicy
 from distrl.policies.protocol import load_parameters
-from distrl.rlhf.experience import Opinions, experience, summary
 from distrl.rlhf.devices import make_repeatable
+from distrl.rlhf.experience import Opinions, experience, summary
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.learning import RoleLearner
-from distrl.rlhf.models import ModelParts
+from distrl.rlhf.models import Dtype, ModelParts, torch_dtype
 from distrl.rlhf.offload import Held, Turns
 from distrl.rlhf.opinions import Part, first_fault, join, log_probs, pieces, values
 from distrl.rlhf.prompts import PromptOrder
 from distrl.rlhf.recipes import ResponseRecipe
 from distrl.rlhf.responses import Responses, share_of
+from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.weights import Weights
 from distrl.telemetry import spans
 from distrl.telemetry.spans import TakenWhenSent, span
@@ -41,23 +43,6 @@ Role = Literal["actor", "critic", "reward", "reference", "generator"]
 ROLES: tuple[Role, ...] = ("generator", "actor", "critic", "reference", "reward")
 Layout = tuple[tuple[str, int], ...]
 WAITING = "wait: driver"
-
-
-class Scorer(Protocol):
-    """What gives responses a score; made on the worker by `RewardSource.build`."""
-
-    def score(self, responses: Responses, columns: Sequence[NDArray[np.int64]]) -> Part:
-        """Of the responses in `columns` (pieces), [n]; NaN where there is none.
-
-        A scorer that has models on a device names them by a method `models()`, so that they may take turns there.
-        """
-        ...
-
-
-class RewardSource(Protocol):
-    """What travels to the reward's workers."""
-
-    def build(self, device: str) -> Scorer: ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +62,7 @@ class RoleSpec:
     forward_batch: int = 64  # texts that go through a model together where nothing is learned
     micro_batch: int | None = None  # texts that go through it together where something is
     fast_paths: bool = True  # `distrl.rlhf.fast_paths`
+    dtype: Dtype = "float32"  # of what does not learn: the reference, and the generator's copy of the actor
     threads: int = 1
     devices: dict[str, str] = field(default_factory=dict)
     max_skipped_updates: int = 10
@@ -89,7 +75,6 @@ class RoleSpec:
     @property
     def num_responses(self) -> int:
         """Of an iteration."""
-    fault: str | None = None  # why the first response without a score has none
         return self.num_prompts * self.recipe.group_size
 
 
@@ -103,6 +88,7 @@ class LearnReport:
     num_responses: int
     num_tokens: int
     pid: int
+    fault: str | None = None  # why the first response without a score has none
 
 
 class RoleWorker:
@@ -111,7 +97,6 @@ class RoleWorker:
     Models of roles in `offload` are on their device for their turns alone, on the CPU in between.
     """
 
-        make_repeatable(spec.device(role) for role in roles)
     def __init__(
         self,
         spec: RoleSpec,
@@ -126,6 +111,7 @@ class RoleWorker:
         if remote:
             torch.set_num_threads(spec.threads)
             spans.start("start", spec.record_events)
+        make_repeatable(spec.device(role) for role in roles)
         self.spec, self.roles = spec, tuple(roles)
         self.turns = Turns(offload)
         self.share, self.num_shares = share, num_shares
@@ -135,10 +121,12 @@ class RoleWorker:
             self.learner = RoleLearner(spec, roles, models)
             policy = self.learner.policy
             self.weights = {role: Weights(getattr(policy, role)) for role in self._trained}
+            if self._has("actor"):  # as generators have them
+                rounded = Weights(policy.actor, torch_dtype(spec.dtype))
+                self.sampled = self.weights["actor"] if spec.dtype == "float32" else rounded
         if "generator" in roles:
-            # on the actor's own weights where that lives here too
-            own = self.learner.policy.actor if self.learner is not None else None
-            self.writer = own if own is not None else models["actor"].build(spec.device("generator"))
+            own, parts = self._own_writer(), replace(models["actor"], dtype=spec.dtype)
+            self.writer = own if own is not None else parts.build(spec.device("generator"))
             self.generator = CachedGenerator(
                 self.writer,
                 spec.end_tokens,
@@ -150,7 +138,8 @@ class RoleWorker:
             self.written_by = 0
             self.loaded = Weights(self.writer)
         if "reference" in roles:
-            model = models["reference"].build(spec.device("reference")).requires_grad_(False)
+            parts = replace(models["reference"], dtype=spec.dtype)
+            model = parts.build(spec.device("reference")).requires_grad_(False)
             self.reference = LanguagePolicy(model, None, spec.recipe.temperature, spec.vocabulary)
         if "reward" in roles:
             self.scorer = spec.reward.build(spec.device("reward"))
@@ -161,11 +150,18 @@ class RoleWorker:
         if remote:
             spans.mark(WAITING)
 
+    def _own_writer(self) -> nn.Module | None:
+        """The actor's own weights, where that lives here too and what samples has its numbers."""
+        return (
+            self.learner.policy.actor if self.learner is not None and self.spec.dtype == "float32" else None
+        )
+
     # turns on a device
 
     def _owner(self, role: str) -> str:
         """Whose models a role uses: the actor's where it writes with them, or is a head on them."""
-        on_actor = role == "generator" or (role == "critic" and self.spec.value_head)
+        on_actor = role == "critic" and self.spec.value_head
+        on_actor |= role == "generator" and self._own_writer() is not None
         return "actor" if on_actor and self._has("actor") else role
 
     def _held(self, owner: str, learns: bool = False) -> list[Held]:
@@ -218,16 +214,21 @@ class RoleWorker:
         return written
 
     def load_writer(self, snapshot: Snapshot | None) -> tuple[int, str]:
-        """Takes the actor's new weights over; None where it writes with the actor's own.
+        """Takes the actor's new weights over; None where the actor lives here too.
 
         Returns the version and the digest of what it writes with from now on.
         """
-        if snapshot is None:
+        if snapshot is None and self._own_writer() is not None:
             self.written_by, found = self.snapshot_name()
             return self.written_by, found
         with span("load weights"):
-            self.loaded.load(snapshot)
-            self.written_by = snapshot.version
+            if snapshot is None:
+                learner = cast(RoleLearner, self.learner)
+                self.loaded.take(learner.policy.actor)
+                self.written_by = learner.version
+            else:
+                self.loaded.load(snapshot)
+                self.written_by = snapshot.version
         return self.written_by, self.loaded.digest(self.written_by)
 
     # opinions
@@ -279,10 +280,10 @@ class RoleWorker:
             given = iter(parts)
             said = {name: [next(given) for _ in range(count)] for name, count in layout}
             responses = Responses.concatenate([one for part in said.pop("written") for one in part])
+            self.fault = first_fault(said["reward"])
             columns = {name: join(told, responses.num_responses) for name, told in said.items()}
             opinions = Opinions(
                 columns.get("actor"), columns["reference"], columns["reward"], columns.get("critic")
-            self.fault = first_fault(said["reward"])
             )
             trajectory = experience(responses, opinions, recipe, beta)
             self.told = summary(responses, opinions, recipe, beta)
@@ -363,9 +364,9 @@ class RoleWorker:
             return self.weights["actor"].snapshot(cast(RoleLearner, self.learner).version)
 
     def snapshot_name(self) -> tuple[int, str]:
-        """Version and digest of the actor."""
+        """Version and digest of the actor, as generators have it."""
         version = cast(RoleLearner, self.learner).version
-        return version, self.weights["actor"].digest(version)
+        return version, self.sampled.digest(version)
 
     def state(self) -> dict[str, Any]:
         """Role -> state tree of all that its next update depends on."""
@@ -376,7 +377,7 @@ class RoleWorker:
         """Puts back what `state` of workers that together hosted these roles gave."""
         if "generator" in self.roles:
             self.written_by = int(states["actor"]["version"])
-            if not self._has("actor"):
+            if self._own_writer() is None:
                 load_parameters(self.writer, states["actor"]["parameters"])
         if self.learner is not None:
             self.learner.load_states(states)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
+import torch
 from torch import Tensor, nn
 
 from distrl.learner import Snapshot, digest
@@ -16,10 +17,14 @@ from distrl.telemetry.spans import span
 
 
 class Weights:
-    """Of one model, which changes under a new version alone: in an update, by `load`, or before the first digest."""
+    """Of one model, which changes under a new version alone: in an update, by `load`, or before the first digest.
 
-    def __init__(self, model: nn.Module) -> None:
+    `dtype`: digests are of its parameters rounded to that, as a sampler may have them.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         self.model = model
+        self.dtype = dtype
         self._frozen: str | None = None
         self._known: tuple[int, str] | None = None  # version and digest
 
@@ -36,6 +41,14 @@ class Weights:
         self._known = None
         load_tensors(self.learned(), snapshot.arrays)
 
+    def take(self, model: nn.Module) -> None:
+        """Puts another's of the same kind in their place, as `load` does, without a copy on the host."""
+        self._known = None
+        theirs = dict(model.state_dict())
+        with torch.no_grad():
+            for name, tensor in self.learned().items():
+                tensor.copy_(theirs[name])
+
     def digest(self, version: int) -> str:
         """SHA-256 as `learner.digest`; where something is frozen, of that digest of the frozen and that of the rest."""
         if self._known is None or self._known[0] != version:
@@ -44,13 +57,19 @@ class Weights:
         return self._known[1]
 
     def _digest(self) -> str:
-        learned = _hashed(self.learned())
+        learned = _hashed(self._rounded(self.learned()))
         if self._frozen is None:
             frozen = {name: one.detach() for name, one in self._tensors() if _is_frozen(one)}
-            self._frozen = _hashed(frozen) if frozen else ""
+            self._frozen = _hashed(self._rounded(frozen)) if frozen else ""
         if not self._frozen:
             return learned
         return hashlib.sha256(f"{self._frozen} {learned}".encode()).hexdigest()
+
+    def _rounded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.dtype is None:
+            return tensors
+        names = {name for name, one in self._tensors() if isinstance(one, nn.Parameter)}
+        return {name: one.to(self.dtype) if name in names else one for name, one in tensors.items()}
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         return [*self.model.state_dict(keep_vars=True).items()]
@@ -61,4 +80,8 @@ def _is_frozen(tensor: Tensor) -> bool:
 
 
 def _hashed(tensors: dict[str, Tensor]) -> str:
-    return digest(host_arrays(tensors, copied=False))
+    # NumPy has no bfloat16: its bits are hashed
+    plain = {
+        name: one.view(torch.int16) if one.dtype == torch.bfloat16 else one for name, one in tensors.items()
+    }
+    return digest(host_arrays(plain, copied=False))

@@ -16,10 +16,10 @@ from distrl.maths.random import derive_seed
 from distrl.policies.lm import LanguagePolicy
 from distrl.rlhf.data import Prompt
 from distrl.rlhf.generation import CachedGenerator, respond
-from distrl.rlhf.models import ModelParts
-from distrl.rlhf.opinions import join, log_probs
+from distrl.rlhf.models import Dtype, ModelParts
+from distrl.rlhf.opinions import Part, join, log_probs
 from distrl.rlhf.responses import Floats, Responses, chunks
-from distrl.rlhf.roles import RewardSource, Scorer
+from distrl.rlhf.scoring import RewardSource, Scorer
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Looked:
     responses: Responses
     score_N: Floats | None
     kl_N: np.ndarray | None
+    fault: str | None = None  # why the first response without a score has none
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Evaluator:
     device: str = "cpu"
     vocabulary: int | None = None
     fast_paths: bool = True  # `distrl.rlhf.fast_paths`
+    dtype: Dtype = "float32"  # of the policy and the reference
     _reference: LanguagePolicy | None = field(default=None, init=False)
     _scorer: Scorer | None = field(default=None, init=False)
 
@@ -60,7 +62,8 @@ class Evaluator:
         policy = self._policy(parts)
         responses = self.write(policy)
         told: dict[str, Any] = {"responses": responses.num_responses}
-        score_N = self._scores(responses)
+        part = self._scores(responses)
+        score_N = None if part is None else join([part], responses.num_responses)
         if score_N is not None:
             told |= mean_and_error("score", score_N[np.isfinite(score_N)])
             told["unscored"] = int((~np.isfinite(score_N)).sum())
@@ -69,7 +72,8 @@ class Evaluator:
             told |= mean_and_error("kl", kl_N)
         told["response_length_mean"] = float(responses.num_actions.mean())
         told["ended_fraction"] = float(responses.ended.mean())
-        return Looked(told, responses, score_N, kl_N)
+        why = part.fault[1] if part is not None and part.fault is not None else None
+        return Looked(told, responses, score_N, kl_N, why)
 
     def _policy(self, parts: ModelParts) -> LanguagePolicy:
         return LanguagePolicy(self._built(parts), None, self.temperature, self.vocabulary)
@@ -96,15 +100,14 @@ class Evaluator:
         return Responses.concatenate(written)
 
     def _built(self, parts: ModelParts) -> nn.Module:
-        return replace(parts, fused=self.fast_paths).build(self.device)
+        return replace(parts, fused=self.fast_paths, dtype=self.dtype).build(self.device)
 
-    def _scores(self, responses: Responses) -> Floats | None:
+    def _scores(self, responses: Responses) -> Part | None:
         if self.reward is None:
             return None
         if self._scorer is None:
             self._scorer = self.reward.build(self.device)
-        part = self._scorer.score(responses, chunks(responses.length, self.batch))
-        return join([part], responses.num_responses)
+        return self._scorer.score(responses, chunks(responses.length, self.batch))
 
     def _kl(self, policy: LanguagePolicy, responses: Responses) -> np.ndarray | None:
         if self.reference is None:

@@ -13,6 +13,7 @@ from distrl.errors import BadInput
 from distrl.learner import digest
 from distrl.rlhf import data
 from distrl.rlhf.models import (
+    Dtype,
     LoraOptions,
     ModelParts,
     context_length,
@@ -29,7 +30,7 @@ from distrl.rlhf.rewards import (
     function_file,
     read_reward,
 )
-from distrl.rlhf.roles import RewardSource
+from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.tokenizers import (
     check_same_tokenizer,
     check_vocabulary,
@@ -122,7 +123,7 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
     assert prompts is not None and tokenizer is not None
     models = _models(config, tokenizer, problems)
     rewards = [
-        problems.of("--reward", reward_model, folder, tokenizer, config.fast_paths)
+        problems.of("--reward", reward_model, folder, tokenizer, config.fast_paths, config.dtype)
         for folder in config.reward
     ]
     problems.stop()
@@ -179,11 +180,13 @@ def weighted(sources: Sequence[RewardSource], weights: Sequence[float]) -> Rewar
     return Weighted(tuple(zip(weights or [1.0] * len(sources), sources, strict=True)))
 
 
-def reward_model(folder: str, tokenizer: Any, fast_paths: bool = True) -> ModelReward:
+def reward_model(
+    folder: str, tokenizer: Any, fast_paths: bool = True, dtype: Dtype = "float32"
+) -> ModelReward:
     """The reward model of a folder, which must read the actor's tokens. Raises BadInput."""
     found = read_reward(folder)
     _check_reads(folder, tokenizer, found.parts, "--reward")
-    return replace(found, parts=replace(found.parts, fused=fast_paths))
+    return replace(found, parts=replace(found.parts, fused=fast_paths, dtype=dtype))
 
 
 def _check_reads(folder: str, tokenizer: Any, parts: ModelParts, flag: str) -> None:

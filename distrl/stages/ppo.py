@@ -249,6 +249,7 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         micro_batch=config.micro_batch,
         fast_paths=config.fast_paths,
         threads=config.threads,
+        dtype=config.dtype,
         devices=placed,
         max_skipped_updates=config.max_skipped_updates,
         record_events=bool(config.trace),
@@ -270,4 +271,5 @@ def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Eva
         device=device,
         fast_paths=config.fast_paths,
         vocabulary=vocabulary_size(materials.tokenizer),
+        dtype=config.dtype,
     )

@@ -70,6 +70,12 @@ class PPOConfig(StageConfig):
         description="faster twins of transformers' slow places on a CPU: GELU as one operation, one-query attention",
     )
 
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="numbers of what does not learn: the reference, reward models, and the weights that write; in "
+        "bfloat16 a ratio starts near 1 and not at it, unless --exact-ratio",
+    )
+
     # who does the work
     placement: Literal["in-process", "colocate", "separate"] = Field(
         "in-process",
@@ -151,6 +157,11 @@ def warnings(config: PPOConfig) -> list[str]:
         found.append(
             "--overlap 1 without --importance-cap: responses of a policy one version old are corrected by the clipped "
             "ratio alone; give --importance-cap 2, say"
+        )
+    if config.dtype == "bfloat16" and not recipe.exact_ratio and recipe.importance_cap is None:
+        found.append(
+            "--dtype bfloat16 samples from a policy rounded off the one that learns, so ratios start about 1% from 1: "
+            "--exact-ratio starts them at 1, --importance-cap 2 weighs what was sampled"
         )
     if recipe.cut_off == "score" and recipe.max_response < 4:
         found.append(f"--max-response {recipe.max_response}: hardly a response; the default is 64")

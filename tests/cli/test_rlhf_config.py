@@ -110,6 +110,7 @@ def test_all_clashes_are_told_at_once() -> None:
         ({"algo": "grpo", "kl_estimator": "k1"}, "pulls nowhere"),
         ({"overlap": 1}, "--overlap 1 without --importance-cap"),
         ({"eval_every": 3}, "--eval-every does nothing"),
+        ({"dtype": "bfloat16"}, "ratios start about 1% from 1"),
     ],
 )
 def test_ppo_warns_of_what_is_hardly_meant(flags: dict[str, Any], message: str) -> None:
@@ -140,6 +141,8 @@ def test_a_resumed_run_may_go_on_longer_but_not_elsewhere() -> None:
     config, changes = merge_for_resume_as(PPO, saved, {"iterations": 200, "placement": "separate"})
     assert (config.iterations, config.placement) == (200, "separate")
     assert changes == ["iterations: 100 -> 200", "placement: in-process -> separate"]
+    with pytest.raises(BadInput, match="--dtype: the run has float32, given bfloat16"):
+        merge_for_resume_as(PPO, saved, {"dtype": "bfloat16"})
     with pytest.raises(
         BadInput, match="--beta: the run has 0.05, given 0.1; models, data and the curve cannot change"
     ):

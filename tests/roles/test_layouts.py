@@ -76,6 +76,28 @@ def test_what_the_driver_learns_of_responses_without_a_score_is_the_same_for_any
         assert one.fault is not None and one.fault.endswith("is odd")
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_roles_in_bfloat16_end_alike_wherever_they_live_and_the_actor_learns_in_float32(exact: bool) -> None:
+    recipe = replace(SMALL_PPO, exact_ratio=exact)
+    run = spec(recipe, dtype="bfloat16")
+    alone = Roles(run, LocalStage(run, models(), hosts_for("in-process", recipe)[0]))
+    wanted = play(alone, 3)
+    for layout in ("colocated", "separate 2", "all apart 2", "generator apart"):
+        roles = Roles(run, HereStage(run, hosts_for(TABLES[layout], recipe)))
+        assert_same(play(roles, 3), wanted)
+        assert roles.published == alone.published
+        state = roles.state()
+    worker = alone.of["actor"].worker  # type: ignore[attr-defined]
+    for model, number in (
+        (worker.writer, "bfloat16"), (worker.reference.actor, "bfloat16"), (worker.learner.policy.actor, "float32")
+    ):  # fmt: skip
+        assert {str(one.dtype) for one in model.parameters()} == {f"torch.{number}"}
+    off = wanted[0].metrics["first_ratio_deviation"]
+    assert off == 0 if exact else 1e-5 < off < 0.1
+    resumed = Roles(run, LocalStage(run, models(), hosts_for("in-process", recipe)[0]), state)
+    assert_same([iterate(resumed, 3)], [iterate(alone, 3)])
+
+
 @pytest.mark.parametrize("name", ["exact ratio", "grpo", pytest.param("rloo", marks=pytest.mark.slow)])
 def test_other_recipes_end_alike_too(name: str) -> None:
     recipe = RECIPES[name]

@@ -307,3 +307,20 @@ def test_a_summary_says_exact_of_bits_that_no_gpu_had_a_part_in(
     stage.devices = devices
     run_stage(stage, ResolvedAs(stage.config, {}), quiet=True)
     assert summary(tmp_path / "run")["reproducibility"] == told
+
+
+def test_a_run_in_bfloat16_is_recorded_and_resumed_alike(
+    workplace: Path, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    run, more = (
+        tmp_path / "run",
+        ("--dtype", "bfloat16", "--exact-ratio", "--learning-rate-schedule", "constant"),
+    )
+    command(workplace, *ppo_flags(run, *more, "--iterations", "2"))
+    assert all(line["first_ratio_deviation"] == 0 for line in records(run))
+    assert all(0 < line["sampling_mismatch"] < 0.5 for line in records(run))
+    command(workplace, "rlhf", "ppo", "--resume", str(run), "--iterations", "3")
+    whole = undisturbed(*more)
+    assert summary(run)["parameters_sha256"] == summary(whole)["parameters_sha256"]
+    refused = command(workplace, "rlhf", "ppo", "--resume", str(run), "--dtype", "float32", status=2)
+    assert "--dtype: the run has bfloat16" in refused.stderr
