@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from distrl.errors import BadInput
+
 PACKAGES = (
     "distrl", "torch", "numpy", "numba", "gymnasium", "ray", "mujoco", "ale-py", "box2d", "transformers", "tokenizers",
     "peft",
@@ -40,6 +42,16 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
         described["gpu"] = torch.cuda.get_device_name()
     return described
+
+
+def resolve_device(asked: str) -> str:
+    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`. BadInput where cuda is asked for and there is none."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise BadInput("--device cuda: torch sees no CUDA device here; give --device cpu or auto")
+    return "cuda" if available and asked != "cpu" else "cpu"
 
 
 def git_revision() -> str | None:

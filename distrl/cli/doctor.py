@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,17 @@ MODEL_OPTIONS = [
     click.Option(["--data"], metavar="FILE.jsonl", help='prompts for it: {"prompt": ...} a line'),
     click.Option(["--reward"], metavar="FOLDER", help="a reward model; several with commas"),
     click.Option(["--reward-function"], metavar="MODULE:NAME", help="a reward function; several with commas"),
+    click.Option(["--threads"], metavar="N", help="CPU threads of a model's passes  (default: 1)"),
+    click.Option(
+        ["--reward-timeout-sec"],
+        metavar="S",
+        help="a call of a reward function may take this long  (default: 60)",
+    ),
+    click.Option(
+        ["--dtype"],
+        metavar="WORD",
+        help="of what writes and of rewards [float32 | bfloat16]  (default: float32)",
+    ),
     click.Option(["--chat"], is_flag=True, help="put prompts that are text into the chat template"),
 ]
 
@@ -55,6 +66,8 @@ def command(parsed: Parsed) -> int:
 
 
 def _of_model(parsed: Parsed) -> Iterator[Finding]:
+    from distrl.stages.ppo_config import PPO
+
     options, problems = parsed.options, list(parsed.problems)
     problems += [
         f"--{name}: must be given too, to check a model" for name in ("model", "data") if name not in options
@@ -62,8 +75,17 @@ def _of_model(parsed: Parsed) -> Iterator[Finding]:
     problems += [
         f"--{name.replace('_', '-')}: is of an env; leave it out with --model"
         for name in parsed.flags
-        if name != "seed"
+        if name not in ("seed", "device")
     ]
+    read: dict[str, Any] = {}
+    for name, given in (
+        *((name, parsed.flags[name]) for name in ("seed", "device") if name in parsed.flags),
+        *((name, options[name]) for name in ("threads", "reward_timeout_sec", "dtype") if name in options),
+    ):
+        try:
+            read[name] = PPO.read_value(name, given)
+        except ValueError as error:
+            problems.append(f"--{name.replace('_', '-')}: {error}")
     if problems:
         raise BadInput(*problems)
     from distrl.preflight import make_current_folder_importable
@@ -75,4 +97,4 @@ def _of_model(parsed: Parsed) -> Iterator[Finding]:
         for name in ("reward", "reward_function")
     )
     chat = bool(options.get("chat"))
-    return examine_model(Patient(options["model"], options["data"], rewards, functions, chat=chat))
+    return examine_model(Patient(options["model"], options["data"], rewards, functions, chat=chat, **read))

@@ -13,17 +13,19 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from distrl.doctor import Finding
 from distrl.errors import BadInput, RunFailed
+from distrl.machine import resolve_device
 from distrl.policies.lm import LanguagePolicy, core
 from distrl.rlhf.data import DataSet, Prompt, read_prompts
 from distrl.rlhf.generation import CachedGenerator, respond
-from distrl.rlhf.models import ModelParts, context_length, read_causal
+from distrl.rlhf.models import Dtype, ModelParts, context_length, read_causal
 from distrl.rlhf.opinions import join, log_probs
 from distrl.rlhf.responses import Responses, chunks
 from distrl.rlhf.rewards import FunctionReward, check_function
-from distrl.rlhf.roles import RewardSource
+from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
 from distrl.stages.materials import reward_model
 
@@ -44,11 +46,16 @@ class Patient:
     max_response: int = 32
     chat: bool = False
     seed: int = 0
+    device: str = "auto"
+    threads: int = 1
+    reward_timeout_sec: float = 60.0
+    dtype: Dtype = "float32"  # of what writes and of rewards, as `distrl rlhf ppo --dtype`
 
 
 def examine_model(patient: Patient) -> Iterator[Finding]:
     """All findings, each as soon as it is known; what needs something that failed is left out."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(patient.threads)
+    device = resolve_device(patient.device)
     tokenizer = yield from _try("tokenizer", lambda: read_tokenizer(patient.model), _describe_tokenizer)
     if tokenizer is None:
         return
@@ -67,26 +74,42 @@ def examine_model(patient: Patient) -> Iterator[Finding]:
     rows = [row for row in prompts.rows if limit is None or len(row.tokens) < limit]
     if fits is None or not rows:
         return
-    policy = LanguagePolicy(parts.build(), None, patient.temperature, vocabulary_size(tokenizer))
-    responses = _write(policy, prompts, rows[:NUM_PROMPTS], end_tokens(tokenizer, parts.generation), patient)
+    policy = LanguagePolicy(parts.build(device), None, patient.temperature, vocabulary_size(tokenizer))
+    ends = end_tokens(tokenizer, parts.generation)
+    writer = replace(parts, dtype=patient.dtype).build(device)
+    responses = _write(policy, writer, prompts, rows[:NUM_PROMPTS], ends, patient)
     yield _end(responses)
-    yield from invariants(policy, responses)
+    yield from invariants(policy, responses, patient.dtype)
     for folder in patient.reward:
-        yield _reward(folder, partial(reward_model, folder, tokenizer), responses)
+        yield _reward(
+            folder, partial(reward_model, folder, tokenizer, dtype=patient.dtype), responses, device
+        )
     for function in patient.reward_function:
-        yield _reward(function, partial(_function, function, prompts, tokenizer), responses)
+        make = partial(_function, function, prompts, tokenizer, patient.reward_timeout_sec)
+        yield _reward(function, make, responses, device)
 
 
-def invariants(policy: LanguagePolicy, responses: Responses) -> Iterator[Finding]:
+def invariants(
+    policy: LanguagePolicy, responses: Responses, written_in: Dtype = "float32"
+) -> Iterator[Finding]:
     """What PPO relies on: the same log-prob however a token's text is computed."""
     pieces = chunks(responses.length, responses.num_responses)
     again = join([log_probs(policy, responses, pieces)], responses.num_responses)
     valid = responses.valid
     ratio = np.exp(again.astype(np.float64) - responses.log_prob)[valid]
-    yield _close(
-        "ratio", float(np.abs(ratio - 1).max()), "of the first minibatch from 1", "use --exact-ratio: sampling and "
-        "learning compute this model's log-probs differently"
-    )  # fmt: skip
+    off = float(np.abs(ratio - 1).max())
+    if written_in == "float32":
+        yield _close(
+            "ratio", off, "of the first minibatch from 1", "use --exact-ratio: sampling and learning compute this "
+            "model's log-probs differently"
+        )  # fmt: skip
+    else:
+        told = (
+            f"{off:.1e} of the first minibatch from 1: written in {written_in} and learned from in float32; "
+        )
+        yield Finding(
+            "warn", "ratio", f"{told}--exact-ratio starts at 1, --importance-cap 2 weighs what was sampled"
+        )
     twice = join([log_probs(policy, responses, pieces)], responses.num_responses)
     yield _close(
         "dropout", float(np.abs(twice - again).max()), "between two passes", "the model is random by itself"
@@ -109,11 +132,11 @@ def own_log_probs(policy: LanguagePolicy, responses: Responses) -> np.ndarray:
     model = cast(Any, core(cast(Any, policy.actor)))
     found = np.zeros(responses.action.shape)
     for n in range(responses.num_responses):
-        token = torch.from_numpy(responses.token[n : n + 1, : responses.length[n]])
+        token = torch.from_numpy(responses.token[n : n + 1, : responses.length[n]]).to(model.device)
         with torch.no_grad():
             logits = model(input_ids=token, use_cache=False).logits[0].double() / policy.temperature
             logits = logits[:, : policy.vocabulary]
-        said = torch.log_softmax(logits, -1).numpy()
+        said = torch.log_softmax(logits, -1).cpu().numpy()
         for t in range(int(responses.num_actions[n])):
             found[t, n] = said[responses.position[t, n], responses.action[t, n]]
     return found
@@ -167,6 +190,7 @@ def _context(parts: ModelParts, prompts: DataSet[Prompt], patient: Patient) -> F
 
 def _write(
     policy: LanguagePolicy,
+    writer: nn.Module,
     prompts: DataSet[Prompt],
     rows: list[Prompt],
     ends: tuple[int, ...],
@@ -175,9 +199,7 @@ def _write(
     limit = context_length(cast(Any, core(cast(Any, policy.actor))).config)
     longest = max(len(row.tokens) for row in rows)
     size = patient.max_response if limit is None else max(min(patient.max_response, limit - longest), 1)
-    generator = CachedGenerator(
-        cast(Any, policy.actor), ends, patient.temperature, vocabulary=policy.vocabulary
-    )
+    generator = CachedGenerator(writer, ends, patient.temperature, vocabulary=policy.vocabulary)
     numbers = [prompts.rows.index(row) for row in rows]
     return respond(
         generator, [row.tokens for row in rows], numbers, patient.seed, 0, range(len(rows)), size, 0
@@ -200,25 +222,27 @@ def _close(what: str, distance: float, between: str, advice: str) -> Finding:
     return Finding("fail", what, f"{distance:.1e} {between}, more than {CLOSE:g}: {advice}")
 
 
-def _function(name: str, prompts: DataSet[Prompt], tokenizer: Any) -> RewardSource:
+def _function(name: str, prompts: DataSet[Prompt], tokenizer: Any, timeout_sec: float) -> RewardSource:
     check_function(name)
-    return FunctionReward(name, prompts.rows, tokenizer)
+    return FunctionReward(name, prompts.rows, tokenizer, timeout_sec)
 
 
-def _reward(name: str, make: Callable[[], RewardSource], responses: Responses) -> Finding:
+def _reward(name: str, make: Callable[[], RewardSource], responses: Responses, device: str) -> Finding:
     """Range and speed; scores that are all alike teach nothing."""
     try:
-        scorer = make().build("cpu")
+        scorer = make().build(device)
     except (BadInput, RunFailed) as error:
         return Finding("fail", "reward", f"{name}: {error}".replace("\n", "; "))
     pieces = chunks(responses.length, responses.num_responses)
     began = time.monotonic()
-    score_N = join([scorer.score(responses, pieces)], responses.num_responses)
+    part = scorer.score(responses, pieces)
+    score_N = join([part], responses.num_responses)
     rate = responses.num_responses / max(time.monotonic() - began, 1e-9)
     good = score_N[np.isfinite(score_N)]
     if len(good) < len(score_N):
+        why = f"; the first: {part.fault[1]}" if part.fault is not None else ""
         return Finding(
-            "fail", "reward", f"{name}: {len(score_N) - len(good)} of {len(score_N)} have no score; see above"
+            "fail", "reward", f"{name}: {len(score_N) - len(good)} of {len(score_N)} have no score{why}"
         )
     told = f"{name}: {good.min():.3g} to {good.max():.3g}, mean {good.mean():.3g}; {rate:.0f} responses/s"
     if np.ptp(good) == 0:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from distrl.checkpoint import latest_checkpoint
 from distrl.errors import BadInput
+from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, check_trust_as, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
 from distrl.rlhf.models import ModelParts, read_causal
 from distrl.rlhf.rewards import FunctionReward, check_function
-from distrl.rlhf.roles import RewardSource
+from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
 from distrl.session import has_ended
 from distrl.stages.evaluation import Evaluator
@@ -42,12 +43,36 @@ class Asked:
     skip_bad: bool = False
     out: Path | None = None
     trust_run: bool = False
+    device: str | None = None
+    threads: int | None = None
+    reward_timeout_sec: float | None = None
+
+    def computing(self, config: PPOConfig | None) -> Computing:
+        """Where and how it computes: as the run does, but for what is asked for."""
+        fields = PPOConfig.model_fields
+
+        def of(name: str) -> Any:
+            asked = getattr(self, name)
+            run = fields[name].default if config is None else getattr(config, name)
+            return run if asked is None else asked
+
+        return Computing(*(of(name) for name in Computing._fields))
+
+
+class Computing(NamedTuple):
+    """`--device`, `--threads` and `--reward-timeout-sec`."""
+
+    device: str
+    threads: int
+    reward_timeout_sec: float
 
 
 def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     """What `--json` prints. Raises BadInput before a response is written."""
-    torch.set_num_threads(1)
     config = run_config(folder, asked.trust_run)
+    computing = asked.computing(config)
+    device = resolve_device(computing.device)
+    torch.set_num_threads(computing.threads)
     parts, where, checkpoint = _policy(folder, config)
     tokenizer = read_tokenizer(where)
     check_vocabulary(tokenizer, parts.config, str(where))
@@ -62,7 +87,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     evaluator = Evaluator(
         prompts=prompts,
         reference=read_causal(reference) if reference else None,
-        reward=_reward(asked, config, tokenizer, prompts),
+        reward=_reward(asked, config, tokenizer, prompts, computing.reward_timeout_sec),
         end_tokens=end_tokens(tokenizer, parts.generation),
         max_response=max_response,
         temperature=asked.temperature or recipe.temperature,
@@ -70,14 +95,24 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
         samples=asked.samples,
         seed=asked.seed,
         batch=asked.batch,
+        device=device,
         vocabulary=vocabulary_size(tokenizer),
         fast_paths=config is None or config.fast_paths,
+        dtype="float32" if config is None else config.dtype,
     )
     looked = evaluator.evaluate(parts)
     if asked.out is not None:
         lines = (json.dumps(line, ensure_ascii=False) for line in evaluator.texts(looked, tokenizer))
         asked.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    about = {"prompts": len(prompts), "seed": asked.seed, "greedy": not asked.sample, "model": str(folder)}
+    about: dict[str, Any] = {
+        "prompts": len(prompts),
+        "seed": asked.seed,
+        "greedy": not asked.sample,
+        "model": str(folder),
+    }
+    if looked.fault is not None:
+        about["first_fault"] = looked.fault
+    about |= {"device": device, "threads": computing.threads}
     return {**looked.told, **about, "checkpoint": checkpoint}
 
 
@@ -126,7 +161,11 @@ def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Pr
 
 
 def _reward(
-    asked: Asked, config: PPOConfig | None, tokenizer: Any, prompts: tuple[Prompt, ...]
+    asked: Asked,
+    config: PPOConfig | None,
+    tokenizer: Any,
+    prompts: tuple[Prompt, ...],
+    timeout_sec: float,
 ) -> RewardSource | None:
     """What was asked for, else the run's own, else none."""
     folders, functions = asked.reward, asked.reward_function
@@ -135,10 +174,11 @@ def _reward(
         folders, functions, weights = config.reward, config.reward_function, config.reward_weights
     problems = Problems()
     fast = config is None or config.fast_paths
-    models = [problems.of("--reward", reward_model, folder, tokenizer, fast) for folder in folders]
+    dtype = "float32" if config is None else config.dtype
+    models = [problems.of("--reward", reward_model, folder, tokenizer, fast, dtype) for folder in folders]
     for function in functions:
         problems.of("--reward-function", check_function, function)
     problems.stop()
-    named = [FunctionReward(function, prompts, tokenizer) for function in functions]
+    named = [FunctionReward(function, prompts, tokenizer, timeout_sec) for function in functions]
     sources: list[RewardSource] = [*(one for one in models if one is not None), *named]
     return weighted(sources, weights) if sources else None

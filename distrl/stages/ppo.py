@@ -57,13 +57,13 @@ class PPOStage:
         self.materials = read_ppo_materials(config)
         self.hosts = self._hosts()
         self.spec = role_spec(config, self.materials, self.hosts, self.device)
-        self.notes = [*self.materials.notes, *idle_warnings(self.spec, self.hosts)]
         self.devices = set(self.spec.devices.values())
+        self.notes = [*self.materials.notes, *idle_warnings(self.spec, self.hosts)]
         self.facts = self.materials.facts
         self.sources = self.materials.sources
+        self.told_fault = False
         self.ahead: list[Any] | None = None
         self.roles: Roles | None = None
-        self.told_fault = False
         self.digests: dict[str, str] = {}
         self._evaluator: Evaluator | None = None
 
@@ -248,8 +248,8 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         forward_batch=config.forward_batch,
         micro_batch=config.micro_batch,
         fast_paths=config.fast_paths,
-        threads=config.threads,
         dtype=config.dtype,
+        threads=config.threads,
         devices=placed,
         max_skipped_updates=config.max_skipped_updates,
         record_events=bool(config.trace),
@@ -270,6 +270,6 @@ def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Eva
         batch=config.generation_batch,
         device=device,
         fast_paths=config.fast_paths,
-        vocabulary=vocabulary_size(materials.tokenizer),
         dtype=config.dtype,
+        vocabulary=vocabulary_size(materials.tokenizer),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,8 +110,71 @@ def test_the_doctor_finds_a_model_well_and_an_unfit_reward(workplace: Path) -> N
     assert "gpt2 lacks parameters of a scalar model" in done.stdout
 
 
+def test_the_doctor_says_how_far_from_1_ratios_start_in_bfloat16(workplace: Path) -> None:
+    asked = ("doctor", "--model", "gpt2", "--data", "prompts.jsonl", "--dtype", "bfloat16")
+    lines = command(workplace, *asked).stdout.splitlines()
+    (told,) = [line for line in lines if "| ratio " in line]
+    assert told.startswith("warn") and "written in bfloat16 and learned from in float32" in told
+    off = float(told.split("|")[2].split()[0])
+    assert 1e-5 < off < 1
+
+
 def test_the_doctor_says_that_no_prompt_fits_and_stops_there(workplace: Path) -> None:
     write_lines(workplace / "endless.jsonl", [{"prompt": "say it again " * 100}])
     done = command(workplace, "doctor", "--model", "gpt2", "--data", "endless.jsonl", status=1)
     assert "the model reads 128; shorten one of the two" in done.stdout
     assert "ratio" not in done.stdout
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Put back after the test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_eval_computes_with_the_runs_threads_and_timeout_or_those_asked_for(
+    workplace: Path, tmp_path: Path, threads: None
+) -> None:
+    import torch
+
+    (workplace / "slow.py").write_text(
+        "import time\ndef score(prompt, response):\n    time.sleep(0.05)\n    return 1.0\n"
+    )
+    run = tmp_path / "run"
+    more = ("--reward-function", "slow:score", "--threads", "2", "--iterations", "1", "--num-prompts", "4")
+    command(workplace, *ppo_flags(run, *more))
+
+    def look(*asked: str) -> tuple[float | None, int]:
+        done = command(workplace, "rlhf", "eval", str(run), "--json", "--limit", "2", *asked)
+        told = json.loads(done.stdout)
+        assert told["device"] == ("cuda" if torch.cuda.is_available() and not asked else "cpu")
+        assert told["threads"] == torch.get_num_threads()
+        assert told["unscored"] == (0 if told["score_mean"] else 2)
+        late = "reward function slow:score: no answer within 0.001 s"
+        assert told.get("first_fault") == (late if told["unscored"] else None)
+        return told["score_mean"], told["threads"]
+
+    assert look() == (1.0, 2)
+    assert look("--threads", "1", "--reward-timeout-sec", "0.001", "--device", "cpu") == (None, 1)
+
+
+def test_the_doctor_computes_with_the_threads_and_the_timeout_asked_for(
+    workplace: Path, threads: None
+) -> None:
+    import torch
+
+    asked = ("doctor", "--model", "gpt2", "--data", "prompts.jsonl", "--reward-function", "slow:score")
+    asked = (*asked, "--device", "cpu", "--threads", "2")
+    (workplace / "slow.py").write_text(
+        "import time\ndef score(prompt, response):\n    time.sleep(0.05)\n    return len(response)\n"
+    )
+    assert "fail" not in command(workplace, *asked).stdout
+    assert torch.get_num_threads() == 2
+    done = command(workplace, *asked, "--reward-timeout-sec", "0.001", status=1)
+    assert "slow:score: 5 of 5 have no score; the first: reward function slow:score: no answer" in done.stdout
+    for flag, value in (("--threads", "0"), ("--reward-timeout-sec", "soon"), ("--device", "tpu")):
+        assert f"{flag}: " in command(workplace, *asked, flag, value, status=2).stderr

@@ -28,6 +28,13 @@ COUNT = click.IntRange(min=1)
 @click.option("--batch", type=COUNT, default=64, show_default=True, help="responses written together")
 @click.option("--chat", is_flag=True, help="put prompts that are text into the chat template")
 @click.option("--skip-bad", is_flag=True, help="leave corrupt lines out")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="default: the run's, else auto")
+@click.option("--threads", type=COUNT, help="CPU threads of a model's passes  (default: the run's, else 1)")
+@click.option(
+    "--reward-timeout-sec",
+    type=click.FloatRange(min=0, min_open=True),
+    help="a call of a reward function may take this long  (default: the run's, else 60)",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="write prompts and responses here"
 )
