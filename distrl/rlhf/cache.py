@@ -1,8 +1,11 @@
-"""The key-value cache of generation: room for the whole text from the start, so that a step copies nothing."""
+"""The key-value caches of generation: room for the whole text from the start, so that a step copies nothing."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -46,6 +49,74 @@ def _moved(store: Tensor, rows: Tensor, filled: int) -> Tensor:
     kept = store.new_empty((len(rows), *store.shape[1:]))
     kept[:, :, :filled] = store[rows, :, :filled]
     return kept
+
+
+@dataclass
+class Place:
+    """Where the layers of a `fixed_cache` write: a prompt's keys at the front, a later token's in `column` [1]."""
+
+    column: Tensor
+    prompts: bool = False
+
+    @contextmanager
+    def of_prompts(self, cache: DynamicCache) -> Iterator[None]:
+        """Inside, what comes are prompts: the first of a new text."""
+        for layer in cast(list[FixedLayer], cache.layers):
+            layer.is_initialized = False
+        self.prompts = True
+        try:
+            yield
+        finally:
+            self.prompts = False
+
+
+class FixedLayer(DynamicLayer):
+    """A layer's keys and values, [N, heads, room, width], which stay where they are; all of them are given, written or not.
+
+    Fewer rows than there are may come: they are the first.
+    """
+
+    def __init__(self, room: int, place: Place) -> None:
+        super().__init__()
+        self.room = room
+        self.place = place
+        self.store: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Writes the new tokens' keys and values; returns those of prompts as they came, later the whole room."""
+        given = key_states, value_states
+        n, heads, length = key_states.shape[:3]
+        if not self.store:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            # zeros: what is not written yet is masked, and 0 times what may lie in memory need not be 0
+            self.store = [states.new_zeros((n, heads, self.room, states.shape[-1])) for states in given]
+        self.is_initialized = True
+        if self.place.prompts:
+            for store, states in zip(self.store, given, strict=True):
+                store[:n, :, :length] = states
+            self.keys, self.values = given
+        else:
+            self.keys, self.values = (
+                store[:n].index_copy_(2, self.place.column, states)
+                for store, states in zip(self.store, given, strict=True)
+            )
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Moves these rows to the front, in this order."""
+        for store in self.store:
+            store[: len(indices)] = store[indices]
+
+
+def fixed_cache(config: Any, room: int, place: Place) -> DynamicCache | None:
+    """A cache of `FixedLayer`; None where a layer of the model is no plain attention."""
+    cache = DynamicCache(config=config)
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    cache.layers = [FixedLayer(room, place) for _ in cache.layers]
+    return cache
 
 
 def make_cache(config: Any, room: int) -> DynamicCache:

@@ -18,6 +18,7 @@ from distrl.policies.lm import core
 
 SMALL = 2048  # queries times keys: more go the flash kernel's way
 DECODE, DECODE_PADDED = "distrl_decode", "distrl_decode_padded"
+FIXED = "distrl_fixed"  # of `distrl.rlhf.fixed`: every key of the room, under a mask
 
 
 def fused_activations(model: nn.Module) -> nn.Module:
@@ -43,11 +44,19 @@ def decoding(model: nn.Module, padded: bool, fast: bool = True) -> Iterator[None
     if not fast or before != "sdpa" or not on_cpu:
         yield
         return
-    _register()
     windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
         "full_attention"
     }
-    config._attn_implementation = DECODE_PADDED if padded or windows else DECODE
+    with attending(config, DECODE_PADDED if padded or windows else DECODE):
+        yield
+
+
+@contextmanager
+def attending(config: Any, name: str) -> Iterator[None]:
+    """Inside, a model of that configuration attends by the function of that name, one of this file's."""
+    _register()
+    before = config._attn_implementation
+    config._attn_implementation = name
     try:
         yield
     finally:
@@ -60,6 +69,7 @@ def _register() -> None:
 
     for name in (DECODE, DECODE_PADDED):
         AttentionInterface.register(name, _attention)
+    AttentionInterface.register(FIXED, _fixed_attention)
     AttentionMaskInterface.register(
         DECODE_PADDED, sdpa_mask
     )  # transformers makes no mask for one that it has none for
@@ -89,6 +99,19 @@ def _attention(
     return few_queries(query, key, value, attention_mask, scale), None
 
 
+def _fixed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return few_queries(query, key, value, attention_mask, scale), None
+
+
 def few_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """softmax(q k^T scale) v for so few queries and keys of each row and head that the products fit a cache.
 
@@ -105,7 +128,7 @@ def few_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
     n, num_queries, num_rows, width = query.shape
     num_keys, length = key.shape[1:3]
     grouped = query.reshape(n * num_keys, num_queries // num_keys * num_rows, width)
-    products = torch.empty((1, 1, 1), dtype=query.dtype).expand(*grouped.shape[:2], length)
+    products = query.new_empty((1, 1, 1)).expand(*grouped.shape[:2], length)
     weight = torch.baddbmm(products, grouped, key.flatten(0, 1).transpose(1, 2), beta=0, alpha=scale)
     if mask is not None:
         every = weight.view(n, num_queries, num_rows, length)

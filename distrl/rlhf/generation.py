@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from distrl.maths.random import stream
 from distrl.policies.lm import causal_head, core
 from distrl.rlhf.fast_paths import decoding
+from distrl.rlhf.fixed import LOOK_EVERY, Lanes, serves
 from distrl.rlhf.responses import Responses
 
 
@@ -64,6 +65,9 @@ def pick(log_probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
 class CachedGenerator:
     """`Generator` with a transformers causal LM on any device.
 
+    `fixed` and `look_every` are for tests. None: fixed shapes (`distrl.rlhf.fixed`) where the model is on a GPU, `fast`
+    and of a family that they serve; ends are looked for after every token on a CPU, every few on a GPU, which waits.
+
     `end_tokens` end a response and belong to it. `greedy` takes the likeliest token instead. There is no
     top-k or top-p: what they leave out, log-probs of the whole vocabulary would not know. `fast`: see `fast_paths`;
     `vocabulary`: see `LanguagePolicy`.
@@ -78,6 +82,8 @@ class CachedGenerator:
         fast: bool = True,
         choose: Callable[[Tensor, Tensor], Tensor] = pick,
         vocabulary: int | None = None,
+        fixed: bool | None = None,
+        look_every: int | None = None,
     ) -> None:
         self.model = model
         self.end_tokens = sorted(set(end_tokens))
@@ -86,9 +92,15 @@ class CachedGenerator:
         self.fast = fast
         self.choose = choose
         self.head = causal_head(model, vocabulary)
+        self.fixed = fixed
+        self.look_every = look_every
+        self.lanes = Lanes(self)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
+        on_gpu = next(self.model.parameters()).device.type == "cuda"
+        if (self.fast and on_gpu if self.fixed is None else self.fixed) and serves(self.model):
+            return _cut(*self.lanes.write(prompts, uniform_NT), set(self.end_tokens))
         padded = len({len(prompt) for prompt in prompts}) > 1
         with decoding(self.model, padded, self.fast):
             return self._generate(prompts, uniform_NT)
@@ -100,24 +112,31 @@ class CachedGenerator:
         uniform = torch.from_numpy(np.ascontiguousarray(uniform_NT)).to(device)
         ends = torch.tensor(self.end_tokens, device=device)
         rows = torch.arange(len(prompts), device=device)  # that are still written
+        running = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        look_every = self.look_every or (1 if device.type == "cpu" else LOOK_EVERY)
         written: list[tuple[Tensor, Tensor, Tensor]] = []  # of each step: rows, tokens, their log-probs
         for t in range(limit):
-            logits = self.head(batch.hidden).float()
-            log_probs = torch.log_softmax(
-                logits if self.temperature == 1 else logits / self.temperature, dim=-1
-            )
-            chosen = log_probs.argmax(-1) if self.greedy else self.choose(log_probs, uniform[:, t])
-            written.append((rows, chosen, log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)))
+            chosen, log_prob = self.picked(batch.hidden, uniform[:, t])
+            written.append((rows, chosen, log_prob))
             if len(ends):
-                stay = torch.isin(chosen, ends, invert=True).nonzero().squeeze(-1)
+                running = running & torch.isin(chosen, ends, invert=True)
+            if len(ends) and (t + 1) % look_every == 0:
+                stay = running.nonzero().squeeze(-1)  # the host waits for the device
                 if len(stay) < len(rows):
-                    rows, chosen, uniform = rows[stay], chosen[stay], uniform[stay]
+                    rows, chosen, uniform, running = (one[stay] for one in (rows, chosen, uniform, running))
                     if not len(rows):
                         break
                     batch.keep(stay)
             if t + 1 < limit:
                 batch.go_on(chosen)
         return _answers(written, len(prompts), set(self.end_tokens))
+
+    def picked(self, hidden_NH: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The next token of each row and its log-prob, [N] each, after texts whose last hidden states are these."""
+        logits = self.head(hidden_NH).float()
+        log_probs = torch.log_softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
+        chosen = log_probs.argmax(-1) if self.greedy else self.choose(log_probs, uniform_N)
+        return chosen, log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
 
 def _answers(written: list[tuple[Tensor, Tensor, Tensor]], num_rows: int, ends: set[int]) -> list[Written]:
@@ -128,7 +147,17 @@ def _answers(written: list[tuple[Tensor, Tensor, Tensor]], num_rows: int, ends: 
     for row, token, log_prob in zip(rows, chosen, said, strict=True):
         tokens[row].append(token)
         log_probs[row].append(log_prob)
-    return [Written(mine, its, mine[-1] in ends) for mine, its in zip(tokens, log_probs, strict=True)]
+    return [_up_to_its_end(*one, ends) for one in zip(tokens, log_probs, strict=True)]
+
+
+def _cut(token_NT: NDArray[np.int64], log_prob_NT: NDArray[np.float32], ends: set[int]) -> list[Written]:
+    return [_up_to_its_end(*one, ends) for one in zip(token_NT.tolist(), log_prob_NT.tolist(), strict=True)]
+
+
+def _up_to_its_end(tokens: list[int], log_probs: list[float], ends: set[int]) -> Written:
+    """Without what a row wrote on before anybody looked."""
+    length = next((at for at, token in enumerate(tokens, 1) if token in ends), len(tokens))
+    return Written(tokens[:length], log_probs[:length], tokens[length - 1] in ends)
 
 
 class _Batch:

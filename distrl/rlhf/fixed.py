@@ -1,0 +1,248 @@
+"""Generation in fixed shapes: a token is one fixed list of kernels, which a GPU replays as one launch.
+
+    |prompts, pick|step|step|step|step|step|step|step|step|step| ...     step: one token of each row through the model, pick
+    rows      64                  64   |          32          | ...      looked at every LOOK_EVERY tokens: the host waits
+    graph     -    captured once for each number of rows, replayed
+
+The twin of `CachedGenerator`'s loop, with the same numbers picking the same tokens. All that a step reads or writes
+stays where it is: keys and values have room for the longest text, the column of the new ones is a tensor, keys not
+written yet are masked. Rows that have ended are written on and what they say is dropped, until so many have ended that
+the others fit the next smaller number of rows; those are moved to the front. Without a GPU the same steps run one by
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distrl.policies.lm import core
+from distrl.rlhf.cache import Place, fixed_cache
+from distrl.rlhf.fast_paths import FIXED, attending, decoding
+
+LOOK_EVERY = 8  # tokens
+ROOM = 64  # texts have room for a multiple of it, so that few shapes are met
+SIZES = 4  # numbers of rows: all, a half, a quarter, an eighth
+MAX_LANES = 4  # shapes that keep their memory and their graphs
+WARM_UP = 3  # steps before a capture, for what is made at first use
+
+
+class Said(NamedTuple):
+    """Tokens and their log-probs of each row as far as it was written; what comes behind an end of text is no part of it."""
+
+    token_NT: NDArray[np.int64]
+    log_prob_NT: NDArray[np.float32]
+
+
+def serves(model: nn.Module) -> bool:
+    """Whether a family's steps can be had in fixed shapes: every layer attends to all of the text, without a soft cap."""
+    config = cast(Any, core(model)).config.get_text_config()
+    windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention"
+    }
+    return (
+        config._attn_implementation == "sdpa"
+        and not windows
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and fixed_cache(config, 0, Place(torch.zeros(1, dtype=torch.long))) is not None
+    )
+
+
+def sizes(num_rows: int) -> list[int]:
+    """Numbers of rows that steps are made for, the largest first."""
+    return list(dict.fromkeys(-(-num_rows // 2**half) for half in range(SIZES)))
+
+
+class Lanes:
+    """Writes responses in fixed shapes; `capture` None: on a GPU. What it keeps between calls is memory and graphs."""
+
+    def __init__(self, generator: Any, capture: bool | None = None) -> None:
+        self.generator = generator
+        self.capture = capture
+        self.lanes: dict[tuple[Any, ...], _Lane] = {}
+        self.places: tuple[int, ...] = ()  # of the parameters: graphs read them there
+
+    def write(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> Said:
+        """As `CachedGenerator.generate`, within `torch.inference_mode`."""
+        model = self.generator.model
+        device = next(model.parameters()).device
+        places = tuple(one.data_ptr() for one in model.parameters())
+        if places != self.places:  # moved to the device and back, say
+            self.lanes.clear()
+            self.places = places
+        longest, limit = max(map(len, prompts)), uniform_NT.shape[1]
+        key = (len(prompts), -(-(longest + limit) // ROOM) * ROOM, limit, device)
+        lane = self.lanes.pop(key, None)
+        if lane is None:
+            capture = device.type == "cuda" if self.capture is None else self.capture
+            lane = _Lane(self.generator, *key, capture)
+        self.lanes[key] = lane  # the last one used is the last to go
+        while len(self.lanes) > MAX_LANES:
+            del self.lanes[next(iter(self.lanes))]
+        return lane.write(prompts, uniform_NT)
+
+
+class _Lane:
+    """The memory of N rows, their steps, and the steps' graphs."""
+
+    def __init__(
+        self, generator: Any, num_rows: int, room: int, limit: int, device: torch.device, capture: bool
+    ) -> None:
+        self.generator, self.model = generator, generator.model
+        own = cast(Any, core(self.model))
+        self.config, self.trunk, self.embed = own.config, own.base_model, own.get_input_embeddings()
+        self.capture = capture
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.sizes = sizes(num_rows)
+        self.place = Place(torch.zeros(1, dtype=torch.long, device=device))
+        self.cache: Any = fixed_cache(self.config, room, self.place)
+        self.column_S = torch.arange(room, device=device)
+        self.ends = torch.tensor(generator.end_tokens, dtype=torch.long, device=device)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.at = zeros(1)  # tokens written of each row
+        self.token, self.position, self.pads, self.row = (zeros(num_rows) for _ in range(4))
+        self.done = zeros(num_rows, dtype=torch.bool)
+        self.uniform = zeros(num_rows, limit, dtype=torch.float32)
+        self.tokens, self.log_probs = zeros(num_rows, limit), zeros(num_rows, limit, dtype=torch.float32)
+        # by the rows' own numbers
+        self.told = torch.zeros_like(self.tokens), torch.zeros_like(self.log_probs)
+
+    @property
+    def _by_row(self) -> tuple[Tensor, ...]:
+        return (
+            self.token, self.position, self.pads, self.row, self.done, self.uniform, self.tokens, self.log_probs
+        )  # fmt: skip
+
+    def write(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> Said:
+        limit = uniform_NT.shape[1]
+        self._begin(prompts, uniform_NT)
+        num_rows, written = len(prompts), 1
+        while written < limit:
+            if len(self.ends) and written % LOOK_EVERY == 0:
+                running = (~self.done[:num_rows]).nonzero().squeeze(-1)  # the host waits
+                if not len(running):
+                    break
+                num_rows = self._fit(running, num_rows)
+            self._run(num_rows)
+            written += 1
+        self._tell(num_rows)
+        token_NT, log_prob_NT = (told[:, :written].cpu().numpy() for told in self.told)
+        return Said(token_NT, log_prob_NT)
+
+    def _begin(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> None:
+        """The prompts, left-padded, through the model; the first token of each row."""
+        lengths = np.array([len(prompt) for prompt in prompts])
+        longest = int(lengths.max())
+        texts = np.zeros((len(prompts), longest), np.int64)
+        for row, prompt in zip(texts, prompts, strict=True):
+            row[longest - len(prompt) :] = prompt
+        self.uniform.copy_(torch.from_numpy(np.ascontiguousarray(uniform_NT)))
+        self.position.copy_(torch.from_numpy(lengths))
+        self.pads.copy_(longest - self.position)
+        torch.arange(len(prompts), out=self.row)
+        self.done.zero_()
+        self.at.zero_()
+        self.place.column.fill_(longest)
+        token = torch.from_numpy(texts).to(self.token.device)
+        position = (self.column_S[:longest] - self.pads.unsqueeze(1)).clamp(min=0)
+        seen = (self.column_S[:longest] >= self.pads.unsqueeze(1)).long()
+        padded = bool((lengths != longest).any())
+        with self.place.of_prompts(self.cache), decoding(self.model, padded):
+            found = self._forward(token, position, seen if padded else None)
+        self._pick(found, len(prompts))
+
+    def _forward(self, token: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        found = self.trunk(
+            inputs_embeds=self.embed(token),
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return cast(Tensor, found.last_hidden_state)[:, -1]
+
+    def _pick(self, hidden: Tensor, n: int) -> None:
+        uniform_N = self.uniform[:n].index_select(1, self.at).squeeze(1)
+        chosen, log_prob = self.generator.picked(hidden, uniform_N)
+        self.token[:n].copy_(chosen)
+        self.tokens[:n].index_copy_(1, self.at, chosen.unsqueeze(1))
+        self.log_probs[:n].index_copy_(1, self.at, log_prob.unsqueeze(1))
+        self.done[:n].logical_or_((chosen.unsqueeze(1) == self.ends).any(1))
+        self.at.add_(1)
+
+    def _step(self, n: int) -> None:
+        """One more token of the first n rows; nothing in it hangs on the host."""
+        seen = (self.column_S >= self.pads[:n].unsqueeze(1)) & (self.column_S <= self.place.column)
+        found = self._forward(
+            self.token[:n].unsqueeze(1), self.position[:n].unsqueeze(1), seen[:, None, None]
+        )
+        self._pick(found, n)
+        self.position[:n].add_(1)
+        self.place.column.add_(1)
+
+    def _run(self, n: int) -> None:
+        if not self.capture:
+            with self._fixed():
+                self._step(n)
+            return
+        if n not in self.graphs:
+            with self._fixed():
+                self.graphs[n] = self._captured(n)
+        self.graphs[n].replay()
+
+    @contextmanager
+    def _fixed(self) -> Iterator[None]:
+        """Attention of one query to all keys, and torch's plain kernels: one index is written, in any order the same."""
+        before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        torch.use_deterministic_algorithms(False)
+        try:
+            with attending(self.config, FIXED):
+                yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+    def _captured(self, n: int) -> torch.cuda.CUDAGraph:
+        """The graph of a step. What runs before it is taken back; keys and values that it leaves are written again."""
+        changed = (*self._by_row, self.at, self.place.column)
+        kept = [one.clone() for one in changed]
+        before, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(before)
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UP):
+                self._step(n)
+                for one, was in zip(changed, kept, strict=True):
+                    one.copy_(was)
+        before.wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._step(n)
+        return graph
+
+    def _fit(self, running: Tensor, n: int) -> int:
+        """The rows that steps are made for from now on: where fewer do, the running ones are moved to the front."""
+        fewer = min(size for size in self.sizes if size >= len(running))
+        if fewer >= n:
+            return n
+        self._tell(n)
+        ended = self.done[:n].nonzero().squeeze(-1)
+        kept = torch.cat([running, ended])[:fewer]
+        for one in self._by_row:
+            one[:fewer] = one[kept]
+        self.cache.batch_select_indices(kept)
+        return fewer
+
+    def _tell(self, n: int) -> None:
+        for told, said in zip(self.told, (self.tokens, self.log_probs), strict=True):
+            told[self.row[:n]] = said[:n]

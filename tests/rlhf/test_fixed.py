@@ -1,0 +1,158 @@
+"""Generation in fixed shapes, its steps run one by one: the same tokens as the plain loop's, whoever ends when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distrl.policies.lm import core
+from distrl.rlhf import fixed
+from distrl.rlhf.fixed import LOOK_EVERY, MAX_LANES, serves, sizes
+from distrl.rlhf.generation import CachedGenerator, Written, uniforms
+from distrl.rlhf.models import LoraOptions, with_lora
+from tests.rlhf.small_models import VOCABULARY, causal
+
+SERVED = ["gpt2", "llama", "qwen2", "gpt-neox", "cohere", "granite"]
+LIMIT = 3 * LOOK_EVERY + 2
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5], [3, 5]] * 4
+RANDOM = uniforms(0, 0, range(len(PROMPTS)), LIMIT)
+ENDS = [4, 9]
+
+
+def both(model: torch.nn.Module, ends: list[int], **options: Any) -> tuple[CachedGenerator, CachedGenerator]:
+    return tuple(CachedGenerator(model, ends, fixed=one, **options) for one in (False, True))  # type: ignore[return-value]
+
+
+def assert_alike(one: list[Written], other: list[Written]) -> None:
+    assert [row.tokens for row in one] == [row.tokens for row in other]
+    assert [row.ended for row in one] == [row.ended for row in other]
+    for mine, theirs in zip(one, other, strict=True):
+        np.testing.assert_allclose(mine.log_probs, theirs.log_probs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize(
+    "how", [{"greedy": True}, {"temperature": 1.5}, {"vocabulary": VOCABULARY - 3}], ids=str
+)
+def test_fixed_shapes_write_the_plain_loops_tokens_token_for_token(family: str, how: dict[str, Any]) -> None:
+    plain, static = both(causal(family).build(), ENDS, **how)
+    wanted = plain.generate(PROMPTS, RANDOM)
+    assert_alike(static.generate(PROMPTS, RANDOM), wanted)
+    assert static.lanes.lanes and not plain.lanes.lanes
+    lengths = {len(row.tokens) for row in wanted}
+    assert len(lengths) > 2 or how.get("greedy"), "rows end at several times"
+
+
+def test_rows_that_have_ended_leave_by_halves_and_when_all_have_nothing_more_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[int] = []
+    real = fixed._Lane._step
+
+    def seen(lane: Any, n: int) -> None:
+        steps.append(n)
+        real(lane, n)
+
+    monkeypatch.setattr(fixed._Lane, "_step", seen)
+    model = causal().build()
+    plain, static = both(model, ENDS)
+    lengths = np.array([len(row.tokens) for row in plain.generate(PROMPTS, RANDOM)])
+    static.generate(PROMPTS, RANDOM)
+    expected, n = [], len(PROMPTS)
+    for written in range(1, LIMIT):
+        if written % LOOK_EVERY == 0:
+            running = int((lengths > written).sum())
+            if not running:
+                break
+            n = min(n, min(size for size in sizes(len(PROMPTS)) if size >= running))
+        expected.append(n)
+    assert steps == expected
+    assert len(set(steps)) > 1, "some did leave"
+    steps.clear()
+    CachedGenerator(model, list(range(VOCABULARY)), fixed=True).generate(PROMPTS, RANDOM)
+    assert len(steps) == LOOK_EVERY - 1, "all ended at once, and it was seen at the first look"
+
+
+def test_sizes_are_halves_of_the_rows_there_are() -> None:
+    assert sizes(64) == [64, 32, 16, 8]
+    assert sizes(5) == [5, 3, 2, 1]
+    assert sizes(1) == [1]
+
+
+def test_a_shape_is_made_once_and_what_was_written_before_is_not_seen() -> None:
+    model = causal("llama").build()
+    plain, static = both(model, ENDS)
+    other = [[7, 7], [1, 2, 3, 4, 5, 6], [8], [9, 9]] * 4
+    random = uniforms(5, 1, range(len(PROMPTS)), LIMIT)
+    for prompts, numbers in ((PROMPTS, RANDOM), (other, random), (PROMPTS, random)):
+        assert_alike(static.generate(prompts, numbers), plain.generate(prompts, numbers))
+    assert len(static.lanes.lanes) == 1
+    for count in range(1, MAX_LANES + 3):
+        some = PROMPTS[:count]
+        assert_alike(static.generate(some, RANDOM[:count]), plain.generate(some, RANDOM[:count]))
+    assert len(static.lanes.lanes) == MAX_LANES
+
+
+def test_weights_that_change_in_place_are_the_ones_that_write_and_moved_ones_are_found() -> None:
+    model = with_lora(causal("qwen2"), LoraOptions(rank=2), 0).build()
+    plain, static = both(model, ENDS)
+    before = static.generate(PROMPTS, RANDOM)
+    (lane,) = static.lanes.lanes.values()
+    with torch.no_grad():
+        for one in model.parameters():
+            one.add_(0.05)
+    after = static.generate(PROMPTS, RANDOM)
+    assert after != before
+    assert_alike(after, plain.generate(PROMPTS, RANDOM))
+    assert [*static.lanes.lanes.values()] == [lane], "its graphs read the weights where they are"
+    for one in model.parameters():
+        one.data = one.data.clone()
+    assert_alike(static.generate(PROMPTS, RANDOM), after)
+    assert [*static.lanes.lanes.values()] != [lane], "graphs of the place where they were are gone"
+
+
+def test_one_token_and_no_ends_are_fine_too() -> None:
+    plain, static = both(causal().build(), [])
+    assert_alike(static.generate(PROMPTS, RANDOM[:, :1]), plain.generate(PROMPTS, RANDOM[:, :1]))
+    alone = [[4]]
+    assert_alike(static.generate(alone, RANDOM[:1]), plain.generate(alone, RANDOM[:1]))
+
+
+def test_families_with_windows_or_caps_are_left_to_the_plain_loop() -> None:
+    assert [serves(causal(family).build()) for family in (*SERVED, "gemma2")] == [True] * len(SERVED) + [
+        False
+    ]
+    model = causal().build()
+    core(model).set_attn_implementation("eager")  # type: ignore[operator]
+    assert not serves(model)
+    static = CachedGenerator(causal("gemma2").build(), ENDS, fixed=True)
+    assert static.generate(PROMPTS, RANDOM) and not static.lanes.lanes
+
+
+def test_on_a_cpu_the_plain_loop_writes_unless_it_is_asked_otherwise() -> None:
+    generator = CachedGenerator(causal().build(), ENDS)
+    generator.generate(PROMPTS, RANDOM)
+    assert not generator.lanes.lanes
+
+
+def test_the_deterministic_setting_and_the_attention_are_put_back() -> None:
+    model: Any = causal().build()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        CachedGenerator(model, ENDS, fixed=True).generate(PROMPTS, RANDOM)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("every", [2, LOOK_EVERY, 1000])
+def test_the_plain_loop_that_looks_for_ends_less_often_says_the_same(every: int) -> None:
+    model = causal("gemma2").build()
+    wanted = CachedGenerator(model, ENDS).generate(PROMPTS, RANDOM)
+    assert_alike(CachedGenerator(model, ENDS, look_every=every).generate(PROMPTS, RANDOM), wanted)
+    assert len({len(row.tokens) for row in wanted}) > 2
