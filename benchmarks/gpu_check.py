@@ -7,11 +7,17 @@
 3. A checkpoint of either device goes on on either: to the bit on the same one, to rounding on the other.
 4. The captured update: its steps without graphs and with them give the same bits, torch's to rounding (on the CPU
    to the bit); it waits for the GPU once an iteration; its checkpoints go on, also with torch's update.
-5. Seconds of an update (torch eager, captured, bf16), of GAE and of inference, beside the CPU's and beside what the
+5. A language model's generation in fixed shapes writes the plain loop's tokens, greedy and sampled; its captured steps
+   give the bits of those without graphs.
+6. Seconds of an update (torch eager, captured, bf16), of GAE and of inference, beside the CPU's and beside what the
    GPU's measured rates of arithmetic and memory allow.
 
-Without CUDA the CPU's part of 2, 3 and 4 runs, says so, and exits 0 (1 with `--require-cuda`). A GPU machine needs
-torch, numba with numba-cuda, numpy and safetensors, and three small pure-Python packages for the spaces:
+7. With CUDA: generation of a model of 0.5 B in bfloat16 beside transformers' generate() and beside what the memory's
+   measured rate allows, and an iteration of PPO and of GRPO at that size (about 30 GB of GPU memory). Left
+   out by `--quick`, and 5 and 7 where transformers is not installed.
+
+Without CUDA the CPU's part of 2, 3, 4 and 5 runs, says so, and exits 0 (1 with `--require-cuda`). A GPU machine needs
+torch, numba with numba-cuda, numpy, safetensors and transformers, and three small pure-Python packages for the spaces:
 `pip install --no-deps --target wheels gymnasium cloudpickle farama-notifications`, then
 `PYTHONPATH=wheels:. python benchmarks/gpu_check.py`. Ray, pydantic and the display are blocked on purpose.
 
@@ -233,13 +239,25 @@ def machine(with_cuda: bool) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    for package in ("numpy", "numba", "numba-cuda", "gymnasium", "safetensors"):
+    for package in ("numpy", "numba", "numba-cuda", "gymnasium", "safetensors", "transformers"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
     gpu = torch.cuda.get_device_name() if with_cuda else None
     return {"gpu": gpu, "cores": os.cpu_count(), "load_average": os.getloadavg()[0], "versions": versions}
+
+
+def responses_part() -> Any:
+    """benchmarks/gpu_rlhf.py; None, and said so, where transformers is not there."""
+    try:
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as error:
+        print(f"{error.name} is not here: generation is neither checked nor timed")
+        return None
+    import benchmarks.gpu_rlhf
+
+    return benchmarks.gpu_rlhf
 
 
 def main() -> int:
@@ -274,13 +292,21 @@ def main() -> int:
             check_captured(checks, case, device)
         if with_cuda and not case.normalise:
             check_one_wait(checks, case)
+    responses = responses_part()
+    for device in devices if responses is not None else []:
+        responses.check_generation(checks, device)
     rates = rates_of("cuda") if with_cuda else None
     updates = time_updates(devices, options.quick, rates)
     gaes = time_gae(with_cuda, options.quick, rates)
     inferences = time_inference(devices, options.quick, rates)
+    writing: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
+    if with_cuda and responses is not None and not options.quick:
+        writing = responses.time_generation(responses.HALF_BILLION, responses.SIZES, "cuda", rates)
+        steps = responses.time_steps(responses.HALF_BILLION, responses.SIZES[0], "cuda")
 
     record = {
-        "schema": 2,
+        "schema": 3,
         "command": f"python benchmarks/gpu_check.py{' --quick' if options.quick else ''}",
         "machine": described,
         "holds": checks.hold,
@@ -289,6 +315,8 @@ def main() -> int:
         "update": updates,
         "gae": gaes,
         "inference": inferences,
+        "generation": writing,
+        "rlhf_steps": steps,
         "rates": rates,
     }
     out = options.out or (Path(__file__).parent / "results" / "gpu_check.json" if with_cuda else None)
