@@ -12,9 +12,9 @@ from helpers import assert_same_run, case, checkpoint_bytes, checkpoint_numbers,
 
 pytestmark = pytest.mark.timeout(180)
 
-# 8 steps of 6 envs at 20 ms: an iteration takes about a second in-process, so a signal lands in a rollout
+# 8 steps of 6 envs at 12 ms: an iteration takes half a second in-process, so a signal lands in a rollout
 SLOW_ENV = case(
-    "image", iterations=6, env="toys:Toy-v0", env_kwargs={"sleep_sec": 0.02}, checkpoint_every=1000
+    "image", iterations=5, env="toys:Toy-v0", env_kwargs={"sleep_sec": 0.012}, checkpoint_every=1000
 )
 # 2,400 minibatches of the torch learner: an update of a second or more, a rollout of a tenth
 SLOW_UPDATE = case(
@@ -34,7 +34,7 @@ def at_least(run_dir: Path, iterations: int) -> Any:
 
 @pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_amid_a_slow_env_step_saves_the_last_boundary_and_the_resumed_run_is_the_same(
-    launcher: Any, reference: Any, tmp_path: Path, workers: int, number: int
+    launcher: Any, distrl_here: Any, reference: Any, tmp_path: Path, workers: int, number: int
 ) -> None:
     run_dir = tmp_path / "run"
     command = launcher.start_train(run_dir, {**SLOW_ENV, "workers": workers})
@@ -47,14 +47,14 @@ def test_a_signal_amid_a_slow_env_step_saves_the_last_boundary_and_the_resumed_r
     assert time.monotonic() - asked < 12.0
     launcher.assert_nothing_left()
     done = len(metrics(run_dir))
-    assert 2 <= done < 6
+    assert 2 <= done < 5
     assert checkpoint_numbers(run_dir) == [0, done]
     assert summary(run_dir)["exit_reason"] == f"interrupted by {signal.Signals(number).name}"
     assert f"continue with: distrl train --resume {run_dir}" in finished.output
 
-    resumed = launcher.resume(run_dir, "--workers", "0")
+    resumed = distrl_here("train", "--resume", str(run_dir), "--workers", "0")
     assert resumed.status == 0, resumed.output
-    assert_same_run(run_dir, reference(SLOW_ENV), iterations=6)
+    assert_same_run(run_dir, reference(SLOW_ENV), iterations=5)
 
 
 def test_a_signal_does_not_wait_for_the_fragment_that_a_thread_collects(
@@ -88,7 +88,7 @@ def test_a_signal_to_the_whole_group_reaches_ray_too_and_the_run_still_saves(
 
 
 def test_sigint_amid_an_update_waits_for_its_end_and_a_second_one_leaves_at_once(
-    launcher: Any, tmp_path: Path
+    launcher: Any, distrl_here: Any, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     command = launcher.start_train(run_dir, {**SLOW_UPDATE, "workers": 0})
@@ -105,7 +105,7 @@ def test_sigint_amid_an_update_waits_for_its_end_and_a_second_one_leaves_at_once
     assert "the last checkpoint stands" in finished.output
     assert checkpoint_bytes(run_dir, 0) == before and checkpoint_numbers(run_dir) == [0]
     assert not (run_dir / "summary.json").exists()
-    assert launcher.resume(run_dir, "--total-steps", "96").status == 0
+    assert distrl_here("train", "--resume", str(run_dir), "--total-steps", "96").status == 0
 
 
 def test_sigint_while_ray_starts_ends_the_run_with_130(launcher: Any, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The whole process group killed with -9 at bad moments, then resumed: the run ends as if nothing had been.
 
-Moments: at random, before the first checkpoint after 0, inside a checkpoint write, in the last evaluation. Two kills of
-an in-process and of a Ray run are part of every test run; ten in one run, for all kinds of runs, are slow.
+Moments: at random, before the first checkpoint after 0, inside a checkpoint write, in the last evaluation. Two kills of an
+in-process run and one of a Ray run are part of every test run; ten in one run, for all kinds of runs, are slow.
 """
 
 from __future__ import annotations
@@ -46,13 +46,19 @@ def wait_for(moment: str, command: Command, run_dir: Path, rng: random.Random) -
 
 
 def train_through_kills(
-    launcher: Any, run_dir: Path, fields: dict[str, Any], moments: list[str], pace: str
+    launcher: Any,
+    run_dir: Path,
+    fields: dict[str, Any],
+    moments: list[str],
+    pace: str,
+    resume_workers: int | None = None,
 ) -> int:
     """Start, kill at each of the moments and resume, to the end. Returns how many kills left a torn checkpoint."""
     rng = random.Random(sum(map(ord, repr(fields))))
     torn = 0
     command = launcher.start_train(run_dir, {**fields, "wrapper": "toys:mortal"}, TOYS_SLEEP=pace)
-    for moment in moments:
+    changed = [] if resume_workers is None else ["--workers", str(resume_workers)]
+    for number, moment in enumerate(moments, start=1):
         wait_for(moment, command, run_dir, rng)
         command.kill_all()
         torn += is_writing(run_dir)
@@ -60,24 +66,32 @@ def train_through_kills(
             assert checkpoint_numbers(run_dir) == [0]
         assert not (run_dir / "summary.json").exists()
         launcher.assert_nothing_left(5.0)
-        command = launcher.start("train", "--resume", str(run_dir), TOYS_SLEEP=pace)
+        pace = pace if number < len(moments) else "0"  # nobody waits for a moment any more
+        command = launcher.start("train", "--resume", str(run_dir), *changed, TOYS_SLEEP=pace)
     assert command.wait(120).status == 0, command.output
     assert not is_writing(run_dir)
     assert summary(run_dir)["resumes"] >= 1
     return torn
 
 
-@pytest.mark.parametrize(("name", "workers"), [("mlp", 0), ("normalised", 2)])
-def test_a_run_killed_twice_ends_as_if_it_had_not_been(
-    launcher: Any, reference: Any, tmp_path: Path, name: str, workers: int
-) -> None:
-    fields = case(name, checkpoint_every=4)
+def test_a_run_killed_twice_ends_as_if_it_had_not_been(launcher: Any, reference: Any, tmp_path: Path) -> None:
+    fields = case("mlp", checkpoint_every=4)
     moments = ["before the first checkpoint", "in a checkpoint"]
+    torn = train_through_kills(launcher, tmp_path / "run", {**fields, "workers": 0}, moments, PACE["mlp"])
+    assert torn == 1, "the kill inside the checkpoint came too late"
+    assert_same_run(tmp_path / "run", reference(case("mlp")))
+
+
+def test_a_ray_run_killed_in_a_checkpoint_ends_in_one_process_as_if_it_had_not_been(
+    launcher: Any, reference: Any, tmp_path: Path
+) -> None:
+    fields = case("normalised", 8, checkpoint_every=4)
+    moments = ["in a checkpoint"]
     torn = train_through_kills(
-        launcher, tmp_path / "run", {**fields, "workers": workers}, moments, PACE[name]
+        launcher, tmp_path / "run", {**fields, "workers": 2}, moments, PACE["normalised"], resume_workers=0
     )
     assert torn == 1, "the kill inside the checkpoint came too late"
-    assert_same_run(tmp_path / "run", reference(case(name)))
+    assert_same_run(tmp_path / "run", reference(case("normalised", 8)), iterations=8)
 
 
 @pytest.mark.slow
@@ -97,16 +111,18 @@ def test_a_run_killed_ten_times_ends_as_if_it_had_not_been(
     assert_same_run(tmp_path / "run", reference(case(name)))
 
 
-def test_a_run_killed_in_its_last_evaluation_still_gets_its_summary(launcher: Any, tmp_path: Path) -> None:
+def test_a_run_killed_in_its_last_evaluation_still_gets_its_summary(
+    launcher: Any, distrl_here: Any, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    fields = case("mlp", 2, env="toys:Toy-v0", workers=0, env_kwargs={"sleep_sec": 0.02}, eval_episodes=20)
+    fields = case("mlp", 2, env="toys:Toy-v0", workers=0, env_kwargs={"sleep_sec": 0.02}, eval_episodes=6)
     command = launcher.start_train(run_dir, fields)
     command.wait_until("the last checkpoint is there", lambda: checkpoint_numbers(run_dir) == [0, 2])
     command.kill_all()
     assert not (run_dir / "summary.json").exists()
-    finished = launcher.resume(run_dir)
+    finished = distrl_here("train", "--resume", str(run_dir))
     assert finished.status == 0, finished.output
     assert summary(run_dir)["exit_reason"] == "finished"
-    assert summary(run_dir)["evaluation"]["episodes"] == 20
+    assert summary(run_dir)["evaluation"]["episodes"] == 6
     assert summary(run_dir)["last_metrics"]["iteration"] == len(metrics(run_dir)) == 2
     assert len(digest(run_dir)) == 64

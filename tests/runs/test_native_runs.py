@@ -76,8 +76,7 @@ def test_a_fused_run_that_was_killed_ends_as_if_nothing_had_happened(tmp_path):
     )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert killed.returncode == -9, killed.stderr.decode()[-2000:]
-    command = [sys.executable, "-m", "distrl", "train", "--resume", str(tmp_path / "killed")]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    distrl.resume(tmp_path / "killed")
     resumed = json.loads((tmp_path / "killed" / "summary.json").read_text())
     assert resumed["parameters_sha256"] == whole["parameters_sha256"]
     assert (resumed["episodes"], resumed["resumes"]) == (whole["episodes"], 1)

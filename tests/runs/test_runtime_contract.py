@@ -105,7 +105,7 @@ def overlapped(runtime: Runtime, fragments: range, lag: int) -> list[tuple[list[
     return learned
 
 
-@pytest.mark.parametrize("kind", ["local", "ray"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_runtime_overlaps_with_a_fixed_lag_and_its_state_is_enough_to_go_on(kind: str) -> None:
     fields = {**CASES["normalised"], "overlap": 2}
     first = start(kind, fields)

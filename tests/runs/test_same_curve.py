@@ -51,8 +51,7 @@ def test_parameters_and_metrics_are_equal_to_the_bit_for_any_number_of_workers(
     ("name", "workers"),
     [
         ("mlp", 3),
-        ("image", 2),
-        *[pytest.param(name, 2, marks=pytest.mark.slow) for name in ("lstm", "normalised", "atari")],
+        *[pytest.param(name, 2, marks=pytest.mark.slow) for name in ("image", "lstm", "normalised", "atari")],
     ],
 )
 def test_a_worker_killed_amid_its_rollout_changes_no_bit(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 from helpers import (
     HERE,
     ROOT,
+    Finished,
     assert_same_run,
     case,
     checkpoint_bytes,
     checkpoint_numbers,
+    flags,
     metrics,
     processes_of,
     summary,
@@ -26,6 +29,19 @@ from helpers import (
 pytestmark = pytest.mark.timeout(180)
 
 TOY = case("image", iterations=6, env="toys:Toy-v0")
+Train = Callable[[Path, dict[str, Any]], Finished]
+
+
+@pytest.fixture
+def train(launcher: Any, distrl_here: Any) -> Train:
+    """A whole run: of a process of its own where it starts Ray, else in this one."""
+
+    def run(run_dir: Path, fields: dict[str, Any]) -> Finished:
+        if fields["workers"]:
+            return launcher.train(run_dir, fields)
+        return distrl_here("train", *flags({**fields, "run_dir": run_dir}))
+
+    return run
 
 
 def toy(**env_kwargs: Any) -> dict[str, Any]:
@@ -59,7 +75,7 @@ def test_a_worker_that_cannot_start_fails_the_run_at_once_with_the_cause(
 
 
 def test_a_learner_killed_amid_an_update_ends_the_run_and_the_resumed_one_is_the_same(
-    launcher: Any, reference: Any, tmp_path: Path
+    launcher: Any, distrl_here: Any, reference: Any, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     fields = case("mlp", iterations=4, learner="torch", epochs=40, minibatches=16, checkpoint_every=2)
@@ -81,7 +97,7 @@ def test_a_learner_killed_amid_an_update_ends_the_run_and_the_resumed_one_is_the
     assert "Traceback" not in finished.output
     launcher.assert_nothing_left()
     assert checkpoint_bytes(run_dir, 2) == saved and checkpoint_numbers(run_dir) == [0, 2]
-    assert launcher.resume(run_dir, "--workers", "0").status == 0
+    assert distrl_here("train", "--resume", str(run_dir), "--workers", "0").status == 0
     assert_same_run(run_dir, reference(fields), iterations=4)
 
 
@@ -99,12 +115,10 @@ def test_a_driver_killed_alone_leaves_no_process_behind(launcher: Any, tmp_path:
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_env_that_raises_once_is_made_anew_and_changes_no_bit(
-    launcher: Any, reference: Any, tmp_path: Path, workers: int
+    train: Train, reference: Any, tmp_path: Path, workers: int
 ) -> None:
     once = tmp_path / "raised"
-    finished = launcher.train(
-        tmp_path / "run", {**toy(fault="raise", at=20, once=str(once)), "workers": workers}
-    )
+    finished = train(tmp_path / "run", {**toy(fault="raise", at=20, once=str(once)), "workers": workers})
     assert finished.status == 0, finished.output
     assert "raised RuntimeError: the toy broke in step and was made anew" in " ".join(finished.output.split())
     assert_same_run(tmp_path / "run", reference(TOY), iterations=6)
@@ -112,9 +126,9 @@ def test_an_env_that_raises_once_is_made_anew_and_changes_no_bit(
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_env_that_raises_always_fails_the_run_with_a_command_that_reproduces_it(
-    launcher: Any, tmp_path: Path, workers: int
+    train: Train, tmp_path: Path, workers: int
 ) -> None:
-    finished = launcher.train(tmp_path / "run", {**toy(fault="raise", episode_step=7), "workers": workers})
+    finished = train(tmp_path / "run", {**toy(fault="raise", episode_step=7), "workers": workers})
     assert finished.status == 1, finished.output
     said = " ".join(finished.output.split())
     assert "raised RuntimeError: the toy broke in step in step 6 of its episode" in said
