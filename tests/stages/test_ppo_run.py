@@ -196,6 +196,35 @@ def test_a_worker_killed_on_ray_is_replaced_and_the_run_ends_the_same(
     assert summary(run)["digests"] == summary(undisturbed())["digests"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_iterations_end_alike_in_one_process_colocated_and_apart_with_one_and_two_workers(
+    undisturbed: Undisturbed, workplace: Path, tmp_path: Path
+) -> None:
+    # a minibatch of 2 responses in micro-batches of 1, a batch of 8 in halves: two workers share each role's work
+    more = ("--iterations", "10", "--checkpoint-every", "10", "--micro-batch", "1", "--generation-batch", "4")
+    more = (*more, "--forward-batch", "4", "--placement-timeout-sec", "200")
+    roles = ("actor", "critic", "reward", "reference")
+    layouts: dict[str, tuple[str, ...]] = {
+        "colocate": ("--placement", "colocate"),
+        "separate-1": ("--placement", "separate"),
+        "separate-2": (
+            "--placement", "separate", *(word for role in roles for word in (f"--roles.{role}.workers", "2"))
+        ),
+    }  # fmt: skip
+    wanted = undisturbed(*more)
+    assert summary(wanted)["iterations"] == 10 and len(summary(wanted)["digests"]) == 2
+    for name, flags in layouts.items():
+        run = tmp_path / name
+        with tempfile.TemporaryDirectory(prefix="dr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+            process = start(workplace, *ppo_flags(run, *more, *flags), RAY_TMPDIR=folder)
+            _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        workers = [one for one in summary(run)["spans"] if one != "driver"]
+        assert len(workers) == {"colocate": 1, "separate-1": 4, "separate-2": 8}[name], workers
+        same_run(run, wanted)
+
+
 def _a_role_of(pid: int) -> int:
     """The process of one of this run's own Ray actors."""
     import psutil
