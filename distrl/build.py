@@ -7,6 +7,7 @@ from gymnasium import spaces
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.errors import BadInput
+from distrl.machine import resolve_device
 from distrl.policies import PolicySpec
 from distrl.policies.compiled import why_not_compiled
 from distrl.rollout_fused import why_not_fused
@@ -127,17 +128,13 @@ def _twins(
     return chosen
 
 
-def resolve_device(config: TrainConfig) -> str:
-    """`cpu` or `cuda`. BadInput where cuda is asked for and there is none."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise BadInput("--device cuda: torch sees no CUDA device here; give --device cpu or auto")
-    if config.learner == "captured" and config.device == "auto" and not available:
+def learner_device(config: TrainConfig) -> str:
+    """`cpu` or `cuda`. BadInput where cuda is asked for, or needed, and there is none."""
+    device = resolve_device(config.device)
+    if config.learner == "captured" and config.device == "auto" and device == "cpu":
         # asked for by name, the CPU runs the same steps one by one
         raise BadInput(
             "--learner captured: torch sees no CUDA device here; give --device cpu to run its steps without graphs, "
             "or --learner auto"
         )
-    return "cuda" if available and config.device != "cpu" else "cpu"
+    return device

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from distrl import machine
-from distrl.build import resolve_device, work_spec
+from distrl.build import learner_device, work_spec
 from distrl.checkpoint import latest_checkpoint, write_checkpoint
 from distrl.config import TrainConfig
 from distrl.errors import BadInput, RunFailed
@@ -72,7 +72,7 @@ def run_training(
     """
     config = resolved.config
     torch.set_num_threads(1)  # the first parameters are the same whatever the machine's cores
-    device = resolve_device(config)
+    device = learner_device(config)
     if resume is not None:
         directory = resume
     elif config.run_dir:

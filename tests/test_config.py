@@ -290,7 +290,7 @@ def test_what_needs_a_gpu_is_refused_without_one_before_anything_is_computed(
 ) -> None:
     import torch
 
-    from distrl.build import resolve_device
+    from distrl.build import learner_device
     from distrl.preflight import check_machine
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -301,9 +301,9 @@ def test_what_needs_a_gpu_is_refused_without_one_before_anything_is_computed(
     with pytest.raises(
         BadInput, match="--learner captured: torch sees no CUDA device here; give --device cpu"
     ):
-        resolve_device(resolve(captured).config)
+        learner_device(resolve(captured).config)
     on_cpu = resolve(captured | {"device": "cpu"}).config
     check_machine(on_cpu)
-    assert resolve_device(on_cpu) == "cpu"
+    assert learner_device(on_cpu) == "cpu"
     with pytest.raises(BadInput, match="--rollout-device cuda infers in the learner's process"):
         resolve({"rollout_device": "cuda", "workers": 2})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distrl.build import resolve_device
+from distrl.build import learner_device
 from distrl.config import TrainConfig
 from distrl.errors import BadInput
 from distrl.fields import flat_fields
@@ -94,7 +94,7 @@ def test_a_run_with_both_parts_on_a_gpu_goes_on_where_there_is_none() -> None:
     saved = resolve({"device": "cuda", "rollout_device": "cuda", "learner": "captured", "workers": 0}).config
     config, _ = merge_for_resume(saved, {"device": "cpu", "rollout_device": "cpu", "workers": 2})
     check_machine(config)
-    assert resolve_device(config) == config.rollout_device == "cpu"
+    assert learner_device(config) == config.rollout_device == "cpu"
 
 
 CHANGED = {

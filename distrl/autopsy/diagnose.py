@@ -29,7 +29,7 @@ from distrl.autopsy.probe import (
     rollout_costs,
 )
 from distrl.autopsy.timeline import DRIVER
-from distrl.build import resolve_device, work_spec
+from distrl.build import learner_device, work_spec
 from distrl.errors import BadInput, RunFailed
 from distrl.fields import flat_fields
 from distrl.resolve import Resolved
@@ -104,7 +104,7 @@ def probe_costs(session: Measured, budget_sec: float) -> tuple[Costs, dict[tuple
     """The costs as configured, and with each other way to do the same work that can be had here."""
     config = session.config
     with _as_before():
-        spec = work_spec(config, resolve_device(config))
+        spec = work_spec(config, learner_device(config))
         rollout, learning, trajectory = _probe(spec, session, budget_sec)
         size = max(1, round(config.recipe.num_envs / config.num_groups))
         costs = replace(_fitted(session, rollout, learning), apart=parts_apart(spec, size))
@@ -166,7 +166,7 @@ def _with_way(
     """The costs with one field changed, scaled by what a probe with it takes over the same probe without."""
     config = changed(session.config, {name: value})
     assert config is not None
-    spec = work_spec(config, resolve_device(config))
+    spec = work_spec(config, learner_device(config))
     if spec == own_spec:
         raise BadInput(f"{name} {value} is what the session took")
     own_rollout, trajectory = probed

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 
 from distrl.errors import BadInput
 from distrl.maths.random import stream
@@ -92,66 +92,51 @@ class DataSet(Generic[Row]):
         return kept, held
 
 
-def read_prompts(
-    path: str | Path,
-    tokenizer: Any,
-    max_tokens: int | None = None,
-    too_long: TooLong = "error",
-    skip_bad: bool = False,
-    chat: bool = False,
-) -> DataSet[Prompt]:
-    """Prompts of at most `max_tokens`. `chat` puts those that are text into the chat template as a user's message.
+class Reading(TypedDict, total=False):
+    """How any of the three is read."""
 
-    Raises BadInput for a file that cannot be read, corrupt lines unless `skip_bad`, prompts that are too long unless
+    max_tokens: int | None  # of a row's longest text; default: any number
+    too_long: TooLong  # what a text above it is: an error, the default, or left out and counted
+    skip_bad: bool  # whether corrupt lines are left out and counted
+    chat: bool  # whether prompts that are text go into the chat template, as a user's message
+
+
+def read_prompts(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> DataSet[Prompt]:
+    """Prompts.
+
+    Raises BadInput for a file that cannot be read, corrupt lines unless `skip_bad`, texts that are too long unless
     `too_long` is "drop", and where nothing is left.
     """
 
-    def make(line: Line) -> tuple[Prompt, int]:
-        text, tokens = _prompt(line, tokenizer, chat)
+    def make(line: Line, text: str, tokens: tuple[int, ...]) -> tuple[Prompt, int]:
         rest = {name: value for name, value in line.fields.items() if name != "prompt"}
         return Prompt(text, tokens, rest), len(tokens)
 
-    return _read(path, make, max_tokens, too_long, skip_bad)
+    return _read(path, tokenizer, make, **how)
 
 
-def read_demonstrations(
-    path: str | Path,
-    tokenizer: Any,
-    max_tokens: int | None = None,
-    too_long: TooLong = "error",
-    skip_bad: bool = False,
-    chat: bool = False,
-) -> DataSet[Demonstration]:
-    """Prompts with their completions, together at most `max_tokens`. Errors as in `read_prompts`."""
+def read_demonstrations(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> DataSet[Demonstration]:
+    """Prompts with their completions, whose tokens count together. Errors as in `read_prompts`."""
 
-    def make(line: Line) -> tuple[Demonstration, int]:
-        _, prompt = _prompt(line, tokenizer, chat)
+    def make(line: Line, text: str, prompt: tuple[int, ...]) -> tuple[Demonstration, int]:
         tokens = (*prompt, *completion_tokens(tokenizer, _text(line, "completion")))
         return Demonstration(tokens, len(prompt)), len(tokens)
 
-    return _read(path, make, max_tokens, too_long, skip_bad)
+    return _read(path, tokenizer, make, **how)
 
 
-def read_preferences(
-    path: str | Path,
-    tokenizer: Any,
-    max_tokens: int | None = None,
-    too_long: TooLong = "error",
-    skip_bad: bool = False,
-    chat: bool = False,
-) -> DataSet[Preference]:
-    """Prompts with two answers each, either with its prompt at most `max_tokens`. Errors as in `read_prompts`."""
+def read_preferences(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> DataSet[Preference]:
+    """Prompts with two answers each, either counted with its prompt. Errors as in `read_prompts`."""
 
-    def make(line: Line) -> tuple[Preference, int]:
-        _, prompt = _prompt(line, tokenizer, chat)
-        texts = [
+    def make(line: Line, text: str, prompt: tuple[int, ...]) -> tuple[Preference, int]:
+        chosen, rejected = (
             (*prompt, *completion_tokens(tokenizer, _text(line, name))) for name in ("chosen", "rejected")
-        ]
-        if texts[0] == texts[1]:
+        )
+        if chosen == rejected:
             raise _Corrupt("chosen and rejected are the same text, and say nothing")
-        return Preference(texts[0], texts[1], len(prompt)), max(map(len, texts))
+        return Preference(chosen, rejected, len(prompt)), max(len(chosen), len(rejected))
 
-    return _read(path, make, max_tokens, too_long, skip_bad)
+    return _read(path, tokenizer, make, **how)
 
 
 class _Corrupt(ValueError):
@@ -160,11 +145,14 @@ class _Corrupt(ValueError):
 
 def _read(
     path: str | Path,
-    make: Callable[[Line], tuple[Row, int]],
-    max_tokens: int | None,
-    too_long: TooLong,
-    skip_bad: bool,
+    tokenizer: Any,
+    make: Callable[[Line, str, tuple[int, ...]], tuple[Row, int]],
+    max_tokens: int | None = None,
+    too_long: TooLong = "error",
+    skip_bad: bool = False,
+    chat: bool = False,
 ) -> DataSet[Row]:
+    """`make` gets a line with its prompt as text and as tokens, and tells the row and the length that counts."""
     rows: list[Row] = []
     bad: list[str] = []
     long: list[str] = []
@@ -173,7 +161,8 @@ def _read(
             continue
         where = f"{path}:{number}"
         try:
-            row, length = make(Line(where, _object(raw)))
+            line = Line(where, _object(raw))
+            row, length = make(line, *_prompt(line, tokenizer, chat))
         except _Corrupt as error:
             bad.append(f"{where}: {error}")
             continue

@@ -64,16 +64,6 @@ class Problems:
             raise BadInput(*dict.fromkeys(self.found))
 
 
-def device_of(config: StageConfig) -> str:
-    """`cuda` or `cpu`. BadInput where a GPU is asked for and none is there."""
-    import torch
-
-    there = torch.cuda.is_available()
-    if config.device == "cuda" and not there:
-        raise BadInput("--device cuda needs 1 GPU, and 0 are available; use --device auto or cpu")
-    return "cuda" if there and config.device != "cpu" else "cpu"
-
-
 def file_sha256(path: str | Path) -> str:
     """Of a data file, so that a resumed run finds the same."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -168,9 +158,14 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
 
 def read_prompt_file(path: str, tokenizer: Any, config: Any) -> data.DataSet[data.Prompt]:
     """The prompts of a file, by a stage's own limits."""
-    return data.read_prompts(
-        path, tokenizer, config.max_prompt_tokens, config.too_long, config.skip_bad, config.chat
-    )
+    return data.read_prompts(path, tokenizer, **reading(config, config.max_prompt_tokens))
+
+
+def reading(config: StageConfig, max_tokens: int) -> data.Reading:
+    """How a stage reads its texts."""
+    return {
+        "max_tokens": max_tokens, "too_long": config.too_long, "skip_bad": config.skip_bad, "chat": config.chat
+    }  # fmt: skip
 
 
 def weighted(sources: Sequence[RewardSource], weights: Sequence[float]) -> RewardSource:

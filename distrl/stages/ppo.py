@@ -13,6 +13,7 @@ import torch
 from distrl.autopsy.roles import chain_of_totals
 from distrl.errors import RunFailed
 from distrl.loops import train_responses, train_responses_overlapped
+from distrl.machine import resolve_device
 from distrl.maths.kl import AdaptiveBeta, BetaController, FixedBeta
 from distrl.rlhf.models import ModelParts, save
 from distrl.rlhf.responses import Responses
@@ -22,7 +23,7 @@ from distrl.rlhf.tokenizers import vocabulary_size
 from distrl.runtime.placement import devices, hosts_for, idle_warnings
 from distrl.runtime.roles import Host, Roles, start_roles
 from distrl.stages.evaluation import Evaluator
-from distrl.stages.materials import PPOMaterials, device_of, read_ppo_materials
+from distrl.stages.materials import PPOMaterials, read_ppo_materials
 from distrl.stages.ppo_config import PPO, PPOConfig
 from distrl.stages.report import PPO_LOOK, picture_of, told_chain
 from distrl.stages.run import StageRun
@@ -53,7 +54,7 @@ class PPOStage:
         self.recording = Recording(config.trace) if config.trace else None
         self.picture: Picture | None = None
         self._asked = 0, 0  # ns: when workers were asked for their spans, and had answered
-        self.device = device_of(config)
+        self.device = resolve_device(config.device)
         self.materials = read_ppo_materials(config)
         self.hosts = self._hosts()
         self.spec = role_spec(config, self.materials, self.hosts, self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from distrl.autopsy.roles import KINDS, Link, role_kind
 from distrl.stages.trace import CHAIN, Traced
 from distrl.telemetry.charts import nice_ticks, tick_text
 from distrl.telemetry.look import (
+    CRITIC,
+    LOSSES,
     Curve,
     Lane,
     Look,
@@ -67,14 +69,11 @@ PPO_LOOK = Look(
         Curve("objective", "Objective", "score − beta · KL, mean of the responses"),
         Curve("response_length_mean", "Response length", "tokens, mean"),
         Curve("ended_fraction", "Ended by themselves", "share of responses, 0 to 1, before the length limit"),
-        Curve("policy_loss", "Policy loss", "the surrogate objective, negated"),
-        Curve("value_loss", "Value loss", "squared error of the critic on its targets"),
+        *LOSSES,
         Curve("entropy", "Entropy", "nats a token; falls as the policy commits"),
         Curve("approx_kl", "Approximate KL", "nats a token, from the policy that wrote: how far an update went"),
         Curve("clip_fraction", "Clip fraction", "share of tokens, 0 to 1, whose ratio left the clip range"),
-        Curve("explained_variance", "Explained variance", "ratio: share of the returns' variance that the critic "
-              "tells, 1 all, 0 none", floor=-1.0),
-        Curve("value_mean", "Mean value", "what the critic expects, in units of the return"),
+        *CRITIC,
         Curve("sampling_mismatch", "Sampling mismatch", "nats: log-prob of sampling against computed again, largest"),
         Curve("unscored", "Without a score", "responses"),
         Curve("steps_per_sec", "Tokens per second", "response tokens, by wall time"),
@@ -104,29 +103,41 @@ def _trained_tiles(records: Records, summary: Mapping[str, Any], *own: Tile) -> 
 _LEARNING_RATE = Curve("learning_rate", "Learning rate", "Adam's")
 _SKIPPED = Curve("skipped_updates", "Steps skipped", "so far, for a gradient that is not finite")
 
-SFT_LOOK = Look(
-    title=lambda config: f"Supervised fine-tuning of {_model(config)}",
-    big=Curve(
+
+def _trained_look(
+    title: str,
+    big: Curve,
+    charts: tuple[Curve, ...],
+    rate: tuple[str, str],
+    tiles: Callable[[Records, Mapping[str, Any]], list[Tile]],
+) -> Look:
+    """That of a supervised stage. `title` is followed by the model's name; `rate` is the title and note of steps_per_sec."""
+    return Look(
+        title=lambda config: f"{title} {_model(config)}",
+        big=big,
+        no_curve="No step is taken yet, so there is no curve.",
+        heading="Inside the steps",
+        charts=(*charts, _LEARNING_RATE, _SKIPPED, Curve("steps_per_sec", *rate)),
+        more=(),
+        tiles=tiles,
+        x="iteration",
+        x_label="steps",
+        phases=_TRAINING,
+    )
+
+
+SFT_LOOK = _trained_look(
+    "Supervised fine-tuning of",
+    Curve(
         "loss", "Loss", "nats a token of the completions, each step's batch", "held_out_loss", "dots: held-out rows"
     ),
-    no_curve="No step is taken yet, so there is no curve.",
-    heading="Inside the steps",
-    charts=(
+    (
         Curve("held_out_loss", "Held-out loss", "nats a token"),
         Curve("entropy", "Entropy", "nats a token"),
         Curve("held_out_entropy", "Held-out entropy", "nats a token"),
-        _LEARNING_RATE,
-        _SKIPPED,
-        Curve("steps_per_sec", "Tokens per second", "of the completions, by wall time"),
     ),
-    more=(),
-    tiles=lambda records, summary: [
-        *_trained_tiles(records, summary),
-        *rate_tile(records, "Tokens per second"),
-    ],
-    x="iteration",
-    x_label="steps",
-    phases=_TRAINING,
+    ("Tokens per second", "of the completions, by wall time"),
+    lambda records, summary: [*_trained_tiles(records, summary), *rate_tile(records, "Tokens per second")],
 )  # fmt: skip
 
 
@@ -137,28 +148,20 @@ def _reward_tiles(records: Records, summary: Mapping[str, Any]) -> list[Tile]:
     return _trained_tiles(records, summary, *(own if finite(accuracy) else []))
 
 
-REWARD_LOOK = Look(
-    title=lambda config: f"Reward model on {_model(config)}",
-    big=Curve(
+REWARD_LOOK = _trained_look(
+    "Reward model on",
+    Curve(
         "accuracy", "Accuracy", "share of pairs told right, 0 to 1, each step's batch", "held_out_accuracy",
         "dots: held-out pairs",
     ),
-    no_curve="No step is taken yet, so there is no curve.",
-    heading="Inside the steps",
-    charts=(
+    (
         Curve("loss", "Loss", "nats a pair: minus log of the probability of its label"),
         Curve("held_out_loss", "Held-out loss", "nats a pair"),
         Curve("margin", "Margin", "score of the chosen less that of the rejected"),
         Curve("held_out_margin", "Held-out margin", "score of the chosen less that of the rejected"),
-        _LEARNING_RATE,
-        _SKIPPED,
-        Curve("steps_per_sec", "Pairs per second", "by wall time"),
     ),
-    more=(),
-    tiles=_reward_tiles,
-    x="iteration",
-    x_label="steps",
-    phases=_TRAINING,
+    ("Pairs per second", "by wall time"),
+    _reward_tiles,
 )  # fmt: skip
 
 

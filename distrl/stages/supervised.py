@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from distrl.learner import digest
+from distrl.machine import resolve_device
 from distrl.policies.protocol import parameters_and_buffers
 from distrl.rlhf import data
 from distrl.rlhf.devices import make_repeatable
@@ -26,7 +27,7 @@ from distrl.rlhf.rewards import ScoreScale, save_reward
 from distrl.rlhf.sft import sft_trainer
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, padding_note, read_tokenizer, vocabulary_size
 from distrl.rlhf.training import Trainer
-from distrl.stages.materials import Problems, device_of, file_sha256, require_context, trained_parts
+from distrl.stages.materials import Problems, file_sha256, reading, require_context, trained_parts
 from distrl.stages.report import REWARD_LOOK, SFT_LOOK
 from distrl.stages.run import StageRun
 from distrl.stages.supervised_config import REWARD, SFT, RewardConfig, SFTConfig, SupervisedConfig
@@ -48,7 +49,7 @@ class SupervisedStage:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.sources: dict[str, str] = {}  # no code of a user's
-        self.device = device_of(config)
+        self.device = resolve_device(config.device)
         self.devices = {self.device}
         make_repeatable(self.devices)
         torch.set_num_threads(config.threads)
@@ -72,8 +73,8 @@ class SupervisedStage:
         problems = Problems()
 
         def of(flag: str, path: str) -> data.DataSet[Any] | None:
-            given = (self.tokenizer, config.max_tokens, config.too_long, config.skip_bad, config.chat)
-            found: data.DataSet[Any] | None = problems.of(flag, type(self).read, path, *given)
+            how = reading(config, config.max_tokens)
+            found: data.DataSet[Any] | None = problems.of(flag, type(self).read, path, self.tokenizer, **how)
             return found
 
         rows = of("--data", str(config.data))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -32,6 +32,16 @@ class SupervisedConfig(StageConfig):
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
     recipe: TrainOptions = Field(TrainOptions(), description="how it is trained, each a flag")
 
+    @field_validator("recipe", mode="after")
+    @classmethod
+    def _recipe_within_bounds(cls, recipe: TrainOptions) -> TrainOptions:
+        SFT.check_recipe(recipe)  # the two have one recipe
+        return recipe
+
+    @model_validator(mode="after")
+    def _fields_do_not_clash(self) -> Self:
+        return no_clashes(clashes, self)
+
 
 class SFTConfig(SupervisedConfig):
     """Supervised fine-tuning on demonstrations."""
@@ -40,16 +50,6 @@ class SFTConfig(SupervisedConfig):
         None,
         description="config.json of a model to begin from scratch; --model then only gives the tokenizer",
     )
-
-    @field_validator("recipe", mode="after")
-    @classmethod
-    def _recipe_within_bounds(cls, recipe: TrainOptions) -> TrainOptions:
-        SFT.check_recipe(recipe)
-        return recipe
-
-    @model_validator(mode="after")
-    def _fields_do_not_clash(self) -> SFTConfig:
-        return no_clashes(clashes, self)
 
 
 class RewardConfig(SupervisedConfig):
@@ -63,16 +63,6 @@ class RewardConfig(SupervisedConfig):
     normalize_responses: Annotated[int, Field(ge=2)] = Field(256, description="how many responses, at most")
     max_response: Count = Field(64, description="tokens that such a response may have")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="that they are sampled at")
-
-    @field_validator("recipe", mode="after")
-    @classmethod
-    def _recipe_within_bounds(cls, recipe: TrainOptions) -> TrainOptions:
-        REWARD.check_recipe(recipe)
-        return recipe
-
-    @model_validator(mode="after")
-    def _fields_do_not_clash(self) -> RewardConfig:
-        return no_clashes(clashes, self)
 
 
 def clashes(config: SupervisedConfig) -> list[Clash]:

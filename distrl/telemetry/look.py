@@ -114,6 +114,21 @@ def rate_tile(records: Records, label: str) -> list[Tile]:
     return [Tile(label, number(steps / wall_sec, 0), "mean over the whole run")]
 
 
+# curves that mean the same whatever the policy is
+LOSSES = (
+    Curve("policy_loss", "Policy loss", "the surrogate objective, negated"),
+    Curve("value_loss", "Value loss", "squared error of the critic on its targets"),
+)
+CRITIC = (
+    Curve(
+        "explained_variance",
+        "Explained variance",
+        "ratio: share of the returns' variance that the critic tells, 1 all, 0 none",
+        floor=-1.0,
+    ),
+    Curve("value_mean", "Mean value", "what the critic expects, in units of the return"),
+)
+
 # distrl train
 
 _ALGO_NAMES = {
@@ -150,9 +165,6 @@ def _evaluated(summary: Mapping[str, Any]) -> float | None:
     return float(found) if found is not None and finite(found) else None
 
 
-EXPLAINED_VARIANCE = Curve(
-    "explained_variance", "Explained variance", "of the returns, by the critic; 1 is perfect", floor=-1.0
-)
 TRAIN = Look(
     title=_train_title,
     big=Curve(
@@ -166,13 +178,11 @@ TRAIN = Look(
     heading="Inside the updates",
     charts=(
         Curve("episode_length_mean", "Episode length", "mean steps of the last 100 episodes"),
-        Curve("policy_loss", "Policy loss", "the surrogate objective, negated"),
-        Curve("value_loss", "Value loss", "squared error of the critic on its targets"),
+        *LOSSES,
         Curve("entropy", "Entropy", "how undecided the policy is; falls as it commits"),
         Curve("approx_kl", "Approximate KL", "how far an update moved the policy"),
         Curve("clip_fraction", "Clip fraction", "share of samples whose ratio left the clip range"),
-        EXPLAINED_VARIANCE,
-        Curve("value_mean", "Mean value", "what the critic expects, on average"),
+        *CRITIC,
         Curve("steps_per_sec", "Steps per second", "env steps, of all envs, by wall time"),
     ),
     more=(("info/", "", "from the env's info, mean"),),

@@ -1,0 +1,154 @@
+"""What is kept of a run, of train and of RLHF's stages alike: counts, warnings, times, checkpoints of whole iterations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from distrl.checkpoint import CheckpointWriter
+from distrl.interrupts import Interrupts
+from distrl.run_directory import write_json_atomic
+from distrl.telemetry.console import ConsoleSink
+from distrl.telemetry.sinks import Sinks
+from distrl.telemetry.sinks.jsonl import as_json
+from distrl.telemetry.spans import SpanTotals, span
+
+SUMMARY_SCHEMA = 1
+
+
+@dataclass
+class Counts:
+    """What a run has counted so far; goes into every checkpoint, as the tree `run`, and comes back on resume."""
+
+    iteration: int = 0
+    env_steps: int = 0
+    wall_sec: float = 0.0
+    resumes: int = 0
+    warnings: list[str] = field(default_factory=list)
+    spans: dict[str, SpanTotals] = field(default_factory=dict)
+
+    def tree(self) -> dict[str, Any]:
+        """State tree for the checkpoint."""
+        totals = {
+            name: {"ns": dict(total.ns), "counts": dict(total.counts)} for name, total in self.spans.items()
+        }
+        return {**vars(self), "warnings": list(self.warnings), "spans": totals}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Self:
+        """The counts that `tree` was made from."""
+        totals = {
+            name: SpanTotals(dict(total["ns"]), dict(total["counts"]))
+            for name, total in tree["spans"].items()
+        }
+        return cls(**{**tree, "warnings": list(tree["warnings"]), "spans": totals})
+
+
+class Keeping(Protocol):
+    """Which checkpoints stay: fields of every configuration."""
+
+    @property
+    def keep_checkpoints(self) -> int: ...
+    @property
+    def keep_every(self) -> int: ...
+    @property
+    def max_save_failures(self) -> int: ...
+
+
+C = TypeVar("C", bound=Counts)
+
+
+class Kept(Generic[C]):
+    """A run directory's keeper, but for what a record says."""
+
+    def __init__(
+        self,
+        directory: Path,
+        keeping: Keeping,
+        sinks: Sinks,
+        console: ConsoleSink,
+        interrupts: Interrupts,
+        state: C,
+        meta: dict[str, Any],
+        started: float,
+    ) -> None:
+        self.directory, self.sinks, self.console, self.interrupts = directory, sinks, console, interrupts
+        self.state, self.meta = state, meta
+        self.record: dict[str, Any] = {}
+        self.told: set[str] = set()
+        self.saved_at = state.iteration
+        self.torn = False  # left in the middle of an iteration's record: the last checkpoint stands
+        self.writer = CheckpointWriter(
+            directory / "checkpoints",
+            keeping.keep_checkpoints,
+            keeping.keep_every,
+            keeping.max_save_failures,
+            self.warn,
+        )
+        self._started, self._iteration_started = started, time.monotonic()
+        self._wall_before = state.wall_sec
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are whole."""
+        return self.state.iteration
+
+    def uninterrupted(self) -> AbstractContextManager[None]:
+        """From an update to its record: no interrupt in between."""
+        return self.interrupts.deferred()
+
+    def warn(self, message: str) -> None:
+        """Say it once, now and in the summary."""
+        self.note(message)
+        if message not in self.told:
+            self.told.add(message)
+            self.console.message(f"warning: {message}", "yellow")
+
+    def note(self, message: str) -> None:
+        """Say it in the summary."""
+        if message not in self.state.warnings:
+            self.state.warnings.append(message)
+
+    def checkpoint(self) -> None:
+        """Save the last boundary, if that is not done already."""
+        if self.saved_at == self.state.iteration or self.torn:
+            return
+        with span("checkpoint"):
+            self.sinks.primary.sync()
+            self.writer.save(self.state.iteration, self.trees(), self.meta)
+            if self.writer.num_failures == 0:
+                self.saved_at = self.state.iteration
+
+    def trees(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        raise NotImplementedError
+
+    def time_iteration(self, steps: int) -> dict[str, Any]:
+        """The clock's part of the record of an iteration that has just ended."""
+        now = time.monotonic()
+        self.state.wall_sec = self._wall_before + now - self._started
+        elapsed, self._iteration_started = now - self._iteration_started, now
+        return {"wall_sec": self.state.wall_sec, "steps_per_sec": steps / elapsed}
+
+    def write_summary(self, exit_reason: str, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Write summary.json, whole or not at all; returns it."""
+        state = self.state
+        state.wall_sec = self._wall_before + time.monotonic() - self._started
+        summary = {
+            "schema": SUMMARY_SCHEMA,
+            "exit_reason": exit_reason,
+            "iterations": state.iteration,
+            "env_steps": state.env_steps,
+            "wall_sec": state.wall_sec,
+            "resumes": state.resumes,
+            "last_metrics": as_json(self.record),
+            "warnings": state.warnings,
+            "spans": {name: totals.as_json() for name, totals in sorted(state.spans.items())},
+            **told,
+        }
+        write_json_atomic(self.directory / "summary.json", summary)
+        return summary
