@@ -75,15 +75,22 @@ class LanguagePolicy(nn.Module):
     ) -> Evaluation:
         """Log-prob, entropy and value of each decision, [T, N]; 0 in rows that are none.
 
+        Who knows them may give the decisions' rows and columns, row by row, as `state["decision"]` [2, B], with texts
+        that are trimmed.
+
         What is missing, actor or critic, gives zeros.
         """
-        token_NS, position_TN = trimmed(state["token"], state["length"]), observation
-        decision_TN = action != NO_ACTION
-        column_B = torch.arange(action.shape[1], device=action.device).expand_as(action)[decision_TN]
-        position_B, action_B = position_TN[decision_TN], action[decision_TN]
+        position_TN = observation
+        if (decision_2B := state.get("decision")) is None:  # the host waits for the device, twice
+            token_NS = trimmed(state["token"], state["length"])
+            row_B, column_B = (action != NO_ACTION).nonzero(as_tuple=True)
+        else:
+            token_NS = state["token"]
+            row_B, column_B = decision_2B.unbind()
+        position_B, action_B = position_TN[row_B, column_B], action[row_B, column_B]
 
         def spread(found_B: Tensor) -> Tensor:
-            return torch.zeros(action.shape, device=action.device).masked_scatter(decision_TN, found_B)
+            return torch.zeros(action.shape, device=action.device).index_put((row_B, column_B), found_B)
 
         nothing = torch.zeros(action.shape, device=action.device)
         log_prob, entropy, value = nothing, nothing, nothing

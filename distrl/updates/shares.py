@@ -55,8 +55,13 @@ class Texts:
             for name, value in whole.items()
             if name != "initial_state"
         }
-        some = Batch(**rows, initial_state=self.batch.initial_state)
-        return some.take(to_device(columns, self.batch.action.device))
+        device = self.batch.action.device
+        state = self.batch.initial_state
+        longest = int(self.length_N[columns].max())
+        kept = {"token": state["token"][:, :longest], "length": state["length"]}
+        some = Batch(**rows, initial_state=kept).take(to_device(columns, device))
+        decision_2B = np.stack((np.arange(num_rows)[:, None] < self.rows_N[columns]).nonzero())
+        return replace(some, initial_state=some.initial_state | {"decision": to_device(decision_2B, device)})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small import SMALL_PPO, models, spec
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distrl.rlhf.recipes import GRPO, ResponseRecipe
 from distrl.rlhf.roles import ROLES, RoleWorker
@@ -251,3 +253,56 @@ def test_skips_are_each_roles_own_wherever_it_lives() -> None:
         assert_same_trees(worker.state()[role], states[role])
     again = RoleWorker(spec(), ("critic",), models(), states)
     assert cast(Any, again.learner).skips["critic"].streak == 1.0
+
+
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "item", "equal", "unique", "is_nonzero")
+
+
+class Waits(TorchDispatchMode):
+    """Which operations are met for whose answer the host would wait on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).split(".")[1]
+        # a boolean index asks how many there are of it
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        waits = name in WAITS or any(one is not None and one.dtype == torch.bool for one in indices)
+        # transformers asks once a pass whether texts are packed
+        if waits and not any("masking_utils" in frame.filename for frame in traceback.extract_stack()):
+            self.met.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "recipe", [WHOLE, replace(GRPO, max_response=6, group_size=4, minibatches=2)], ids=["ppo", "grpo"]
+)
+def test_nothing_between_the_first_minibatch_and_the_last_makes_the_host_wait(recipe: ResponseRecipe) -> None:
+    worker = begun(recipe, micro_batch=3)
+    update, texts, rates = update_of(worker)
+    index = np.arange(len(texts.length_N))
+    lengths = {int(texts.length_N[piece].max()) for piece in update.pieces(texts.length_N, index)}
+    assert len(lengths) > 1, "texts of several lengths are trimmed"
+    with Waits() as waits:
+        update._sums(texts, index, rates)
+    assert not waits.met
+    with Waits() as waits:  # as whoever does not know the decisions has them
+        state = {name: texts.batch.initial_state[name] for name in ("token", "length")}
+        update.policy.evaluate(texts.batch.observation, texts.batch.action, None, state, None)
+    assert waits.met
+
+
+def test_decisions_that_are_given_change_no_bit() -> None:
+    worker = begun()
+    update, texts, _ = update_of(worker)
+    some = texts.take(np.array([5, 0, 9]))
+    assert some.initial_state["decision"].shape == (2, int(texts.rows_N[[5, 0, 9]].sum()))
+    plain = {name: some.initial_state[name] for name in ("token", "length")}
+    given, found = (
+        update.policy.evaluate(some.observation, some.action, None, state, None)
+        for state in (some.initial_state, plain)
+    )
+    for one, other in zip(given, found, strict=True):
+        assert torch.equal(one, other) and one.any()
