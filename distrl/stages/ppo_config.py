@@ -67,7 +67,8 @@ class PPOConfig(StageConfig):
 
     fast_paths: bool = Field(
         True,
-        description="faster twins of transformers' slow places on a CPU: GELU as one operation, one-query attention",
+        description="faster twins of transformers' slow places: on a CPU GELU as one operation and one-query attention, "
+        "on a GPU generation in fixed shapes, a captured step replayed",
     )
 
     dtype: Literal["float32", "bfloat16"] = Field(
