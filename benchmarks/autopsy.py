@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -71,12 +72,28 @@ CASES = (
     ),
 )  # fmt: skip
 
+
+@dataclass(frozen=True)
+class Workload:
+    """What is tuned, and the counts of workers of the exhaustive grid: many where envs wait for something."""
+
+    flags: str
+    workers: tuple[int, ...] = (0, 1, 2)
+
+
 TUNED = {
-    "slow-env": f"{SLOW} --env-kwargs.wait-sec 0.002 --num-envs 4 --groups 4 --num-steps 32 --workers 1",
-    "cartpole": "--env CartPole-v1 --num-envs 8 --workers 0",
-    "halfcheetah": "--env HalfCheetah-v5 --num-envs 8 --num-steps 64 --workers 0",
+    "slow-env": Workload(
+        f"{SLOW} --env-kwargs.wait-sec 0.002 --num-envs 4 --groups 4 --num-steps 32 --workers 1",
+        (0, 1, 2, 4, 8, 16),
+    ),
+    "cartpole": Workload("--env CartPole-v1 --num-envs 8 --workers 0"),
+    "halfcheetah": Workload("--env HalfCheetah-v5 --num-envs 8 --num-steps 64 --workers 0"),
 }
-GRID = {"workers": (0, 1, 2), "num_envs": (1, 2, 4), "overlap": (0, 1), "learner_threads": (1, 2)}
+TIMES, OVERLAP, THREADS = (
+    (1, 2, 4),
+    (0, 1),
+    (1, 2),
+)  # the rest of the grid; envs as multiples of the workload's
 
 
 def profile(flags: str, seconds: float, *more: str) -> dict[str, Any]:
@@ -125,31 +142,32 @@ def run_case(case: Case, seconds: float) -> dict[str, Any]:
     }
 
 
-def exhaustive(flags: str, num_envs: int, seconds: float) -> list[dict[str, Any]]:
-    """A session at each point of the grid, the slow way."""
-    rates: list[dict[str, Any]] = []
-    for workers, times, overlap, threads in product(*GRID.values()):
-        envs = num_envs * times
-        point = (
-            f"--workers {workers} --num-envs {envs} --groups {max(2, workers)} "
-            f"--overlap {overlap} --learner-threads {threads}"
-        )
-        found = profile(f"{flags} {point}", seconds)
-        rates.append({"point": point, "steps_per_sec": found["steps_per_sec"]})
-    return sorted(rates, key=lambda one: -one["steps_per_sec"])
+def points(workload: Workload) -> Iterator[str]:
+    """The grid, as flags. A worker has an env at least; beyond a worker to a core, threads of the learner are none to give."""
+    words = workload.flags.split()
+    num_envs = int(words[words.index("--num-envs") + 1])
+    for workers, times, overlap, threads in product(workload.workers, TIMES, OVERLAP, THREADS):
+        if workers <= num_envs * times and (threads == 1 or workers <= (os.cpu_count() or 1)):
+            yield (
+                f"--workers {workers} --num-envs {num_envs * times} --groups {max(2, workers)} "
+                f"--overlap {overlap} --learner-threads {threads}"
+            )
 
 
-def run_tuned(name: str, flags: str, seconds: float) -> dict[str, Any]:
+def run_tuned(name: str, workload: Workload, seconds: float) -> dict[str, Any]:
     """What --tune found and the exhaustive grid, the best of either then in turns: a machine's speed drifts over a grid."""
-    tuned = profile(flags, seconds, "--tune")["tuned"]
-    words = flags.split()
-    all_rates = exhaustive(flags, int(words[words.index("--num-envs") + 1]), seconds)
+    tuned = profile(workload.flags, seconds, "--tune")["tuned"]
+    rates: list[dict[str, Any]] = [
+        {"point": point, "steps_per_sec": profile(f"{workload.flags} {point}", seconds)["steps_per_sec"]}
+        for point in points(workload)
+    ]
+    rates.sort(key=lambda one: -one["steps_per_sec"])
     found = "" if tuned[0]["flags"] == "as it is" else tuned[0]["flags"]
     return {
         "workload": name,
         "tuned": tuned,
-        "grid": all_rates,
-        **run_off(flags, found, all_rates[0]["point"], seconds),
+        "grid": rates,
+        **run_off(workload.flags, found, rates[0]["point"], seconds),
     }
 
 
