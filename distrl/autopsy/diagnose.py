@@ -107,7 +107,11 @@ def probe_costs(session: Measured, budget_sec: float) -> tuple[Costs, dict[tuple
         spec = work_spec(config, learner_device(config))
         rollout, learning, trajectory = _probe(spec, session, budget_sec)
         size = max(1, round(config.recipe.num_envs / config.num_groups))
-        costs = replace(_fitted(session, rollout, learning), apart=parts_apart(spec, size))
+        costs = replace(
+            _fitted(session, rollout, learning),
+            apart=parts_apart(spec, size),
+            threads_keep_bits=spec.paths["learner"] == "compiled",
+        )
         ways: dict[tuple[str, Any], Costs] = {}
         for name, value in other_ways(session):
             with contextlib.suppress(BadInput, RunFailed, RuntimeError, OSError):  # not to be had here

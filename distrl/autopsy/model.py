@@ -71,6 +71,9 @@ class Costs:
     cores: int
     jitter: float = 0.0  # deviation of a fragment's time between iterations
     assumed: tuple[str, ...] = ()
+    threads_keep_bits: bool = (
+        False  # of the update: the compiled learner's sums do not depend on their number
+    )
     apart: Mapping[str, float] = field(
         default_factory=dict
     )  # of the fused loop, measured apart: category -> share

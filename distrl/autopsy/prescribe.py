@@ -26,7 +26,7 @@ _EFFECTS: dict[str, Effect] = {
     "env_backend": "same curve",
     "rollout": "same curve",
     "groups": "other bits",  # the batch of an inference, and which group draws what
-    "learner_threads": "other bits",
+    "learner_threads": "other bits",  # but of the compiled learner
     "device": "other bits",
     "rollout_device": "other bits",
     "learner": "other bits",
@@ -72,12 +72,13 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig | No
         return None
 
 
-def effect_of(config: TrainConfig, changes: Mapping[str, Any]) -> Effect:
-    """The strongest effect of any of the changes to `config`."""
+def effect_of(config: TrainConfig, changes: Mapping[str, Any], threads_keep_bits: bool = False) -> Effect:
+    """The strongest effect of any of the changes to `config`; `threads_keep_bits` as of `Costs`."""
     backends = {config.env_backend, changes.get("env_backend", config.env_backend)}
     if len(backends) == 2 and backends & set(POOLS):  # whose episodes are others
         return "changes the curve"
-    return max((_EFFECTS.get(name, "changes the curve") for name in changes), key=_ORDER.index)
+    effects = _EFFECTS | ({"learner_threads": "same curve"} if threads_keep_bits else {})
+    return max((effects.get(name, "changes the curve") for name in changes), key=_ORDER.index)
 
 
 def prescriptions(
@@ -109,7 +110,8 @@ def _judge(
     prediction = replace(by_model, rate=by_model.rate * rate / base.rate)
     assumed = costs.assumed if (config.workers == 0) != (other.workers == 0) else ()
     gain = prediction.rate / rate
-    return [Prescription(dict(changes), other, prediction, gain, effect_of(config, changes), why, assumed)]
+    effect = effect_of(config, changes, costs.threads_keep_bits)
+    return [Prescription(dict(changes), other, prediction, gain, effect, why, assumed)]
 
 
 def _best_first(found: list[Prescription]) -> list[Prescription]:

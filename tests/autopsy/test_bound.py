@@ -141,3 +141,10 @@ def test_another_s_episodes_change_the_curve_and_a_twin_s_do_not() -> None:
         == "changes the curve"
     )
     assert effect_of(own.model_copy(update={"env_backend": "envpool"}), {"workers": 2}) == "same curve"
+
+
+def test_threads_change_bits_of_any_learner_but_the_compiled_one() -> None:
+    own = config()
+    assert effect_of(own, {"learner_threads": 2}) == "other bits"
+    assert effect_of(own, {"learner_threads": 2}, threads_keep_bits=True) == "same curve"
+    assert effect_of(own, {"learner_threads": 2, "overlap": 1}, threads_keep_bits=True) == "changes the curve"
