@@ -13,7 +13,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +26,7 @@ from distrl.policies.lm import core
 from distrl.rlhf.cache import Place, fixed_cache
 from distrl.rlhf.fast_paths import FIXED, attending, decoding
 
+Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # `distrl.rlhf.generation.Picker`
 LOOK_EVERY = 8  # tokens
 ROOM = 64  # texts have room for a multiple of it, so that few shapes are met
 SIZES = 4  # numbers of rows: all, a half, a quarter, an eighth
@@ -62,17 +63,18 @@ def sizes(num_rows: int) -> list[int]:
 class Lanes:
     """Writes responses in fixed shapes; `capture` None: on a GPU. What it keeps between calls is memory and graphs."""
 
-    def __init__(self, generator: Any, capture: bool | None = None) -> None:
-        self.generator = generator
+    def __init__(
+        self, model: nn.Module, pick: Pick, end_tokens: Sequence[int], capture: bool | None = None
+    ) -> None:
+        self.model, self.pick, self.end_tokens = model, pick, end_tokens
         self.capture = capture
         self.lanes: dict[tuple[Any, ...], _Lane] = {}
         self.places: tuple[int, ...] = ()  # of the parameters: graphs read them there
 
     def write(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> Said:
         """As `CachedGenerator.generate`, within `torch.inference_mode`."""
-        model = self.generator.model
-        device = next(model.parameters()).device
-        places = tuple(one.data_ptr() for one in model.parameters())
+        device = next(self.model.parameters()).device
+        places = tuple(one.data_ptr() for one in self.model.parameters())
         if places != self.places:  # moved to the device and back, say
             self.lanes.clear()
             self.places = places
@@ -81,7 +83,7 @@ class Lanes:
         lane = self.lanes.pop(key, None)
         if lane is None:
             capture = device.type == "cuda" if self.capture is None else self.capture
-            lane = _Lane(self.generator, *key, capture)
+            lane = _Lane(self, *key, capture)
         self.lanes[key] = lane  # the last one used is the last to go
         while len(self.lanes) > MAX_LANES:
             del self.lanes[next(iter(self.lanes))]
@@ -92,18 +94,20 @@ class _Lane:
     """The memory of N rows, their steps, and the steps' graphs."""
 
     def __init__(
-        self, generator: Any, num_rows: int, room: int, limit: int, device: torch.device, capture: bool
+        self, of: Lanes, num_rows: int, room: int, limit: int, device: torch.device, capture: bool
     ) -> None:
-        self.generator, self.model = generator, generator.model
+        self.model, self.pick = of.model, of.pick
         own = cast(Any, core(self.model))
         self.config, self.trunk, self.embed = own.config, own.base_model, own.get_input_embeddings()
         self.capture = capture
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        # of all graphs, which run one at a time: what one leaves there, none reads
+        self.pool = torch.cuda.graph_pool_handle() if capture else None
         self.sizes = sizes(num_rows)
         self.place = Place(torch.zeros(1, dtype=torch.long, device=device))
         self.cache: Any = fixed_cache(self.config, room, self.place)
         self.column_S = torch.arange(room, device=device)
-        self.ends = torch.tensor(generator.end_tokens, dtype=torch.long, device=device)
+        self.ends = torch.tensor(of.end_tokens, dtype=torch.long, device=device)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -172,7 +176,7 @@ class _Lane:
 
     def _pick(self, hidden: Tensor, n: int) -> None:
         uniform_N = self.uniform[:n].index_select(1, self.at).squeeze(1)
-        chosen, log_prob = self.generator.picked(hidden, uniform_N)
+        chosen, log_prob = self.pick(hidden, uniform_N)
         self.token[:n].copy_(chosen)
         self.tokens[:n].index_copy_(1, self.at, chosen.unsqueeze(1))
         self.log_probs[:n].index_copy_(1, self.at, log_prob.unsqueeze(1))
@@ -226,7 +230,7 @@ class _Lane:
                     one.copy_(was)
         before.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             self._step(n)
         return graph
 

@@ -62,6 +62,23 @@ def pick(log_probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
     )
 
 
+@dataclass(frozen=True)
+class Picker:
+    """The next token after texts whose last hidden states are given, and its log-prob at the temperature."""
+
+    head: Callable[[Tensor], Tensor]
+    temperature: float
+    greedy: bool
+    choose: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, hidden_NH: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+        """[N] each."""
+        logits = self.head(hidden_NH).float()
+        log_probs = torch.log_softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
+        chosen = log_probs.argmax(-1) if self.greedy else self.choose(log_probs, uniform_N)
+        return chosen, log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
 class CachedGenerator:
     """`Generator` with a transformers causal LM on any device.
 
@@ -87,14 +104,11 @@ class CachedGenerator:
     ) -> None:
         self.model = model
         self.end_tokens = sorted(set(end_tokens))
-        self.temperature = temperature
-        self.greedy = greedy
         self.fast = fast
-        self.choose = choose
-        self.head = causal_head(model, vocabulary)
+        self.pick = Picker(causal_head(model, vocabulary), temperature, greedy, choose)
         self.fixed = fixed
         self.look_every = look_every
-        self.lanes = Lanes(self)
+        self.lanes = Lanes(model, self.pick, self.end_tokens)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
@@ -116,7 +130,7 @@ class CachedGenerator:
         look_every = self.look_every or (1 if device.type == "cpu" else LOOK_EVERY)
         written: list[tuple[Tensor, Tensor, Tensor]] = []  # of each step: rows, tokens, their log-probs
         for t in range(limit):
-            chosen, log_prob = self.picked(batch.hidden, uniform[:, t])
+            chosen, log_prob = self.pick(batch.hidden, uniform[:, t])
             written.append((rows, chosen, log_prob))
             if len(ends):
                 running = running & torch.isin(chosen, ends, invert=True)
@@ -130,13 +144,6 @@ class CachedGenerator:
             if t + 1 < limit:
                 batch.go_on(chosen)
         return _answers(written, len(prompts), set(self.end_tokens))
-
-    def picked(self, hidden_NH: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
-        """The next token of each row and its log-prob, [N] each, after texts whose last hidden states are these."""
-        logits = self.head(hidden_NH).float()
-        log_probs = torch.log_softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
-        chosen = log_probs.argmax(-1) if self.greedy else self.choose(log_probs, uniform_N)
-        return chosen, log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
 
 def _answers(written: list[tuple[Tensor, Tensor, Tensor]], num_rows: int, ends: set[int]) -> list[Written]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -130,6 +132,19 @@ def test_families_with_windows_or_caps_are_left_to_the_plain_loop() -> None:
     assert not serves(model)
     static = CachedGenerator(causal("gemma2").build(), ENDS, fixed=True)
     assert static.generate(PROMPTS, RANDOM) and not static.lanes.lanes
+
+
+def test_what_a_generator_keeps_goes_with_it() -> None:
+    """Memory and graphs on a GPU that waited for a collection of cycles would fill it."""
+    generator = CachedGenerator(causal().build(), ENDS, fixed=True)
+    generator.generate(PROMPTS, RANDOM)
+    (lane,) = map(weakref.ref, generator.lanes.lanes.values())
+    gc.disable()
+    try:
+        del generator
+        assert lane() is None
+    finally:
+        gc.enable()
 
 
 def test_on_a_cpu_the_plain_loop_writes_unless_it_is_asked_otherwise() -> None:
