@@ -11,10 +11,9 @@
    give the bits of those without graphs.
 6. Seconds of an update (torch eager, captured, bf16), of GAE and of inference, beside the CPU's and beside what the
    GPU's measured rates of arithmetic and memory allow.
-
 7. With CUDA: generation of a model of 0.5 B in bfloat16 beside transformers' generate() and beside what the memory's
-   measured rate allows, and an iteration of PPO and of GRPO at that size (about 30 GB of GPU memory). Left
-   out by `--quick`, and 5 and 7 where transformers is not installed.
+   measured rate allows, and an iteration of PPO and of GRPO at that size (about 30 GB of GPU memory). Left out by
+   `--quick`, and 5 and 7 where transformers is not installed.
 
 Without CUDA the CPU's part of 2, 3, 4 and 5 runs, says so, and exits 0 (1 with `--require-cuda`). A GPU machine needs
 torch, numba with numba-cuda, numpy, safetensors and transformers, and three small pure-Python packages for the spaces:

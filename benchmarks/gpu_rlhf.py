@@ -25,6 +25,7 @@ from distrl.rlhf.recipes import GRPO, RLHF_PPO, ResponseRecipe
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.roles import ROLES, RoleSpec
 from distrl.runtime.roles import Host, LocalStage, Roles
+from distrl.telemetry import spans
 
 CLOSE = {"cpu": 1e-4, "cuda": 1e-3}  # of log-probs in float32
 # a token whose uniform number falls on a boundary may be another one by rounding, and all behind it in its row
@@ -185,10 +186,22 @@ def time_steps(
         roles = Roles(spec, LocalStage(spec, models, Host(hosted, workers=0)))
         taken: list[dict[str, float]] = []
         for iteration in range(3):
+            spans.start("other")
             taken.append(_iterate(roles, iteration, device))
+        named = (
+            spans.current().take_totals().seconds()
+        )  # of the last; on a GPU kernels run on behind their spans
         roles.close()
         best = {part: min(one[part] for one in taken[1:]) for part in taken[0]}
-        rows.append({"algo": name, **vars(size), "seconds": best, "micro_batch": micro_batch})
+        rows.append(
+            {
+                "algo": name,
+                **vars(size),
+                "seconds": best,
+                "micro_batch": micro_batch,
+                "last_iteration_spans": named,
+            }
+        )
         told = "  ".join(f"{part} {seconds:.3f}" for part, seconds in best.items())
         print(f"step   {name:5s} {size.rows} x {size.prompt} + {size.new}  {told} s", flush=True)
     return rows

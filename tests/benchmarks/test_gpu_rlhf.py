@@ -74,6 +74,7 @@ def test_a_step_is_timed_part_by_part() -> None:
     for row in rows:
         parts = row["seconds"]
         assert set(parts) == {"write", "look", "learn", "publish", "whole"} and min(parts.values()) > 0
+        assert {"generate", "reference", "digest"} <= set(row["last_iteration_spans"])
 
 
 def test_the_large_model_has_half_a_billion_parameters() -> None:
