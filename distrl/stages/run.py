@@ -9,6 +9,7 @@ from typing import Any
 
 from distrl.interrupts import Interrupted, Interrupts
 from distrl.kept import Counts, Kept
+from distrl.rlhf.devices import Reproducibility
 from distrl.runtime.workers import rss_bytes
 from distrl.stages.config import StageConfig
 from distrl.telemetry import spans
@@ -22,6 +23,7 @@ class StageState(Counts):
     """What a run has counted so far; `env_steps` are tokens that were learned from."""
 
     beta: float = 0.0  # of the KL, where it adapts
+    reproducibility: Reproducibility = "exact"  # the worst of all sessions so far
 
 
 class StageRun(Kept[StageState]):
@@ -103,6 +105,7 @@ class StageRun(Kept[StageState]):
         """Goes back to a checkpoint's state: the records since are cut off, the time that they took stays counted."""
         state.warnings = [*dict.fromkeys([*state.warnings, *self.state.warnings])]
         state.spans = self.state.spans
+        state.reproducibility = self.state.reproducibility
         self.sinks.close()
         self.state = state
         self.saved_at = state.iteration
@@ -111,5 +114,5 @@ class StageRun(Kept[StageState]):
     def finish(self, exit_reason: str, described: Mapping[str, Any]) -> dict[str, Any]:
         """Write summary.json, whole or not at all; returns it."""
         self.count_spans({})
-        told = {"restarts": self.restarts, "reproducibility": "exact"}
+        told = {"restarts": self.restarts, "reproducibility": self.state.reproducibility}
         return self.write_summary(exit_reason, told | {**described})

@@ -179,6 +179,8 @@ class _Session:
             (directory / "summary.json").unlink(missing_ok=True)
             if self.resolved.changes:
                 write_config_as(stage.schema, directory / "config.json", self.resolved)
+        if reproducibility(stage.devices) != "exact":  # and once it is not, it never is again
+            state.reproducibility = reproducibility(stage.devices)
         with contextlib.ExitStack() as stack:
             nowhere = stack.enter_context(open(os.devnull, "w")) if self.quiet else None
             console = ConsoleSink(
@@ -325,7 +327,6 @@ class _Session:
             "versions": _versions(),
             "git_revision": machine.git_revision(),
             "machine": machine.machine(self.stage.device),
-            "reproducibility": reproducibility(self.stage.devices),
         }
         summary = run.finish(exit_reason, described | about)
         run.sinks.close()

@@ -328,14 +328,17 @@ def test_a_few_responses_without_a_score_are_left_out_and_told_of_once(
 
 
 @pytest.mark.parametrize(("devices", "told"), [({"cpu", "cuda"}, "device"), ({"cpu"}, "exact")])
-def test_a_summary_says_exact_of_bits_that_no_gpu_had_a_part_in(
-    devices: set[str], told: str, asked: Callable[..., PPOStage], tmp_path: Path
+def test_a_summary_says_exact_of_bits_that_no_gpu_had_a_part_in_in_any_session(
+    devices: set[str], told: str, asked: Callable[..., PPOStage], workplace: Path, tmp_path: Path
 ) -> None:
     stage = asked(iterations=1, num_prompts=4, run_dir=str(tmp_path / "run"))
     assert stage.devices == {stage.device}
     stage.devices = devices
     run_stage(stage, ResolvedAs(stage.config, {}), quiet=True)
     assert summary(tmp_path / "run")["reproducibility"] == told
+    command(workplace, "rlhf", "ppo", "--resume", str(tmp_path / "run"), "--iterations", "2")
+    assert summary(tmp_path / "run")["resumes"] == 1
+    assert summary(tmp_path / "run")["reproducibility"] == told, "a session on the CPU makes it no better"
 
 
 def test_a_run_in_bfloat16_is_recorded_and_resumed_alike(
