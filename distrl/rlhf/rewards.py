@@ -29,6 +29,7 @@ from distrl.rlhf.reward_process import Fault, FunctionProcess
 from distrl.rlhf.scoring import RewardSource, Scorer
 
 SCALE_FILE = "reward_scale.json"
+LARGEST = float(np.finfo(np.float32).max)
 Columns = Sequence[NDArray[np.int64]]
 
 
@@ -64,10 +65,9 @@ class _ModelScorer:
 
     def score(self, responses: Responses, columns: Columns) -> Part:
         said = scores(self.model, responses, columns)
-        normal = (said.said.astype(np.float64) - self.scale.mean) / self.scale.deviation
-        bad = said.columns[~np.isfinite(normal)]
-        fault = (int(bad.min()), "the reward model's score is not finite") if len(bad) else None
-        return Part(said.columns, normal.astype(np.float32), fault)
+        with np.errstate(all="ignore"):
+            normal = (said.said.astype(np.float64) - self.scale.mean) / self.scale.deviation
+        return _as_float32(said.columns, normal, "the reward model's score is not finite in float32")
 
 
 def save_reward(parts: ModelParts, scale: ScoreScale, folder: str | Path, tokenizer: Any = None) -> None:
@@ -141,7 +141,10 @@ class FunctionScorer:
         prompt = self.source.prompts[int(responses.prompt[column])]
         tokens = responses.token[column, len(prompt.tokens) : int(responses.length[column])]
         response: str = self.source.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
-        return self.process.call(prompt.text, response, prompt.fields)
+        found = self.process.call(prompt.text, response, prompt.fields)
+        if not isinstance(found, Fault) and abs(found) > LARGEST:
+            return Fault(f"returned {found:g}, more than float32 holds")
+        return found
 
     def close(self) -> None:
         """Ends the function's process."""
@@ -196,6 +199,18 @@ class _WeightedScorer:
 
     def score(self, responses: Responses, columns: Columns) -> Part:
         parts = [(weight, scorer.score(responses, columns)) for weight, scorer in self.scorers]
-        total = sum(np.float64(weight) * part.said.astype(np.float64) for weight, part in parts)
-        fault = first_fault([part for _, part in parts])
-        return Part(parts[0][1].columns, np.asarray(total, np.float64).astype(np.float32), fault)
+        with np.errstate(all="ignore"):
+            total = sum(np.float64(weight) * part.said.astype(np.float64) for weight, part in parts)
+        whole = _as_float32(
+            parts[0][1].columns, np.asarray(total), "the weighted sum of its rewards is not finite in float32"
+        )
+        # where a column has no score from one of them, that one's cause is told
+        return replace(whole, fault=first_fault([*(part for _, part in parts), whole]))
+
+
+def _as_float32(columns: NDArray[np.int64], score: NDArray[np.float64], why: str) -> Part:
+    """Scores as the run has them; `why` is the fault of one that is not finite then."""
+    with np.errstate(all="ignore"):
+        said = score.astype(np.float32)
+    bad = columns[~np.isfinite(said)]
+    return Part(columns, said, (int(bad.min()), why) if len(bad) else None)

@@ -53,6 +53,8 @@ def obeys(prompt: str, response: str) -> Any:
             return "1.0"
         case "none":
             return None
+        case "large":
+            return -1e39
         case "list":
             return [1.0, 2.0]
         case "array":
@@ -60,6 +62,10 @@ def obeys(prompt: str, response: str) -> Any:
         case "complex":
             return 1j
     return 1.0
+
+
+def very_large(prompt: str, response: str) -> float:
+    return 3e38
 
 
 def not_of_cats(prompt: str, response: str) -> float:

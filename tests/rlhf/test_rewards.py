@@ -116,6 +116,7 @@ FAULTS = {
     "infinite": "returned -inf",
     "text": "returned str '1.0', not a number",
     "none": "returned NoneType",
+    "large": "returned -1e+39, more than float32 holds",
     "list": "returned list",
     "array": "ValueError",
     "complex": "returned complex",
@@ -265,3 +266,31 @@ def test_several_rewards_are_summed_by_weight_and_one_without_a_score_masks_the_
     np.testing.assert_array_equal(
         scorer.score(responses, every(responses)).said, [1.5, 0.0, np.nan, 0.0, 0.0]
     )
+
+
+@pytest.mark.parametrize(("one", "other", "told"), [(1.0, 1.0, np.inf), (1e300, -1e300, np.nan)])
+def test_a_sum_that_overflows_or_is_inf_less_inf_has_no_score_and_says_why(
+    one: float, other: float, told: float, tokenizer: Any
+) -> None:
+    prompts = tuple(prompt_of(tokenizer, "say") for _ in range(3))
+    responses = answered(tokenizer, prompts, ["good", "fine", "nan"])
+    obeys = FunctionReward(f"{HERE}:obeys", prompts, tokenizer)
+    large = FunctionReward(f"{HERE}:very_large", prompts, tokenizer)
+    scorer = Weighted(((one, large), (other, large), (0.0, obeys))).build("cpu")
+    part = scorer.score(responses, [np.array([2, 1, 0])])
+    np.testing.assert_array_equal(part.said, [np.nan, told, told])
+    assert part.fault is not None and part.fault[0] == 0
+    assert part.fault[1] == "the weighted sum of its rewards is not finite in float32"
+    assert scorer.score(responses, [np.array([2])]).fault == (
+        2,
+        f"reward function {HERE}:obeys: returned nan",
+    )
+
+
+def test_a_models_score_that_float32_does_not_hold_says_why(gpt2_folder: Path) -> None:
+    parts = scalar_from(read_causal(gpt2_folder), 0.5, seed=1)
+    responses = Responses.write([[5], [7]], [[8], [9]], [[0.0]] * 2, [True] * 2, [0, 1])
+    scorer = ModelReward(parts, ScoreScale(0.0, 1e-45, 2)).build("cpu")
+    part = scorer.score(responses, [np.array([1, 0])])
+    assert np.isinf(part.said).all()
+    assert part.fault == (0, "the reward model's score is not finite in float32")
