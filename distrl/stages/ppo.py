@@ -37,6 +37,7 @@ KEYS = (
     "explained_variance", "value_mean", "response_length_mean",
 )  # fmt: skip
 TRAINED = ("actor", "critic")
+UNSCORED = "responses have no score and are left out, each record's `unscored` says how many"
 
 
 class PPOStage:
@@ -62,7 +63,6 @@ class PPOStage:
         self.notes = [*self.materials.notes, *idle_warnings(self.spec, self.hosts)]
         self.facts = self.materials.facts
         self.sources = self.materials.sources
-        self.told_fault = False
         self.ahead: list[Any] | None = None
         self.roles: Roles | None = None
         self.digests: dict[str, str] = {}
@@ -194,13 +194,12 @@ class PPOStage:
         if unscored > self.config.max_unscored * report.num_responses:
             raise RunFailed(
                 f"{unscored:.0f} of {report.num_responses} responses have no score, more than --max-unscored "
-                f"{self.config.max_unscored:.0%}; the first: {why}"
+                f"{self.config.max_unscored:g}; the first: {why}"
             )
-        if unscored and not self.told_fault:
-            self.told_fault = True
-            self.run.warn(
-                f"{unscored:.0f} of {report.num_responses} responses have no score and are left out; the first: {why}"
-            )
+        if unscored:
+            # once a run: a resumed one, and one gone back to a checkpoint, has told of its first already
+            told = (one for one in self.run.state.warnings if one.startswith(UNSCORED))
+            self.run.warn(next(told, f"{UNSCORED}; the first: {why}"))
         self.controller = self.controller.after(report.metrics["kl"], report.num_responses)
         self.run.state.beta = self.controller.beta
         metrics: dict[str, Any] = {name: report.metrics.get(name) for name in KEYS}

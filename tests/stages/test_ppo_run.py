@@ -305,26 +305,39 @@ def test_a_reward_that_says_too_little_ends_the_run_with_its_first_cause(
 ) -> None:
     (workplace / "moody.py").write_text("def score(prompt, response):\n    raise ValueError('not today')\n")
     run = tmp_path / "run"
-    more = ("--reward-function", "moody:score", "--max-unscored", "0.4")
+    more = ("--reward-function", "moody:score", "--max-unscored", "0.125")
     failed = command(workplace, *ppo_flags(run, *more), status=1)
     for told in (failed.stderr, summary(run)["exit_reason"]):
-        assert "ValueError: not today" in told and "40%" in told and "8 of 8 responses have no score" in told
+        assert (
+            "ValueError: not today" in told
+            and "more than --max-unscored 0.125;" in told
+            and "8 of 8 responses have no score" in told
+        )
     assert "not today" in (run / "report.html").read_text(), "the report says why"
     found = latest_checkpoint(run / "checkpoints")
     assert found is not None and found[1].iteration == 0, "what was learned from it is not kept"
 
 
-def test_a_few_responses_without_a_score_are_left_out_and_told_of_once(
+CHOOSY = """
+def score(prompt, response):
+    if prompt.startswith("the"):
+        raise ValueError(repr(response))
+    return 1.0
+"""
+
+
+def test_a_few_responses_without_a_score_are_left_out_and_told_of_once_through_resumes(
     workplace: Path, tmp_path: Path
 ) -> None:
-    (workplace / "choosy.py").write_text(
-        "def score(prompt, response):\n    return float('nan') if prompt.startswith('the') else 1.0\n"
-    )
+    (workplace / "choosy.py").write_text(CHOOSY)
     run = tmp_path / "run"
     command(workplace, *ppo_flags(run, "--reward-function", "choosy:score", "--max-unscored", "1"))
-    assert all(line["unscored"] > 0 for line in records(run))
     told = [one for one in summary(run)["warnings"] if "no score" in one]
-    assert len(told) == 1 and told[0].endswith("the first: reward function choosy:score: returned nan")
+    assert len(told) == 1 and "the first: reward function choosy:score: ValueError: " in told[0]
+    again = command(workplace, "rlhf", "ppo", "--resume", str(run), "--iterations", "5")
+    assert all(line["unscored"] > 0 for line in records(run))
+    assert [one for one in summary(run)["warnings"] if "no score" in one] == told
+    assert again.stderr.count("have no score") == 1
 
 
 @pytest.mark.parametrize(("devices", "told"), [({"cpu", "cuda"}, "device"), ({"cpu"}, "exact")])
