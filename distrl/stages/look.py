@@ -14,7 +14,7 @@ from distrl.errors import BadInput
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, check_trust_as, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
-from distrl.rlhf.models import ModelParts, read_causal
+from distrl.rlhf.models import Dtype, ModelParts, read_causal
 from distrl.rlhf.rewards import FunctionReward, check_function
 from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
@@ -46,6 +46,7 @@ class Asked:
     device: str | None = None
     threads: int | None = None
     reward_timeout_sec: float | None = None
+    dtype: Dtype | None = None
 
     def computing(self, config: PPOConfig | None) -> Computing:
         """Where and how it computes: as the run does, but for what is asked for."""
@@ -60,11 +61,12 @@ class Asked:
 
 
 class Computing(NamedTuple):
-    """`--device`, `--threads` and `--reward-timeout-sec`."""
+    """`--device`, `--threads`, `--reward-timeout-sec` and `--dtype`."""
 
     device: str
     threads: int
     reward_timeout_sec: float
+    dtype: Dtype
 
 
 def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     evaluator = Evaluator(
         prompts=prompts,
         reference=read_causal(reference) if reference else None,
-        reward=_reward(asked, config, tokenizer, prompts, computing.reward_timeout_sec),
+        reward=_reward(asked, config, tokenizer, prompts, computing),
         end_tokens=end_tokens(tokenizer, parts.generation),
         max_response=max_response,
         temperature=asked.temperature or recipe.temperature,
@@ -98,7 +100,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
         device=device,
         vocabulary=vocabulary_size(tokenizer),
         fast_paths=config is None or config.fast_paths,
-        dtype="float32" if config is None else config.dtype,
+        dtype=computing.dtype,
     )
     looked = evaluator.evaluate(parts)
     if asked.out is not None:
@@ -112,7 +114,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     }
     if looked.fault is not None:
         about["first_fault"] = looked.fault
-    about |= {"device": device, "threads": computing.threads}
+    about |= {"device": device, "threads": computing.threads, "dtype": computing.dtype}
     return {**looked.told, **about, "checkpoint": checkpoint}
 
 
@@ -165,7 +167,7 @@ def _reward(
     config: PPOConfig | None,
     tokenizer: Any,
     prompts: tuple[Prompt, ...],
-    timeout_sec: float,
+    computing: Computing,
 ) -> RewardSource | None:
     """What was asked for, else the run's own, else none."""
     folders, functions = asked.reward, asked.reward_function
@@ -174,11 +176,13 @@ def _reward(
         folders, functions, weights = config.reward, config.reward_function, config.reward_weights
     problems = Problems()
     fast = config is None or config.fast_paths
-    dtype = "float32" if config is None else config.dtype
-    models = [problems.of("--reward", reward_model, folder, tokenizer, fast, dtype) for folder in folders]
+    models = [
+        problems.of("--reward", reward_model, folder, tokenizer, fast, computing.dtype) for folder in folders
+    ]
     for function in functions:
         problems.of("--reward-function", check_function, function)
     problems.stop()
+    timeout_sec = computing.reward_timeout_sec
     named = [FunctionReward(function, prompts, tokenizer, timeout_sec) for function in functions]
     sources: list[RewardSource] = [*(one for one in models if one is not None), *named]
     return weighted(sources, weights) if sources else None

@@ -63,3 +63,25 @@ def test_eval_of_a_run_that_goes_on_takes_its_newest_checkpoint_and_not_the_mode
     (run / "summary.json").unlink()  # as a resumed run does before it goes on
     told = json.loads(command(workplace, "rlhf", "eval", str(run), *asked).stdout)
     assert told["checkpoint"] == 3
+
+
+def test_a_run_in_bfloat16_is_evaluated_in_it_and_in_float32_as_its_model_folder_is(
+    workplace: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command(workplace, *ppo_flags(run, "--iterations", "1", "--dtype", "bfloat16", "--exact-ratio"))
+
+    def told(folder: Path, *more: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads(
+            command(workplace, "rlhf", "eval", str(folder), "--json", *more).stdout
+        )
+        assert found.pop("model") == str(folder)
+        return found
+
+    own, plain = told(run), told(run, "--dtype", "float32")
+    asked = ("--prompts", "prompts.jsonl", "--reward-function", "my_reward:score", "--reference", "gpt2")
+    of_folder = told(run / "model", *asked, "--max-response", "6")
+    assert (own["dtype"], plain["dtype"]) == ("bfloat16", "float32")
+    assert of_folder == plain
+    assert own["kl_mean"] != plain["kl_mean"]
+    assert told(run / "model", *asked, "--max-response", "6", "--dtype", "bfloat16") == own

@@ -31,6 +31,11 @@ COUNT = click.IntRange(min=1)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="default: the run's, else auto")
 @click.option("--threads", type=COUNT, help="CPU threads of a model's passes  (default: the run's, else 1)")
 @click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="of the policy, the reference and rewards  (default: the run's, else float32)",
+)
+@click.option(
     "--reward-timeout-sec",
     type=click.FloatRange(min=0, min_open=True),
     help="a call of a reward function may take this long  (default: the run's, else 60)",
