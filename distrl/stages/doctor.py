@@ -53,9 +53,15 @@ class Patient:
 
 
 def examine_model(patient: Patient) -> Iterator[Finding]:
-    """All findings, each as soon as it is known; what needs something that failed is left out."""
+    """All findings, each as soon as it is known; what needs something that failed is left out.
+
+    Raises BadInput at once where there is no such device.
+    """
+    return _findings(patient, resolve_device(patient.device))
+
+
+def _findings(patient: Patient, device: str) -> Iterator[Finding]:
     torch.set_num_threads(patient.threads)
-    device = resolve_device(patient.device)
     tokenizer = yield from _try("tokenizer", lambda: read_tokenizer(patient.model), _describe_tokenizer)
     if tokenizer is None:
         return

@@ -119,6 +119,17 @@ def test_the_doctor_says_how_far_from_1_ratios_start_in_bfloat16(workplace: Path
     assert 1e-5 < off < 1
 
 
+def test_the_doctor_refuses_a_device_that_is_not_there_before_it_prints_a_table(workplace: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("the device is there")
+    asked = ("doctor", "--model", "gpt2", "--data", "prompts.jsonl", "--device", "cuda")
+    done = command(workplace, *asked, status=2)
+    assert "--device cuda: torch sees no CUDA device here" in done.stderr
+    assert done.stdout == ""
+
+
 def test_the_doctor_says_that_no_prompt_fits_and_stops_there(workplace: Path) -> None:
     write_lines(workplace / "endless.jsonl", [{"prompt": "say it again " * 100}])
     done = command(workplace, "doctor", "--model", "gpt2", "--data", "endless.jsonl", status=1)
