@@ -10,7 +10,7 @@ import click
 from distrl.errors import BadInput
 from distrl.fields import show
 from distrl.recipes import IDEAS, LADDER, PPO, Recipe
-from distrl.rlhf.recipes import LAST_IDEA, LAST_RUNG, RLHF_PPO
+from distrl.rlhf.recipes import LAST_IDEA, LAST_RUNG, RLHF_PPO, UNREAD
 
 # what the last rung's words mean, and how it is run: it wants a model and prompts, not an env
 EXPLAINED = f"""\
@@ -18,6 +18,7 @@ EXPLAINED = f"""\
   state    the prompt and the tokens so far
   action   the next token
   reward   the score at the last token, less beta * KL to the reference at every token
+  batch    --num-prompts x --group-size responses; of no use here, so not compared: {", ".join(UNREAD)}
   roles    actor (writes), critic (its V), reward (scores), reference (frozen): four models, placed by --placement
   run it   distrl rlhf ppo --model FOLDER --reward FOLDER --prompts FILE.jsonl
            make rlhf: from SFT and a reward model on, a whole run offline; --run trains the rungs above"""
@@ -79,9 +80,7 @@ def table() -> str:
         (name, _told(difference(LADDER[below], LADDER[name])))
         for below, name in zip(LADDER, list(LADDER)[1:])
     ]
-    last = {
-        name: pair for name, pair in difference(PPO, RLHF_PPO).items() if name not in ("num_envs", "baseline")
-    }
+    last = {name: pair for name, pair in difference(PPO, RLHF_PPO).items() if name not in UNREAD}
     rows.append((LAST_RUNG, [*_told(last), f"beta {show(RLHF_PPO.beta)}"]))
     ideas = {**IDEAS, LAST_RUNG: LAST_IDEA}
     width, idea_width = max(map(len, ideas)), max(map(len, ideas.values()))

@@ -108,5 +108,9 @@ RECIPES: dict[str, ResponseRecipe] = {
     "grpo": GRPO,
 }
 
+# fields of a `Recipe` that nothing reads where responses are collected: a batch is prompts times `group_size`, and
+# `credit` says whether there is a critic
+UNREAD = ("num_envs", "num_steps", "baseline")
+
 LAST_RUNG = "rlhf-ppo"  # of the ladder, after `distrl.recipes.LADDER`
 LAST_IDEA = "reward = score - beta * KL to a frozen reference"

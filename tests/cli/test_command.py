@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from distrl.cli.ladder import difference
 from distrl.cli.main import COMMANDS
 from distrl.config import SECTIONS
 from distrl.fields import flat_fields
-from distrl.recipes import LADDER
+from distrl.recipes import LADDER, PPO
 from distrl.resolve import resolve, write_config
+from distrl.rlhf.recipes import RLHF_PPO
 
 HEAVY = (
     "torch",
@@ -310,6 +312,11 @@ def test_the_last_rung_is_rlhf_with_its_idea_its_four_roles_and_how_it_is_run() 
     _, idea, differs = (part.strip() for part in table.splitlines()[-1].split("|"))
     assert idea == "reward = score - beta * KL to a frozen reference"
     assert differs.startswith("collects steps -> responses, ") and differs.endswith(", beta 0.05")
+    (batch,) = re.findall(r"^  batch .*", explained, re.M)
+    for field in difference(PPO, RLHF_PPO):
+        assert f"{field} " in differs or field in batch, (
+            "a field that differs is shown, or named as of no use"
+        )
     for said in (
         "the prompt and the tokens so far",
         "the next token",
