@@ -1,7 +1,8 @@
 """A role's weights: what of them changes and has to travel, and the digest that says which they are.
 
 What is frozen, a base under adapters say, lies in every worker from the start. It never travels again and is hashed
-once; a digest of the rest is computed once a version, without a copy on a CPU.
+once. A digest of the rest is computed once a version by every `Weights` that is asked: on a CPU from where they lie,
+unless they are rounded first; from a GPU they are copied to the host for it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Weights:
         load_tensors(self.learned(), snapshot.arrays)
 
     def take(self, model: nn.Module) -> None:
-        """Puts another's of the same kind in their place, as `load` does, without a copy on the host."""
+        """Puts another's of the same kind in their place, as `load` does, from device to device."""
         self._known = None
         theirs = dict(model.state_dict())
         with torch.no_grad():

@@ -83,7 +83,7 @@ def test_digests_of_rounded_weights_are_those_of_who_samples_with_them(lora: boo
     assert before != loaded.digest(1) == sampled.digest(1)
     assert sampled.digest(1) != Weights(actor).digest(1)
     loaded.take(replace(parts, arrays=parameters_and_buffers(actor)).build())
-    assert loaded.digest(2) == sampled.digest(1), "taken without a copy on the host"
+    assert loaded.digest(2) == sampled.digest(1), "taken from the model itself"
     with torch.no_grad():
         next(one for one in writer.parameters() if one.requires_grad)[0] += 1
     assert loaded.digest(3) != sampled.digest(1)
