@@ -60,9 +60,14 @@ class Place:
 
     @contextmanager
     def of_prompts(self, cache: DynamicCache) -> Iterator[None]:
-        """Inside, what comes are prompts: the first of a new text."""
+        """Inside, what comes are prompts: the first of a new text.
+
+        What earlier texts left is wiped: it is masked, and 0 times a NaN among it would be one.
+        """
         for layer in cast(list[FixedLayer], cache.layers):
             layer.is_initialized = False
+            for store in layer.store:
+                store.zero_()
         self.prompts = True
         try:
             yield

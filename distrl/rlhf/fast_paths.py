@@ -135,5 +135,6 @@ def few_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
         least = torch.finfo(weight.dtype).min
         every = every.masked_fill(~mask, least) if mask.dtype == torch.bool else every + mask
         weight = every.view_as(weight)
-    seen = torch.bmm(weight.softmax(-1), value.flatten(0, 1))
+    share = weight.softmax(-1, dtype=torch.promote_types(weight.dtype, torch.float32)).to(value.dtype)
+    seen = torch.bmm(share, value.flatten(0, 1))
     return seen.view(n, num_queries, num_rows, value.shape[-1]).transpose(1, 2)

@@ -13,8 +13,12 @@ one.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -30,7 +34,8 @@ Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # `distrl.rlhf.generat
 LOOK_EVERY = 8  # tokens
 ROOM = 64  # texts have room for a multiple of it, so that few shapes are met
 SIZES = 4  # numbers of rows: all, a half, a quarter, an eighth
-MAX_LANES = 4  # shapes that keep their memory and their graphs
+MAX_LANES = 2  # shapes that keep their memory and their graphs
+MAX_SHAPES = 64  # that are compiled in a process
 WARM_UP = 3  # steps before a capture, for what is made at first use
 
 
@@ -41,18 +46,47 @@ class Said(NamedTuple):
     log_prob_NT: NDArray[np.float32]
 
 
-def serves(model: nn.Module) -> bool:
-    """Whether a family's steps can be had in fixed shapes: every layer attends to all of the text, without a soft cap."""
-    config = cast(Any, core(model)).config.get_text_config()
+def why_not_fixed(config: Any) -> str | None:
+    """What in a model's configuration keeps its steps from having fixed shapes; None: nothing."""
+    config = config.get_text_config()
     windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
         "full_attention"
     }
-    return (
-        config._attn_implementation == "sdpa"
-        and not windows
-        and getattr(config, "attn_logit_softcapping", None) is None
-        and fixed_cache(config, 0, Place(torch.zeros(1, dtype=torch.long))) is not None
-    )
+    if windows:
+        return "layers that attend within a window"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "attention with a soft cap"
+    if fixed_cache(config, 0, Place(torch.zeros(1, dtype=torch.long))) is None:
+        return "layers that are no plain attention"
+    return None
+
+
+def serves(model: nn.Module) -> bool:
+    """Whether a model's steps can be had in fixed shapes."""
+    config = cast(Any, core(model)).config
+    return config.get_text_config()._attn_implementation == "sdpa" and why_not_fixed(config) is None
+
+
+def why_not_compiled(config: Any, device: str) -> str | None:
+    """What keeps a step from being compiled; None: nothing."""
+    reason = why_not_fixed(config)
+    if reason is not None:
+        return (
+            f"a step must have fixed shapes, and a {config.model_type} model has {reason}; leave the flag out"
+        )
+    compiler = os.environ.get("CXX", "g++")  # as torch.compile takes it
+    if device == "cpu" and shutil.which(compiler) is None:
+        return (
+            f"wants a C++ compiler on a CPU, and there is no {compiler}; install g++, name another in CXX, or leave the "
+            "flag out"
+        )
+    return None
+
+
+@cache
+def _compiled_step() -> Callable[[_Lane, int], None]:
+    """`_Lane._step` compiled, anew for each shape; torch keeps what it made until the process ends."""
+    return torch.compile(_Lane._step, dynamic=False)
 
 
 def sizes(num_rows: int) -> list[int]:
@@ -61,25 +95,39 @@ def sizes(num_rows: int) -> list[int]:
 
 
 class Lanes:
-    """Writes responses in fixed shapes; `capture` None: on a GPU. What it keeps between calls is memory and graphs."""
+    """Writes responses in fixed shapes. What it keeps between calls is memory and graphs.
+
+    `capture`: replay a step's graph; None: on a GPU. `compiled`: a step goes through torch.compile, once for each number
+    of rows: texts all have the same room. `longest` is the length of the longest that may come, where it is known.
+    """
 
     def __init__(
-        self, model: nn.Module, pick: Pick, end_tokens: Sequence[int], capture: bool | None = None
+        self,
+        model: nn.Module,
+        pick: Pick,
+        end_tokens: Sequence[int],
+        capture: bool | None = None,
+        compiled: bool = False,
+        longest: int | None = None,
     ) -> None:
         self.model, self.pick, self.end_tokens = model, pick, end_tokens
-        self.capture = capture
+        self.capture, self.compiled = capture, compiled
+        self.longest = longest
         self.lanes: dict[tuple[Any, ...], _Lane] = {}
-        self.places: tuple[int, ...] = ()  # of the parameters: graphs read them there
+        self.places: tuple[int, ...] = ()  # of parameters and buffers: graphs read them there
 
     def write(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> Said:
         """As `CachedGenerator.generate`, within `torch.inference_mode`."""
         device = next(self.model.parameters()).device
-        places = tuple(one.data_ptr() for one in self.model.parameters())
+        places = tuple(one.data_ptr() for one in (*self.model.parameters(), *self.model.buffers()))
         if places != self.places:  # moved to the device and back, say
             self.lanes.clear()
             self.places = places
-        longest, limit = max(map(len, prompts)), uniform_NT.shape[1]
-        key = (len(prompts), -(-(longest + limit) // ROOM) * ROOM, limit, device)
+        limit = uniform_NT.shape[1]
+        needed = max(map(len, prompts)) + limit
+        most = max(needed, self.longest or sys.maxsize)
+        room = most if self.compiled and self.longest else min(-(-needed // ROOM) * ROOM, most)
+        key = (len(prompts), room, limit, device)
         lane = self.lanes.pop(key, None)
         if lane is None:
             capture = device.type == "cuda" if self.capture is None else self.capture
@@ -99,7 +147,7 @@ class _Lane:
         self.model, self.pick = of.model, of.pick
         own = cast(Any, core(self.model))
         self.config, self.trunk, self.embed = own.config, own.base_model, own.get_input_embeddings()
-        self.capture = capture
+        self.capture, self.compiled = capture, of.compiled
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         # of all graphs, which run one at a time: what one leaves there, none reads
         self.pool = torch.cuda.graph_pool_handle() if capture else None
@@ -193,10 +241,16 @@ class _Lane:
         self.position[:n].add_(1)
         self.place.column.add_(1)
 
+    def _next(self, n: int) -> None:
+        if self.compiled:
+            _compiled_step()(self, n)
+        else:
+            self._step(n)
+
     def _run(self, n: int) -> None:
         if not self.capture:
             with self._fixed():
-                self._step(n)
+                self._next(n)
             return
         if n not in self.graphs:
             with self._fixed():
@@ -211,8 +265,11 @@ class _Lane:
             torch.is_deterministic_algorithms_warn_only_enabled(),
         )
         torch.use_deterministic_algorithms(False)
+        shapes = (
+            torch._dynamo.config.patch(recompile_limit=MAX_LANES * SIZES) if self.compiled else nullcontext()
+        )
         try:
-            with attending(self.config, FIXED):
+            with attending(self.config, FIXED), shapes:
                 yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
@@ -225,13 +282,13 @@ class _Lane:
         beside.wait_stream(before)
         with torch.cuda.stream(beside):
             for _ in range(WARM_UP):
-                self._step(n)
+                self._next(n)
                 for one, was in zip(changed, kept, strict=True):
                     one.copy_(was)
         before.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            self._step(n)
+            self._next(n)
         return graph
 
     def _fit(self, running: Tensor, n: int) -> int:

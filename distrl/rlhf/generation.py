@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distrl.errors import BadInput
 from distrl.maths.random import stream
 from distrl.policies.lm import causal_head, core
 from distrl.rlhf.fast_paths import decoding
-from distrl.rlhf.fixed import LOOK_EVERY, Lanes, serves
+from distrl.rlhf.fixed import LOOK_EVERY, Lanes, serves, why_not_compiled
 from distrl.rlhf.responses import Responses
 
 
@@ -87,7 +88,8 @@ class CachedGenerator:
 
     `end_tokens` end a response and belong to it. `greedy` takes the likeliest token instead. There is no
     top-k or top-p: what they leave out, log-probs of the whole vocabulary would not know. `fast`: see `fast_paths`;
-    `vocabulary`: see `LanguagePolicy`.
+    `vocabulary`: see `LanguagePolicy`. `compiled` and `longest`: see `Lanes`; BadInput where a family's steps cannot be had
+    in fixed shapes, or nothing compiles here.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class CachedGenerator:
         vocabulary: int | None = None,
         fixed: bool | None = None,
         look_every: int | None = None,
+        compiled: bool = False,
+        longest: int | None = None,
     ) -> None:
         self.model = model
         self.end_tokens = sorted(set(end_tokens))
@@ -108,20 +112,32 @@ class CachedGenerator:
         self.pick = Picker(causal_head(model, vocabulary), temperature, greedy, choose)
         self.fixed = fixed
         self.look_every = look_every
-        self.lanes = Lanes(model, self.pick, self.end_tokens)
+        self.compiled = compiled
+        reason = why_not_compiled(cast(Any, core(model)).config, self.device.type) if compiled else None
+        if reason is not None:
+            raise BadInput(f"--compile-generation: {reason}")
+        self.lanes = Lanes(model, self.pick, self.end_tokens, compiled=compiled, longest=longest)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes now."""
+        return next(self.model.parameters()).device
+
+    def rest(self) -> None:
+        """Lets go of the memory and graphs that it keeps from call to call."""
+        self.lanes.lanes.clear()
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
-        on_gpu = next(self.model.parameters()).device.type == "cuda"
-        if (self.fast and on_gpu if self.fixed is None else self.fixed) and serves(self.model):
+        by_default = self.compiled or (self.fast and self.device.type == "cuda")
+        if serves(self.model) and (by_default if self.fixed is None else self.fixed):
             return _cut(*self.lanes.write(prompts, uniform_NT), set(self.end_tokens))
         padded = len({len(prompt) for prompt in prompts}) > 1
         with decoding(self.model, padded, self.fast):
             return self._generate(prompts, uniform_NT)
 
     def _generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
-        limit = uniform_NT.shape[1]
-        device = next(self.model.parameters()).device
+        limit, device = uniform_NT.shape[1], self.device
         batch = _Batch.start(prompts, limit, self.model, device)
         uniform = torch.from_numpy(np.ascontiguousarray(uniform_NT)).to(device)
         ends = torch.tensor(self.end_tokens, device=device)

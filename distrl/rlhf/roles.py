@@ -62,6 +62,7 @@ class RoleSpec:
     forward_batch: int = 64  # texts that go through a model together where nothing is learned
     micro_batch: int | None = None  # texts that go through it together where something is
     fast_paths: bool = True  # `distrl.rlhf.fast_paths`
+    compile_generation: bool = False  # a step of generation goes through torch.compile
     dtype: Dtype = "float32"  # of what does not learn: the reference, and the generator's copy of the actor
     threads: int = 1
     devices: dict[str, str] = field(default_factory=dict)
@@ -122,8 +123,11 @@ class RoleWorker:
             policy = self.learner.policy
             self.weights = {role: Weights(getattr(policy, role)) for role in self._trained}
             if self._has("actor"):  # as generators have them
-                rounded = Weights(policy.actor, torch_dtype(spec.dtype))
-                self.sampled = self.weights["actor"] if spec.dtype == "float32" else rounded
+                self.sampled = (
+                    self.weights["actor"]
+                    if spec.dtype == "float32"
+                    else Weights(policy.actor, torch_dtype(spec.dtype))
+                )
         if "generator" in roles:
             own, parts = self._own_writer(), replace(models["actor"], dtype=spec.dtype)
             self.writer = own if own is not None else parts.build(spec.device("generator"))
@@ -133,6 +137,8 @@ class RoleWorker:
                 spec.recipe.temperature,
                 fast=spec.fast_paths,
                 vocabulary=spec.vocabulary,
+                compiled=spec.compile_generation,
+                longest=max(map(len, spec.prompts), default=0) + spec.recipe.max_response,
             )
             self.order = PromptOrder(len(spec.prompts), spec.seed)
             self.written_by = 0
@@ -151,7 +157,7 @@ class RoleWorker:
             spans.mark(WAITING)
 
     def _own_writer(self) -> nn.Module | None:
-        """The actor's own weights, where that lives here too and what samples has its numbers."""
+        """The actor's own model, where it lives here too and is written with as it is, not rounded to another dtype."""
         return (
             self.learner.policy.actor if self.learner is not None and self.spec.dtype == "float32" else None
         )
@@ -211,6 +217,8 @@ class RoleWorker:
                         spec.seed, iteration, rows, spec.recipe.max_response, self.written_by,
                     )
                 )  # fmt: skip
+            if self._owner("generator") in self.turns.offloaded:
+                self.generator.rest()
         return written
 
     def load_writer(self, snapshot: Snapshot | None) -> tuple[int, str]:

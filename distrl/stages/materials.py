@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 from distrl.errors import BadInput
 from distrl.learner import digest
+from distrl.machine import resolve_device
 from distrl.rlhf import data
+from distrl.rlhf.fixed import why_not_compiled
 from distrl.rlhf.models import (
     Dtype,
     LoraOptions,
@@ -191,6 +193,14 @@ def _check_reads(folder: str, tokenizer: Any, parts: ModelParts, flag: str) -> N
         check_same_tokenizer(tokenizer, read_tokenizer(folder), ("--model", flag))
 
 
+def _require_compilable(actor: ModelParts, config: PPOConfig) -> None:
+    """Compilers of other machines are looked for there."""
+    here = config.placement == "in-process" and not config.roles
+    reason = why_not_compiled(actor.config, resolve_device(config.device) if here else "elsewhere")
+    if reason is not None:
+        raise BadInput(reason)
+
+
 def _models(config: PPOConfig, tokenizer: Any, problems: Problems) -> dict[str, ModelParts]:
     """By role; problems are kept."""
     models: dict[str, ModelParts] = {}
@@ -198,6 +208,8 @@ def _models(config: PPOConfig, tokenizer: Any, problems: Problems) -> dict[str, 
     if actor is None:
         return models
     problems.of("--model", check_vocabulary, tokenizer, actor.config, config.folder)
+    if config.compile_generation:
+        problems.of("--compile-generation", _require_compilable, actor, config)
     models["actor"] = models["reference"] = actor
     if config.reference is not None:
         reference = problems.of("--reference", read_causal, config.reference)

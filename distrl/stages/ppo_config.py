@@ -71,6 +71,12 @@ class PPOConfig(StageConfig):
         "on a GPU generation in fixed shapes, a captured step replayed",
     )
 
+    compile_generation: bool = Field(
+        False,
+        description="a step of generation goes through torch.compile: some 20 s for each number of rows that is met (all of "
+        "a batch, a half, a quarter, an eighth), then less time for every token; wants a C++ compiler on a CPU",
+    )
+
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="numbers of what does not learn: the reference, reward models, and the weights that write; in "
@@ -236,6 +242,11 @@ def _critic(config: PPOConfig) -> Iterator[Clash]:
 
 def _batch(config: PPOConfig) -> Iterator[Clash]:
     recipe, responses = config.recipe, config.num_responses
+    if config.compile_generation and not config.fast_paths:
+        yield Clash(
+            ("compile_generation", "fast_paths"),
+            "--compile-generation with --no-fast-paths: a compiled step is a fast path; leave one of them out",
+        )
     shown = f"--num-prompts {config.num_prompts} x --group-size {recipe.group_size} = {responses} responses"
     if recipe.minibatches > responses:
         yield Clash(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from distrl.errors import BadInput
 from distrl.policies.lm import core
 from distrl.rlhf import fixed
 from distrl.rlhf.fixed import LOOK_EVERY, MAX_LANES, serves, sizes
@@ -171,3 +173,84 @@ def test_the_plain_loop_that_looks_for_ends_less_often_says_the_same(every: int)
     wanted = CachedGenerator(model, ENDS).generate(PROMPTS, RANDOM)
     assert_alike(CachedGenerator(model, ENDS, look_every=every).generate(PROMPTS, RANDOM), wanted)
     assert len({len(row.tokens) for row in wanted}) > 2
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
+def count_of_compiled_steps() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("family", "ends"),
+    [("gpt2", []), *(pytest.param(family, ENDS, marks=pytest.mark.slow) for family in SERVED)],
+)
+def test_a_compiled_step_writes_the_plain_loops_tokens(
+    family: str, ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = causal(family).build()
+    longest = max(map(len, PROMPTS)) + LIMIT + 3
+    compiled = CachedGenerator(model, ends, compiled=True, longest=longest)
+    sizes_met: list[int] = []
+    real = fixed._Lane._next
+
+    def counted(lane: Any, n: int) -> None:
+        sizes_met.append(n)
+        real(lane, n)
+
+    monkeypatch.setattr(fixed._Lane, "_next", counted)
+    wanted = CachedGenerator(model, ends).generate(PROMPTS, RANDOM)
+    for few in (PROMPTS, [[7]] * len(PROMPTS)):  # shorter texts have the same room
+        told = compiled.generate(few, RANDOM)
+        if few is PROMPTS:
+            assert_alike(told, wanted)
+    (lane,) = compiled.lanes.lanes.values()
+    assert len(lane.column_S) == longest
+    assert count_of_compiled_steps() == len(set(sizes_met)), (
+        "one graph for each number of rows, none left uncompiled"
+    )
+
+
+def test_what_cannot_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match=r"--compile-generation: .* gemma2 .*leave the flag out"):
+        CachedGenerator(causal("gemma2").build(), ENDS, compiled=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match=r"--compile-generation: .*no-such-compiler"):
+        CachedGenerator(causal().build(), ENDS, compiled=True)
+
+
+def test_a_buffer_that_moved_is_not_read_where_it_was() -> None:
+    """A graph reads parameters and buffers at the addresses that it was captured with."""
+    model: Any = causal("llama").build()
+    static = CachedGenerator(model, ENDS, fixed=True)
+    static.generate(PROMPTS, RANDOM)
+    (before,) = static.lanes.lanes.values()
+    rotary = cast(Any, core(model)).base_model.rotary_emb
+    kept = rotary.inv_freq  # its place is not given to another
+    rotary.inv_freq = kept.clone()
+    static.generate(PROMPTS, RANDOM)
+    (after,) = static.lanes.lanes.values()
+    assert after is not before
+
+
+def test_a_nan_that_one_batch_left_reaches_no_later_one() -> None:
+    model = causal().build()
+    plain, static = both(model, ENDS)
+    wanted = plain.generate(PROMPTS, RANDOM)
+    static.generate(PROMPTS, RANDOM)
+    (lane,) = static.lanes.lanes.values()
+    with torch.inference_mode():
+        for store in (store for layer in lane.cache.layers for store in layer.store):
+            store.fill_(torch.nan)
+    assert_alike(static.generate(PROMPTS, RANDOM), wanted)
+
+
+def test_at_rest_a_generator_keeps_nothing() -> None:
+    generator = CachedGenerator(causal().build(), ENDS, fixed=True)
+    generator.generate(PROMPTS, RANDOM)
+    generator.rest()
+    assert not generator.lanes.lanes
