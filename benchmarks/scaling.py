@@ -183,7 +183,7 @@ def with_limit(points: list[dict[str, Any]], gflops: float) -> list[dict[str, An
 
 def draw(record: dict[str, Any], out: Path) -> None:
     """One page: a panel for each curve, the limit above it."""
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     from distrl.show.style import AMBER, BLUE, SOFT, page
 
@@ -197,7 +197,8 @@ def draw(record: dict[str, Any], out: Path) -> None:
     caption = (
         "Each point is a training of its own: median and range of env steps a second, collection, advantages, update, "
         "metrics and checkpoints inside. The limit counts the multiplications by weights alone, at the rate of a "
-        "1024x1024 float32 matrix product on all cores: everything else would have to be free."
+        "1024x1024 float32 matrix product on all cores: everything else would have to be free. A point beyond it: "
+        "products that fit a cache can be faster than that one, and the machine's clock drifts by some percent."
     )
     with page(out, "Env steps a second as the work grows", subtitle, caption, (13.0, 7.2)) as figure:
         panels = figure.subplots(2, 3).ravel()
@@ -226,6 +227,9 @@ def draw(record: dict[str, Any], out: Path) -> None:
             axes.set_xticks(xs, [f"{x // 1024}k" if x >= 1024 else str(x) for x in xs])
             axes.xaxis.minorticks_off()
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
+            within_a_decade = axes.get_ylim()[1] < 10 * axes.get_ylim()[0]
+            minor = FuncFormatter(lambda y, _: short(y)) if within_a_decade else NullFormatter()
+            axes.yaxis.set_minor_formatter(minor)
         panels[0].set_ylabel("env steps / s")
         panels[3].set_ylabel("env steps / s")
         for axes in panels[:5]:
