@@ -55,6 +55,7 @@ class Section:
     times: float
     floor: Contestant | None = None
     share: float = 0.9
+    beside: tuple[Contestant, ...] = ()  # measured too, without a target
 
 
 def ours(what: str, *settings: str) -> Contestant:
@@ -67,31 +68,42 @@ TRL = ("--threads 2", "--threads 2 --checkpointing", "--threads 1")
 SECTIONS = {
     "generate": Section(
         "generation",
-        ours("generate", *THREADS),
+        ours("generate", *THREADS, "--threads 2 --compile"),
         (
             Contestant(
                 "transformers generate()", "generate_speed.py", (*THREADS, "--threads 2 --cache static")
             ),
         ),
         1.8,
+        beside=(
+            Contestant(
+                "generate(), compiled by hand", "generate_speed.py", ("--threads 2 --cache static --compile",)
+            ),
+        ),
     ),
     "ppo": Section(
         "PPO, 4 epochs, separate critic",
-        ours("ppo", "--threads 2", "--threads 2 --micro-batch 32", "--threads 1"),
+        ours("ppo", "--threads 2", "--threads 2 --compile", "--threads 2 --micro-batch 32", "--threads 1"),
         (Contestant("TRL 1.8 PPO", "trl_ppo_speed.py", (*TRL, "--threads 2 --micro-batch 32"), "trl-ppo"),),
         1.4,
-        ours("ppo-floor", "--threads 2"),
+        ours("ppo-floor", "--threads 2", "--threads 2 --compile"),
     ),
     "grpo": Section(
         "GRPO, one update",
-        ours("grpo --epochs 1", "--threads 2", "--threads 2 --micro-batch 32", "--threads 1"),
+        ours(
+            "grpo --epochs 1",
+            "--threads 2",
+            "--threads 2 --compile",
+            "--threads 2 --micro-batch 32",
+            "--threads 1",
+        ),
         (
             Contestant(
                 "TRL 1.16 GRPO", "trl_grpo_speed.py", tuple(f"--epochs 1 {one}" for one in TRL), "trl-grpo"
             ),
         ),
         1.3,
-        ours("grpo-floor --epochs 1", "--threads 2"),
+        ours("grpo-floor --epochs 1", "--threads 2", "--threads 2 --compile"),
     ),
 }
 
@@ -110,7 +122,7 @@ def measure(contestant: Contestant, setting: str, seconds: float) -> dict[str, A
 
 def run_section(section: Section, seconds: float, scout_seconds: float, repeats: int) -> dict[str, Any]:
     """Scouts settings, then has the contestants take turns."""
-    contestants = [section.ours, *section.peers, *([section.floor] if section.floor else [])]
+    contestants = [section.ours, *section.peers, *section.beside, *([section.floor] if section.floor else [])]
     scouted: dict[str, dict[str, float]] = {}
     for one in contestants:
         scouted[one.name] = {}
@@ -147,7 +159,7 @@ def judge(section: Section, turns: list[dict[str, dict[str, Any]]]) -> dict[str,
     for target in targets:
         target["median"] = statistics.median(target["ratios"])
         target["met"] = target["median"] >= target["at_least"]
-    return {"targets": targets}
+    return {"targets": targets, "beside": {one.name: ratios(one.name) for one in section.beside}}
 
 
 def show(record: dict[str, Any]) -> str:
@@ -161,6 +173,9 @@ def show(record: dict[str, Any]) -> str:
             lines.append(
                 f"  {name:28} {statistics.median(rates):>9,.0f} tokens/s  {spread:22} {section['settings'][name]}"
             )
+        for name, found in section.get("beside", {}).items():
+            each = ", ".join(f"{ratio:.2f}" for ratio in found)
+            lines.append(f"  {statistics.median(found):.2f} times {name} ({each})")
         for target in section["targets"]:
             each = ", ".join(f"{ratio:.2f}" for ratio in target["ratios"])
             lines.append(

@@ -1,6 +1,6 @@
 """distrl's RLHF: response tokens a second of generation, of whole PPO or GRPO iterations, and of their floor.
 
-Usage: .venv/bin/python benchmarks/peers/distrl_rlhf_speed.py generate|ppo|grpo|ppo-floor|grpo-floor [--threads 2]
+Usage: .venv/bin/python benchmarks/peers/distrl_rlhf_speed.py generate|ppo|grpo|ppo-floor|grpo-floor [--threads 2] [--compile]
 
 The floor of an iteration is the sum of its bare passes, each measured alone in the same process: generation by our plain
 loop over a cache, a forward pass of each frozen model and of the critic, and for every epoch a forward pass, a
@@ -23,6 +23,7 @@ from rlhf_work import (
     GROUP,
     GRPO_BETA,
     NEW,
+    PROMPT,
     RECIPE,
     RESPONSES,
     arguments,
@@ -101,6 +102,7 @@ def roles_of(algo: str, options: argparse.Namespace) -> Roles:
         num_prompts=RESPONSES // recipe.group_size, end_tokens=(),
         reward=Model(ModelParts.of(scalar(), "scalar")) if ppo else SmallTokens(),
         generation_batch=RESPONSES, forward_batch=options.forward_batch, micro_batch=options.micro_batch, threads=options.threads,
+        compile_generation=options.compile,
     )  # fmt: skip
     models = {
         "actor": actor,
@@ -111,26 +113,38 @@ def roles_of(algo: str, options: argparse.Namespace) -> Roles:
     return start_roles(spec, models, None, [Host(roles, workers=0)])
 
 
-def iterate(roles: Roles, window: Window) -> None:
-    iteration, over, beta = 0, False, roles.recipe.beta
+def iterate(roles: Roles, options: argparse.Namespace) -> Window:
     roles.publish()
+    roles.write(0)  # what is compiled is, now
+    window = Window(options.warmup, options.seconds)
+    iteration, over, beta = 0, False, roles.recipe.beta
     while not over:
         written = roles.write(iteration)
         roles.learn(0.0, beta, written, roles.opinions(written))
         roles.publish()
         iteration += 1
         over = window.boundary(iteration * RESPONSES * NEW)
+    return window
 
 
-def generate(options: argparse.Namespace, window: Window) -> None:
-    generator = CachedGenerator(ModelParts.of(causal(), "causal").build(), ())
+def generator_of(model: Any, options: argparse.Namespace) -> CachedGenerator:
+    """As a run makes it; what is compiled is, now."""
+    generator = CachedGenerator(model, (), compiled=options.compile, longest=PROMPT + NEW)
+    generator.generate(prompts(RESPONSES), uniforms(1, 0, range(RESPONSES), NEW))
+    return generator
+
+
+def generate(options: argparse.Namespace) -> Window:
+    generator = generator_of(ModelParts.of(causal(), "causal").build(), options)
     data = prompts(64 * RESPONSES)
+    window = Window(options.warmup, options.seconds)
     turn, over = 0, False
     while not over:
         first = turn % 64 * RESPONSES
         generator.generate(data[first : first + RESPONSES], uniforms(1, turn, range(RESPONSES), NEW))
         turn += 1
         over = window.boundary(turn * RESPONSES * NEW)
+    return window
 
 
 def floor(algo: str, options: argparse.Namespace) -> dict[str, float]:
@@ -138,7 +152,7 @@ def floor(algo: str, options: argparse.Namespace) -> dict[str, float]:
     # as a run builds them, with the same fast paths
     actor, reference = (ModelParts.of(causal(), "causal").build() for _ in range(2))
     critic, reward = (ModelParts.of(scalar(seed), "scalar").build() for seed in (5, 2))
-    generator = CachedGenerator(actor, ())
+    generator = generator_of(actor, options)
     uniform = uniforms(1, 0, range(RESPONSES), NEW)
     ids = torch.randint(0, 500, (RESPONSES, 16 + NEW))
     learners = (actor, critic) if algo == "ppo" else (actor,)
@@ -195,16 +209,17 @@ def main() -> None:
     parser.add_argument("what", choices=("generate", "ppo", "grpo", "ppo-floor", "grpo-floor"))
     parser.add_argument("--forward-batch", type=int, default=RESPONSES)
     parser.add_argument("--micro-batch", type=int)
+    parser.add_argument("--compile", action="store_true", help="generation's step by torch.compile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    window = Window(options.warmup, options.seconds)
     algo = options.what.removesuffix("-floor")
     if options.what == "generate":
-        generate(options, window)
+        window = generate(options)
     elif options.what == algo:
-        iterate(roles_of(algo, options), window)
+        window = iterate(roles_of(algo, options), options)
     else:
         seconds = floor(algo, options)
+        window = Window(options.warmup, options.seconds)
         window.seconds, window.env_steps = sum(seconds.values()), RESPONSES * NEW
         options.parts_sec = seconds
     tell(f"distrl {options.what}", "distrl", window, options)
