@@ -82,13 +82,13 @@ def test_a_run_killed_twice_ends_as_if_it_had_not_been(launcher: Any, reference:
     assert_same_run(tmp_path / "run", reference(case("mlp")))
 
 
-def test_a_ray_run_killed_in_a_checkpoint_ends_in_one_process_as_if_it_had_not_been(
+def test_a_ray_run_killed_in_a_checkpoint_ends_on_ray_with_another_worker_as_if_it_had_not_been(
     launcher: Any, reference: Any, tmp_path: Path
 ) -> None:
     fields = case("normalised", 8, checkpoint_every=4)
     moments = ["in a checkpoint"]
     torn = train_through_kills(
-        launcher, tmp_path / "run", {**fields, "workers": 2}, moments, PACE["normalised"], resume_workers=0
+        launcher, tmp_path / "run", {**fields, "workers": 2}, moments, PACE["normalised"], resume_workers=3
     )
     assert torn == 1, "the kill inside the checkpoint came too late"
     assert_same_run(tmp_path / "run", reference(case("normalised", 8)), iterations=8)
