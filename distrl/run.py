@@ -14,9 +14,9 @@ from distrl.errors import RunFailed
 from distrl.evaluation import evaluate_policy
 from distrl.inference import make_inference
 from distrl.interrupts import Interrupted, Interrupts
-from distrl.kept import Counts, Kept
 from distrl.maths.random import derive_seed
 from distrl.policies import load_parameters, make_policy
+from distrl.run_keeper import CommonState, RunKeeper
 from distrl.runtime.protocol import Runtime
 from distrl.runtime.workers import CollectReport, UpdateReport, WorkSpec, rss_bytes
 from distrl.telemetry import spans
@@ -32,7 +32,7 @@ LEARNER_KEYS = (
 
 
 @dataclass
-class RunState(Counts):
+class RunState(CommonState):
     """What a run has counted so far; goes into every checkpoint and comes back on resume."""
 
     episodes: int = 0
@@ -51,12 +51,13 @@ class RunState(Counts):
         return super().from_tree({**tree, "window": EpisodeWindow.from_state(tree["window"])})
 
 
-class Run(Kept[RunState]):
+class Run(RunKeeper[RunState]):
     """The keeper that a loop talks to (`loops.Keeper`)."""
 
     def __init__(
         self,
         directory: Path,
+        *,
         config: TrainConfig,
         spec: WorkSpec,
         runtime: Runtime,
@@ -67,7 +68,16 @@ class Run(Kept[RunState]):
         meta: dict[str, Any],
         started: float,
     ) -> None:
-        super().__init__(directory, config, sinks, console, interrupts, state, meta, started)
+        super().__init__(
+            directory,
+            rules=config,
+            sinks=sinks,
+            console=console,
+            interrupts=interrupts,
+            state=state,
+            meta=meta,
+            started=started,
+        )
         self.config = config
         self.spec = spec
         self.runtime = runtime

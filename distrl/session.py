@@ -197,7 +197,16 @@ def _train(
             runtime = _make_runtime(config, spec, content.trees, console, interrupts)
             stack.callback(runtime.close)
             run = run_type(
-                directory, config, spec, runtime, sinks, console, interrupts, state, _meta(spec), started
+                directory,
+                config=config,
+                spec=spec,
+                runtime=runtime,
+                sinks=sinks,
+                console=console,
+                interrupts=interrupts,
+                state=state,
+                meta=_meta(spec),
+                started=started,
             )
             if resumed:
                 run.record = last_record(directory / "metrics.jsonl")

@@ -96,8 +96,8 @@ class Watch:
 class MeasuredRun(Run):
     """A run that ends when its watch says so."""
 
-    def __init__(self, *args: Any, watch: Watch) -> None:
-        super().__init__(*args)
+    def __init__(self, directory: Path, *, watch: Watch, **given: Any) -> None:
+        super().__init__(directory, **given)
         self.watch = watch
         self._taken: dict[str, SpanTotals] = {}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from distrl.interrupts import Interrupted, Interrupts
-from distrl.kept import Counts, Kept
 from distrl.rlhf.devices import Reproducibility
+from distrl.run_keeper import CommonState, RunKeeper
 from distrl.runtime.workers import rss_bytes
 from distrl.stages.config import StageConfig
 from distrl.telemetry import spans
@@ -19,19 +19,20 @@ from distrl.telemetry.spans import SpanTotals, span, time_record
 
 
 @dataclass
-class StageState(Counts):
+class StageState(CommonState):
     """What a run has counted so far; `env_steps` are tokens that were learned from."""
 
     beta: float = 0.0  # of the KL, where it adapts
     reproducibility: Reproducibility = "exact"  # the worst of all sessions so far
 
 
-class StageRun(Kept[StageState]):
+class StageRun(RunKeeper[StageState]):
     """What a stage tells of its iterations. `trees_of` gives what a checkpoint holds beside the counts."""
 
     def __init__(
         self,
         directory: Path,
+        *,
         config: StageConfig,
         total: int,
         open_sinks: Callable[[int | None], Sinks],
@@ -44,7 +45,16 @@ class StageRun(Kept[StageState]):
         started: float,
     ) -> None:
         sinks = open_sinks(state.iteration if resumed else None)
-        super().__init__(directory, config, sinks, console, interrupts, state, meta, started)
+        super().__init__(
+            directory,
+            rules=config,
+            sinks=sinks,
+            console=console,
+            interrupts=interrupts,
+            state=state,
+            meta=meta,
+            started=started,
+        )
         self.config, self.total = config, total
         self.open_sinks, self.trees_of = open_sinks, trees_of
         self.restarts = 0

@@ -190,9 +190,18 @@ class _Session:
             with span("start"), warnings.catch_warnings(record=True) as early:
                 warnings.simplefilter("always", RuntimeWarning)
                 run = StageRun(
-                    directory, self.resolved.config, stage.total, lambda at: self._open_sinks(at, console), console,
-                    self.interrupts, state, _meta(stage), stage.trees, self.resumed, self.started,
-                )  # fmt: skip
+                    directory,
+                    config=self.resolved.config,
+                    total=stage.total,
+                    open_sinks=lambda at: self._open_sinks(at, console),
+                    console=console,
+                    interrupts=self.interrupts,
+                    state=state,
+                    meta=_meta(stage),
+                    trees_of=stage.trees,
+                    resumed=self.resumed,
+                    started=self.started,
+                )
                 stack.callback(lambda: run.sinks.close())
                 stack.callback(stage.close)
                 stage.start(run, content.trees)

@@ -1,8 +1,9 @@
-"""What is kept of a run, of train and of RLHF's stages alike: counts, warnings, times, checkpoints of whole iterations."""
+"""Who keeps a run's directory, of train and of RLHF's stages alike: counts, warnings, times, checkpoints."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ SUMMARY_SCHEMA = 1
 
 
 @dataclass
-class Counts:
-    """What a run has counted so far; goes into every checkpoint, as the tree `run`, and comes back on resume."""
+class CommonState:
+    """What every run knows of itself so far; goes into every checkpoint, as `run`, and comes back on resume."""
 
     iteration: int = 0
     env_steps: int = 0
@@ -40,7 +41,7 @@ class Counts:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Self:
-        """The counts that `tree` was made from."""
+        """The state that `tree` was made from."""
         totals = {
             name: SpanTotals(dict(total["ns"]), dict(total["counts"]))
             for name, total in tree["spans"].items()
@@ -48,8 +49,8 @@ class Counts:
         return cls(**{**tree, "warnings": list(tree["warnings"]), "spans": totals})
 
 
-class Keeping(Protocol):
-    """Which checkpoints stay: fields of every configuration."""
+class CheckpointRules(Protocol):
+    """Which checkpoints stay, and how many may fail: fields of every configuration."""
 
     @property
     def keep_checkpoints(self) -> int: ...
@@ -59,20 +60,21 @@ class Keeping(Protocol):
     def max_save_failures(self) -> int: ...
 
 
-C = TypeVar("C", bound=Counts)
+S = TypeVar("S", bound=CommonState)
 
 
-class Kept(Generic[C]):
-    """A run directory's keeper, but for what a record says."""
+class RunKeeper(ABC, Generic[S]):
+    """Keeps a run directory; what a record says is for its kinds to say."""
 
     def __init__(
         self,
         directory: Path,
-        keeping: Keeping,
+        *,
+        rules: CheckpointRules,
         sinks: Sinks,
         console: ConsoleSink,
         interrupts: Interrupts,
-        state: C,
+        state: S,
         meta: dict[str, Any],
         started: float,
     ) -> None:
@@ -84,9 +86,9 @@ class Kept(Generic[C]):
         self.torn = False  # left in the middle of an iteration's record: the last checkpoint stands
         self.writer = CheckpointWriter(
             directory / "checkpoints",
-            keeping.keep_checkpoints,
-            keeping.keep_every,
-            keeping.max_save_failures,
+            rules.keep_checkpoints,
+            rules.keep_every,
+            rules.max_save_failures,
             self.warn,
         )
         self._started, self._iteration_started = started, time.monotonic()
@@ -123,9 +125,9 @@ class Kept(Generic[C]):
             if self.writer.num_failures == 0:
                 self.saved_at = self.state.iteration
 
+    @abstractmethod
     def trees(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        raise NotImplementedError
 
     def time_iteration(self, steps: int) -> dict[str, Any]:
         """The clock's part of the record of an iteration that has just ended."""
