@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu_cases import SEED
 from benchmarks.gpu_timing import Rates, median_seconds
+from distrl.rlhf.fixed import Steps
 from distrl.rlhf.generation import CachedGenerator, Written, uniforms
 from distrl.rlhf.models import ModelParts, scalar_from
 from distrl.rlhf.opinions import Part
@@ -84,13 +85,20 @@ def prompts_of(size: Size, vocabulary: int, ragged: bool = False) -> list[list[i
     return [rng.integers(2, vocabulary, length).tolist() for length in lengths]
 
 
+def steps_on(device: str) -> Steps:
+    """Fixed shapes: on a GPU captured."""
+    return "captured" if device == "cuda" else "fixed"
+
+
 def check_generation(checks: Any, device: str) -> None:
     """Fixed shapes beside the plain loop, greedy and sampled, with ends; on a GPU graphs beside the steps without."""
     size, model = Size(16, 9, 30), qwen2(TINY, device)
     prompts = prompts_of(size, TINY["vocab_size"], ragged=True)
     random = uniforms(SEED, 0, range(size.rows), size.new)
     for how, options in (("greedy", {"greedy": True}), ("sampled", {"temperature": 0.8})):
-        plain, fixed = (CachedGenerator(model, (4, 9), fixed=one, **options) for one in (False, True))  # type: ignore[arg-type]
+        plain, fixed = (
+            CachedGenerator(model, (4, 9), steps=one, **options) for one in ("plain", steps_on(device))
+        )  # type: ignore[arg-type]
         wanted, found = (one.generate(prompts, random) for one in (plain, fixed))
         same, apart = compared(wanted, found)
         name = f"generation, {how}: fixed shapes as the plain loop on {device}"
@@ -98,8 +106,7 @@ def check_generation(checks: Any, device: str) -> None:
         holds = same >= SAME_ROWS[device] and apart <= CLOSE[device] and ends > 1
         checks.add(name, holds, rows_alike=same, log_probs_apart=apart)
         if device == "cuda":
-            stepwise = CachedGenerator(model, (4, 9), fixed=True, **options)  # type: ignore[arg-type]
-            stepwise.lanes.capture = False
+            stepwise = CachedGenerator(model, (4, 9), steps="fixed", **options)  # type: ignore[arg-type]
             (lane,) = fixed.lanes.lanes.values()
             again = fixed.generate(prompts, random)  # replayed alone
             alike = stepwise.generate(prompts, random) == found == again
@@ -128,7 +135,7 @@ def time_generation(
         prompts = prompts_of(size, described["vocab_size"])
         random = uniforms(SEED, 0, range(size.rows), size.new)
         token = torch.tensor(prompts, device=device)
-        plain, fixed = (CachedGenerator(model, (), fixed=one) for one in (False, True))
+        plain, fixed = (CachedGenerator(model, (), steps=one) for one in ("plain", steps_on(device)))
 
         def theirs(token: torch.Tensor = token, new: int = size.new) -> object:
             return model.generate(

@@ -102,7 +102,7 @@ def roles_of(algo: str, options: argparse.Namespace) -> Roles:
         num_prompts=RESPONSES // recipe.group_size, end_tokens=(),
         reward=Model(ModelParts.of(scalar(), "scalar")) if ppo else SmallTokens(),
         generation_batch=RESPONSES, forward_batch=options.forward_batch, micro_batch=options.micro_batch, threads=options.threads,
-        compile_generation=options.compile,
+        generation="compiled" if options.compile else "plain",
     )  # fmt: skip
     models = {
         "actor": actor,
@@ -129,7 +129,9 @@ def iterate(roles: Roles, options: argparse.Namespace) -> Window:
 
 def generator_of(model: Any, options: argparse.Namespace) -> CachedGenerator:
     """As a run makes it; what is compiled is, now."""
-    generator = CachedGenerator(model, (), compiled=options.compile, longest=PROMPT + NEW)
+    generator = CachedGenerator(
+        model, (), steps="compiled" if options.compile else "plain", longest=PROMPT + NEW
+    )
     generator.generate(prompts(RESPONSES), uniforms(1, 0, range(RESPONSES), NEW))
     return generator
 

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ SIZES = 4  # numbers of rows: all, a half, a quarter, an eighth
 MAX_LANES = 2  # shapes that keep their memory and their graphs
 MAX_SHAPES = 64  # that are compiled in a process
 WARM_UP = 3  # steps before a capture, for what is made at first use
+
+
+# A token is written by: the plain loop; steps in fixed shapes, as they are (for tests), through torch.compile, or on a GPU
+# captured as CUDA graphs.
+Steps = Literal["plain", "fixed", "compiled", "captured"]
 
 
 class Said(NamedTuple):
@@ -61,24 +66,20 @@ def why_not_fixed(config: Any) -> str | None:
     return None
 
 
-def serves(model: nn.Module) -> bool:
-    """Whether a model's steps can be had in fixed shapes."""
-    config = cast(Any, core(model)).config
-    return config.get_text_config()._attn_implementation == "sdpa" and why_not_fixed(config) is None
-
-
-def why_not_compiled(config: Any, device: str) -> str | None:
-    """What keeps a step from being compiled; None: nothing."""
+def why_not(steps: Steps, config: Any, device: str) -> str | None:
+    """What keeps a model of that configuration from being written with by such steps on a device; None: nothing."""
+    if steps == "plain":
+        return None
     reason = why_not_fixed(config)
     if reason is not None:
-        return (
-            f"a step must have fixed shapes, and a {config.model_type} model has {reason}; leave the flag out"
-        )
+        return f"a step must have fixed shapes, and a {config.model_type} model has {reason}; give --generation plain"
+    if steps == "captured" and device == "cpu":
+        return "CUDA graphs want a GPU; give --generation compiled or plain"
     compiler = os.environ.get("CXX", "g++")  # as torch.compile takes it
-    if device == "cpu" and shutil.which(compiler) is None:
+    if steps == "compiled" and device == "cpu" and shutil.which(compiler) is None:
         return (
-            f"wants a C++ compiler on a CPU, and there is no {compiler}; install g++, name another in CXX, or leave the "
-            "flag out"
+            f"wants a C++ compiler on a CPU, and there is no {compiler}; install g++, name another in CXX, or give "
+            "--generation plain"
         )
     return None
 
@@ -97,8 +98,8 @@ def sizes(num_rows: int) -> list[int]:
 class Lanes:
     """Writes responses in fixed shapes. What it keeps between calls is memory and graphs.
 
-    `capture`: replay a step's graph; None: on a GPU. `compiled`: a step goes through torch.compile, once for each number
-    of rows: texts all have the same room. `longest` is the length of the longest that may come, where it is known.
+    `longest` is the length of the longest text that may come, where it is known. Compiled steps then all have room for it,
+    so that one is compiled for each number of rows alone.
     """
 
     def __init__(
@@ -106,12 +107,11 @@ class Lanes:
         model: nn.Module,
         pick: Pick,
         end_tokens: Sequence[int],
-        capture: bool | None = None,
-        compiled: bool = False,
+        steps: Steps,
         longest: int | None = None,
     ) -> None:
         self.model, self.pick, self.end_tokens = model, pick, end_tokens
-        self.capture, self.compiled = capture, compiled
+        self.steps = steps
         self.longest = longest
         self.lanes: dict[tuple[Any, ...], _Lane] = {}
         self.places: tuple[int, ...] = ()  # of parameters and buffers: graphs read them there
@@ -126,12 +126,11 @@ class Lanes:
         limit = uniform_NT.shape[1]
         needed = max(map(len, prompts)) + limit
         most = max(needed, self.longest or sys.maxsize)
-        room = most if self.compiled and self.longest else min(-(-needed // ROOM) * ROOM, most)
+        room = most if self.steps == "compiled" and self.longest else min(-(-needed // ROOM) * ROOM, most)
         key = (len(prompts), room, limit, device)
         lane = self.lanes.pop(key, None)
         if lane is None:
-            capture = device.type == "cuda" if self.capture is None else self.capture
-            lane = _Lane(self, *key, capture)
+            lane = _Lane(self, *key)
         self.lanes[key] = lane  # the last one used is the last to go
         while len(self.lanes) > MAX_LANES:
             del self.lanes[next(iter(self.lanes))]
@@ -141,16 +140,14 @@ class Lanes:
 class _Lane:
     """The memory of N rows, their steps, and the steps' graphs."""
 
-    def __init__(
-        self, of: Lanes, num_rows: int, room: int, limit: int, device: torch.device, capture: bool
-    ) -> None:
+    def __init__(self, of: Lanes, num_rows: int, room: int, limit: int, device: torch.device) -> None:
         self.model, self.pick = of.model, of.pick
         own = cast(Any, core(self.model))
         self.config, self.trunk, self.embed = own.config, own.base_model, own.get_input_embeddings()
-        self.capture, self.compiled = capture, of.compiled
+        self.steps = of.steps
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         # of all graphs, which run one at a time: what one leaves there, none reads
-        self.pool = torch.cuda.graph_pool_handle() if capture else None
+        self.pool = torch.cuda.graph_pool_handle() if self.steps == "captured" else None
         self.sizes = sizes(num_rows)
         self.place = Place(torch.zeros(1, dtype=torch.long, device=device))
         self.cache: Any = fixed_cache(self.config, room, self.place)
@@ -242,13 +239,13 @@ class _Lane:
         self.place.column.add_(1)
 
     def _next(self, n: int) -> None:
-        if self.compiled:
+        if self.steps == "compiled":
             _compiled_step()(self, n)
         else:
             self._step(n)
 
     def _run(self, n: int) -> None:
-        if not self.capture:
+        if self.steps != "captured":
             with self._fixed():
                 self._next(n)
             return
@@ -266,7 +263,9 @@ class _Lane:
         )
         torch.use_deterministic_algorithms(False)
         shapes = (
-            torch._dynamo.config.patch(recompile_limit=MAX_LANES * SIZES) if self.compiled else nullcontext()
+            torch._dynamo.config.patch(recompile_limit=MAX_LANES * SIZES)
+            if self.steps == "compiled"
+            else nullcontext()
         )
         try:
             with attending(self.config, FIXED), shapes:

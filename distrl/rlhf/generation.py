@@ -20,7 +20,7 @@ from distrl.errors import BadInput
 from distrl.maths.random import stream
 from distrl.policies.lm import causal_head, core
 from distrl.rlhf.fast_paths import decoding
-from distrl.rlhf.fixed import LOOK_EVERY, Lanes, serves, why_not_compiled
+from distrl.rlhf.fixed import LOOK_EVERY, Lanes, Steps, why_not
 from distrl.rlhf.responses import Responses
 
 
@@ -83,13 +83,10 @@ class Picker:
 class CachedGenerator:
     """`Generator` with a transformers causal LM on any device.
 
-    `fixed` and `look_every` are for tests. None: fixed shapes (`distrl.rlhf.fixed`) where the model is on a GPU, `fast`
-    and of a family that they serve; ends are looked for after every token on a CPU, every few on a GPU, which waits.
-
     `end_tokens` end a response and belong to it. `greedy` takes the likeliest token instead. There is no
     top-k or top-p: what they leave out, log-probs of the whole vocabulary would not know. `fast`: see `fast_paths`;
-    `vocabulary`: see `LanguagePolicy`. `compiled` and `longest`: see `Lanes`; BadInput where a family's steps cannot be had
-    in fixed shapes, or nothing compiles here.
+    `vocabulary`: see `LanguagePolicy`. `steps` and `longest`: see `distrl.rlhf.fixed`; BadInput where such steps cannot be had.
+    `look_every`: tokens between looks for ends; None: 1 on a CPU, a few on a GPU, which the host waits for.
     """
 
     def __init__(
@@ -101,22 +98,20 @@ class CachedGenerator:
         fast: bool = True,
         choose: Callable[[Tensor, Tensor], Tensor] = pick,
         vocabulary: int | None = None,
-        fixed: bool | None = None,
-        look_every: int | None = None,
-        compiled: bool = False,
+        steps: Steps = "plain",
         longest: int | None = None,
+        look_every: int | None = None,
     ) -> None:
         self.model = model
         self.end_tokens = sorted(set(end_tokens))
         self.fast = fast
         self.pick = Picker(causal_head(model, vocabulary), temperature, greedy, choose)
-        self.fixed = fixed
+        self.steps = steps
         self.look_every = look_every
-        self.compiled = compiled
-        reason = why_not_compiled(cast(Any, core(model)).config, self.device.type) if compiled else None
+        reason = why_not(steps, cast(Any, core(model)).config, self.device.type)
         if reason is not None:
-            raise BadInput(f"--compile-generation: {reason}")
-        self.lanes = Lanes(model, self.pick, self.end_tokens, compiled=compiled, longest=longest)
+            raise BadInput(f"--generation {steps}: {reason}")
+        self.lanes = Lanes(model, self.pick, self.end_tokens, steps, longest)
 
     @property
     def device(self) -> torch.device:
@@ -129,8 +124,7 @@ class CachedGenerator:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
-        by_default = self.compiled or (self.fast and self.device.type == "cuda")
-        if serves(self.model) and (by_default if self.fixed is None else self.fixed):
+        if self.steps != "plain":
             return _cut(*self.lanes.write(prompts, uniform_NT), set(self.end_tokens))
         padded = len({len(prompt) for prompt in prompts}) > 1
         with decoding(self.model, padded, self.fast):

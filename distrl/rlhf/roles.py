@@ -25,6 +25,7 @@ from distrl.policies.lm import LanguagePolicy
 from distrl.policies.protocol import load_parameters
 from distrl.rlhf.devices import make_repeatable
 from distrl.rlhf.experience import Opinions, experience, summary
+from distrl.rlhf.fixed import Steps
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.learning import RoleLearner
 from distrl.rlhf.models import Dtype, ModelParts, torch_dtype
@@ -62,7 +63,7 @@ class RoleSpec:
     forward_batch: int = 64  # texts that go through a model together where nothing is learned
     micro_batch: int | None = None  # texts that go through it together where something is
     fast_paths: bool = True  # `distrl.rlhf.fast_paths`
-    compile_generation: bool = False  # a step of generation goes through torch.compile
+    generation: Steps = "plain"
     dtype: Dtype = "float32"  # of what does not learn: the reference, and the generator's copy of the actor
     threads: int = 1
     devices: dict[str, str] = field(default_factory=dict)
@@ -137,7 +138,7 @@ class RoleWorker:
                 spec.recipe.temperature,
                 fast=spec.fast_paths,
                 vocabulary=spec.vocabulary,
-                compiled=spec.compile_generation,
+                steps=spec.generation,
                 longest=max(map(len, spec.prompts), default=0) + spec.recipe.max_response,
             )
             self.order = PromptOrder(len(spec.prompts), spec.seed)

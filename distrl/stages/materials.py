@@ -13,7 +13,7 @@ from distrl.errors import BadInput
 from distrl.learner import digest
 from distrl.machine import resolve_device
 from distrl.rlhf import data
-from distrl.rlhf.fixed import why_not_compiled
+from distrl.rlhf.fixed import why_not
 from distrl.rlhf.models import (
     Dtype,
     LoraOptions,
@@ -193,10 +193,10 @@ def _check_reads(folder: str, tokenizer: Any, parts: ModelParts, flag: str) -> N
         check_same_tokenizer(tokenizer, read_tokenizer(folder), ("--model", flag))
 
 
-def _require_compilable(actor: ModelParts, config: PPOConfig) -> None:
-    """Compilers of other machines are looked for there."""
+def _require_steps(actor: ModelParts, config: PPOConfig) -> None:
+    """Compilers and GPUs of other machines are looked for there."""
     here = config.placement == "in-process" and not config.roles
-    reason = why_not_compiled(actor.config, resolve_device(config.device) if here else "elsewhere")
+    reason = why_not(config.generation, actor.config, resolve_device(config.device) if here else "elsewhere")
     if reason is not None:
         raise BadInput(reason)
 
@@ -208,8 +208,7 @@ def _models(config: PPOConfig, tokenizer: Any, problems: Problems) -> dict[str, 
     if actor is None:
         return models
     problems.of("--model", check_vocabulary, tokenizer, actor.config, config.folder)
-    if config.compile_generation:
-        problems.of("--compile-generation", _require_compilable, actor, config)
+    problems.of(f"--generation {config.generation}", _require_steps, actor, config)
     models["actor"] = models["reference"] = actor
     if config.reference is not None:
         reference = problems.of("--reference", read_causal, config.reference)

@@ -248,7 +248,7 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         forward_batch=config.forward_batch,
         micro_batch=config.micro_batch,
         fast_paths=config.fast_paths,
-        compile_generation=config.compile_generation,
+        generation=config.generation,
         dtype=config.dtype,
         threads=config.threads,
         devices=placed,

@@ -67,14 +67,14 @@ class PPOConfig(StageConfig):
 
     fast_paths: bool = Field(
         True,
-        description="faster twins of transformers' slow places: on a CPU GELU as one operation and one-query attention, "
-        "on a GPU generation in fixed shapes, a captured step replayed",
+        description="faster twins of transformers' slow places: GELU as one operation, and on a CPU one-query attention",
     )
 
-    compile_generation: bool = Field(
-        False,
-        description="a step of generation goes through torch.compile: some 20 s for each number of rows that is met (all of "
-        "a batch, a half, a quarter, an eighth), then less time for every token; wants a C++ compiler on a CPU",
+    generation: Literal["plain", "compiled", "captured"] = Field(
+        "plain",
+        description="a token is written by a plain loop; by a step in fixed shapes through torch.compile: some 20 s for each "
+        "number of rows that is met (all of a batch, a half, a quarter, an eighth), then less time for every token; or, on "
+        "a GPU, by that step captured as a CUDA graph",
     )
 
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -242,12 +242,12 @@ def _critic(config: PPOConfig) -> Iterator[Clash]:
 
 def _batch(config: PPOConfig) -> Iterator[Clash]:
     recipe, responses = config.recipe, config.num_responses
-    if config.compile_generation and not config.fast_paths:
-        yield Clash(
-            ("compile_generation", "fast_paths"),
-            "--compile-generation with --no-fast-paths: a compiled step is a fast path; leave one of them out",
-        )
     shown = f"--num-prompts {config.num_prompts} x --group-size {recipe.group_size} = {responses} responses"
+    if config.generation != "plain" and not config.fast_paths:
+        yield Clash(
+            ("generation", "fast_paths"),
+            f"--generation {config.generation} with --no-fast-paths: it is a fast path; leave one of them out",
+        )
     if recipe.minibatches > responses:
         yield Clash(
             ("minibatches", "num_prompts", "group_size"),

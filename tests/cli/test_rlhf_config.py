@@ -75,7 +75,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
         ({"reward_function": "mine"}, "must be module:function, got 'mine'"),
         ({"reward": "a,b", "reward_weights": "1"}, "1 for 2 rewards (2 models + 0 functions)"),
         ({"value_head": True, "critic": "c"}, "are two critics"),
-        ({"compile_generation": True, "fast_paths": False}, "--compile-generation with --no-fast-paths"),
+        ({"generation": "compiled", "fast_paths": False}, "--generation compiled with --no-fast-paths"),
         ({"value_head": True, "critic_rate": 10}, "--critic-rate 10 with --value-head"),
         ({"value_head": True, "placement": "separate"}, "cannot live apart from it"),
         ({"algo": "grpo", "critic": "c"}, "has no critic"),

@@ -14,7 +14,7 @@ import torch
 from distrl.errors import BadInput
 from distrl.policies.lm import core
 from distrl.rlhf import fixed
-from distrl.rlhf.fixed import LOOK_EVERY, MAX_LANES, serves, sizes
+from distrl.rlhf.fixed import LOOK_EVERY, MAX_LANES, sizes, why_not
 from distrl.rlhf.generation import CachedGenerator, Written, uniforms
 from distrl.rlhf.models import LoraOptions, with_lora
 from tests.rlhf.small_models import VOCABULARY, causal
@@ -27,7 +27,7 @@ ENDS = [4, 9]
 
 
 def both(model: torch.nn.Module, ends: list[int], **options: Any) -> tuple[CachedGenerator, CachedGenerator]:
-    return tuple(CachedGenerator(model, ends, fixed=one, **options) for one in (False, True))  # type: ignore[return-value]
+    return tuple(CachedGenerator(model, ends, steps=one, **options) for one in ("plain", "fixed"))  # type: ignore[return-value]
 
 
 def assert_alike(one: list[Written], other: list[Written]) -> None:
@@ -76,7 +76,7 @@ def test_rows_that_have_ended_leave_by_halves_and_when_all_have_nothing_more_is_
     assert steps == expected
     assert len(set(steps)) > 1, "some did leave"
     steps.clear()
-    CachedGenerator(model, list(range(VOCABULARY)), fixed=True).generate(PROMPTS, RANDOM)
+    CachedGenerator(model, list(range(VOCABULARY)), steps="fixed").generate(PROMPTS, RANDOM)
     assert len(steps) == LOOK_EVERY - 1, "all ended at once, and it was seen at the first look"
 
 
@@ -125,20 +125,21 @@ def test_one_token_and_no_ends_are_fine_too() -> None:
     assert_alike(static.generate(alone, RANDOM[:1]), plain.generate(alone, RANDOM[:1]))
 
 
-def test_families_with_windows_or_caps_are_left_to_the_plain_loop() -> None:
-    assert [serves(causal(family).build()) for family in (*SERVED, "gemma2")] == [True] * len(SERVED) + [
-        False
-    ]
-    model = causal().build()
-    core(model).set_attn_implementation("eager")  # type: ignore[operator]
-    assert not serves(model)
-    static = CachedGenerator(causal("gemma2").build(), ENDS, fixed=True)
-    assert static.generate(PROMPTS, RANDOM) and not static.lanes.lanes
+def test_a_family_without_fixed_shapes_is_refused_and_says_why() -> None:
+    told = {family: why_not("fixed", causal(family).config, "cpu") for family in (*SERVED, "gemma2")}
+    assert [family for family, reason in told.items() if reason is not None] == ["gemma2"]
+    assert why_not("plain", causal("gemma2").config, "cpu") is None
+    with pytest.raises(
+        BadInput, match=r"--generation fixed: .* gemma2 model has .*; give --generation plain"
+    ):
+        CachedGenerator(causal("gemma2").build(), ENDS, steps="fixed")
+    with pytest.raises(BadInput, match=r"--generation captured: CUDA graphs want a GPU"):
+        CachedGenerator(causal().build(), ENDS, steps="captured")
 
 
 def test_what_a_generator_keeps_goes_with_it() -> None:
     """Memory and graphs on a GPU that waited for a collection of cycles would fill it."""
-    generator = CachedGenerator(causal().build(), ENDS, fixed=True)
+    generator = CachedGenerator(causal().build(), ENDS, steps="fixed")
     generator.generate(PROMPTS, RANDOM)
     (lane,) = map(weakref.ref, generator.lanes.lanes.values())
     gc.disable()
@@ -159,7 +160,7 @@ def test_the_deterministic_setting_and_the_attention_are_put_back() -> None:
     model: Any = causal().build()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        CachedGenerator(model, ENDS, fixed=True).generate(PROMPTS, RANDOM)
+        CachedGenerator(model, ENDS, steps="fixed").generate(PROMPTS, RANDOM)
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
@@ -194,7 +195,7 @@ def test_a_compiled_step_writes_the_plain_loops_tokens(
     torch._dynamo.utils.counters.clear()
     model = causal(family).build()
     longest = max(map(len, PROMPTS)) + LIMIT + 3
-    compiled = CachedGenerator(model, ends, compiled=True, longest=longest)
+    compiled = CachedGenerator(model, ends, steps="compiled", longest=longest)
     sizes_met: list[int] = []
     real = fixed._Lane._next
 
@@ -215,18 +216,16 @@ def test_a_compiled_step_writes_the_plain_loops_tokens(
     )
 
 
-def test_what_cannot_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadInput, match=r"--compile-generation: .* gemma2 .*leave the flag out"):
-        CachedGenerator(causal("gemma2").build(), ENDS, compiled=True)
+def test_a_compiler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(BadInput, match=r"--compile-generation: .*no-such-compiler"):
-        CachedGenerator(causal().build(), ENDS, compiled=True)
+    with pytest.raises(BadInput, match=r"--generation compiled: .*no-such-compiler.*--generation plain"):
+        CachedGenerator(causal().build(), ENDS, steps="compiled")
 
 
 def test_a_buffer_that_moved_is_not_read_where_it_was() -> None:
     """A graph reads parameters and buffers at the addresses that it was captured with."""
     model: Any = causal("llama").build()
-    static = CachedGenerator(model, ENDS, fixed=True)
+    static = CachedGenerator(model, ENDS, steps="fixed")
     static.generate(PROMPTS, RANDOM)
     (before,) = static.lanes.lanes.values()
     rotary = cast(Any, core(model)).base_model.rotary_emb
@@ -250,7 +249,7 @@ def test_a_nan_that_one_batch_left_reaches_no_later_one() -> None:
 
 
 def test_at_rest_a_generator_keeps_nothing() -> None:
-    generator = CachedGenerator(causal().build(), ENDS, fixed=True)
+    generator = CachedGenerator(causal().build(), ENDS, steps="fixed")
     generator.generate(PROMPTS, RANDOM)
     generator.rest()
     assert not generator.lanes.lanes

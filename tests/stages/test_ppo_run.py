@@ -376,9 +376,9 @@ def test_a_run_in_bfloat16_is_recorded_and_resumed_alike(
 def test_a_run_whose_generation_is_compiled_is_resumed_alike_and_says_so(
     workplace: Path, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    run, more = tmp_path / "run", ("--compile-generation", "--learning-rate-schedule", "constant")
+    run, more = tmp_path / "run", ("--generation", "compiled", "--learning-rate-schedule", "constant")
     command(workplace, *ppo_flags(run, *more, "--iterations", "2"))
     command(workplace, "rlhf", "ppo", "--resume", str(run), "--iterations", "3")
     assert summary(run)["parameters_sha256"] == summary(undisturbed(*more))["parameters_sha256"]
-    refused = command(workplace, "rlhf", "ppo", "--resume", str(run), "--no-compile-generation", status=2)
-    assert "--compile-generation: the run has true" in refused.stderr
+    refused = command(workplace, "rlhf", "ppo", "--resume", str(run), "--generation", "plain", status=2)
+    assert "--generation: the run has compiled" in refused.stderr
