@@ -3,8 +3,8 @@
     python -m benchmarks.rlhf.frontier --folder runs/rlhf-frontier
 
 Every run is `pipeline`'s with other settings; stages that two share (the SFT model, the pairs) are done once, and what is
-done is not done again: seeds may run at the same time, each with `--threads 1 --seeds S --results` elsewhere, and once
-more with all of them, which then only collects. The answer is results/rlhf/frontier.json with a figure beside it.
+done is not done again: stopped and begun anew, it goes on. `--processes` cases run at once, one thread each; the same
+command with the same folder ends in the same results/rlhf/frontier.json, with a figure beside it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,20 @@ import numpy as np
 from benchmarks.rlhf import measure, pipeline, stages
 from benchmarks.rlhf.results import as_fit, fits, normal
 from benchmarks.rlhf.settings import TINY, Settings
+from benchmarks.rlhf.together import together
 from distrl.machine import git_revision, machine, versions
 
 RESULTS = Path(__file__).parents[1] / "results" / "rlhf"
 
 
-def case(root: Path, settings: Settings) -> dict[str, Any]:
+def prepare(job: tuple[Path, Settings]) -> None:
+    """What all cases of a seed share."""
+    pipeline.up_to_pairs(pipeline.Run(*job))
+
+
+def case(job: tuple[Path, Settings]) -> dict[str, Any]:
     """One reward model and its betas."""
+    root, settings = job
     folders, took = pipeline.run(root, settings)
     control = json.loads((folders.best_of_n / "best_of_n.json").read_text())
     curves = {beta: json.loads((to / "curve.json").read_text()) for beta, to in folders.ppo.items()}
@@ -100,7 +107,7 @@ def figure(cases: list[dict[str, Any]], path: Path) -> None:
                     color="#b8860b",
                     alpha=0.5,
                 )
-            told = one["fits"]["ppo"]
+            told = one["fits"][f"beta {min(run['beta'] for run in one['ppo']):g}"]
             grid = np.linspace(0.0, math.sqrt(told["highest_kl"]), 60)
             axis.plot(
                 grid,
@@ -121,7 +128,7 @@ def figure(cases: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("deviations of SFT's samples")
     axes[0][-1].plot([], [], color="#2563c9", label="proxy")
-    axes[0][-1].plot([], [], color="#b8860b", label="gold (dashed: fitted)")
+    axes[0][-1].plot([], [], color="#b8860b", label="gold (dashed: fitted at the smallest beta)")
     axes[0][-1].plot([], [], "k.", label="gold, best of n")
     axes[0][-1].legend(fontsize=8)
     drawn.tight_layout()
@@ -139,25 +146,32 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="+", default=[2_000, Settings().num_pairs])
     parser.add_argument("--betas", type=float, nargs="+", default=list(Settings().betas))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--threads", type=int, default=Settings().threads)
+    parser.add_argument("--processes", type=int, default=2, help="cases at once, one thread each")
     parser.add_argument("--iterations", type=int, default=Settings().iterations)
     parser.add_argument("--best-of", type=int, default=Settings().best_of)
     parser.add_argument("--tiny", action="store_true", help="in seconds, to see that it runs")
     options = parser.parse_args()
     start = TINY if options.tiny else Settings(iterations=options.iterations, best_of=options.best_of)
-    start = replace(start, betas=tuple(options.betas), threads=options.threads)
-    cases = []
-    for seed in options.seeds:
-        for noise in options.noise:
-            for size in sorted({min(size, start.num_pairs) for size in options.pairs}):
-                cases.append(case(options.folder, replace(start, seed=seed, noise=noise, pairs_used=size)))
-                told = {
-                    "schema": 1, "command": shlex.join(["python", "-m", "benchmarks.rlhf.frontier", *sys.argv[1:]]),
-                    "machine": machine(), "versions": versions(), "git_revision": git_revision(),
-                    "settings": start.as_json(), "cases": cases,
-                }  # fmt: skip
-                options.results.mkdir(parents=True, exist_ok=True)
-                (options.results / "frontier.json").write_text(json.dumps(told, indent=1) + "\n")
+    start = replace(start, betas=tuple(options.betas), threads=1)
+    seeds = [replace(start, seed=seed) for seed in options.seeds]
+    sizes = sorted({min(size, start.num_pairs) for size in options.pairs})
+    grid = [
+        replace(one, noise=noise, pairs_used=size)
+        for one in seeds
+        for noise in options.noise
+        for size in sizes
+    ]
+    list(together(prepare, [(options.folder, one) for one in seeds], options.processes))
+    cases: list[dict[str, Any]] = []
+    for one in together(case, [(options.folder, one) for one in grid], options.processes):
+        cases.append(one)
+        told = {
+            "schema": 1, "command": shlex.join(["python", "-m", "benchmarks.rlhf.frontier", *sys.argv[1:]]),
+            "machine": machine(), "versions": versions(), "git_revision": git_revision(),
+            "settings": start.as_json(), "cases": cases,
+        }  # fmt: skip
+        options.results.mkdir(parents=True, exist_ok=True)
+        (options.results / "frontier.json").write_text(json.dumps(told, indent=1) + "\n")
     figure(cases, options.results / "frontier.png")
     print("\n".join(table(cases)))
 

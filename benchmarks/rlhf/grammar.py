@@ -74,17 +74,17 @@ RAMBLING = (
 FLAWS: Mapping[str, float] = {
     "wrong remedy": 0.25,
     "makeshift remedy": 0.25,
-    "wrong helper": 0.3,
+    "wrong helper": 0.25,
     "wrong person": 0.25,  # another's name, or the other pronoun
-    "no thanks": 0.3,
+    "no thanks": 0.35,
     "thanks to another": 0.15,
-    "no gift": 0.4,
-    "wrong thing": 0.2,
-    "wrong state": 0.2,
-    "rude": 0.15,
-    "lazy ending": 0.15,
+    "no gift": 0.45,
+    "wrong thing": 0.15,
+    "wrong state": 0.15,
+    "rude": 0.2,
+    "lazy ending": 0.2,
     "repeats a sentence": 0.1,
-    "rambles": 0.2,
+    "rambles": 0.25,
 }
 
 HELPERS = tuple(helper for kind in KINDS for helper in kind.helpers)

@@ -22,7 +22,7 @@ from distrl.rlhf.responses import Responses, chunks
 from distrl.rlhf.rewards import ModelReward
 
 Floats = NDArray[np.float64]
-BATCH = 128  # texts that go through a model together
+BATCH = 512  # texts that go through a model together
 TIE = 0.5  # a tie is half a win
 
 

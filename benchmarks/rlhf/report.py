@@ -35,12 +35,12 @@ def context(results: dict[str, Any]) -> dict[str, Any]:
         "samples": [_side_by_side(one) for one in results["samples"]],
         "best_beta": f"{results['best_beta']:g}",
         "frontier": frontier(results),
-        "pictures": [over_optimisation(results, "best of n"), over_optimisation(results, "ppo")],
+        "pictures": [over_optimisation(results, "best of n"), over_optimisation(results, furthest(results))],
         "fits": _fit_rows(results),
         "runs": _run_rows(results),
         "reward": results["reward"],
         "accuracies": _accuracies(results["reward"], results["settings"]["noise"]),
-        "times": _times(results["stages"]),
+        "times": _times(results),
         "facts": _facts(results),
         "command": results["command"],
         "stop": _stop(results),
@@ -126,11 +126,11 @@ def over_optimisation(results: dict[str, Any], which: str) -> Picture:
             gold_dots.append((math.sqrt(one["kl"]), _gold(results, one["gold"])))
             proxy_dots.append((math.sqrt(one["kl"]), one["proxy"]))
     else:
-        for run in results["ppo"]:
-            for point in run["curve"]:
-                at = math.sqrt(max(point["kl"], 0.0))
-                gold_dots.append((at, _gold(results, point["gold"])))
-                proxy_dots.append((at, point["proxy"]))
+        curve = next(run["curve"] for run in results["ppo"] if f"beta {run['beta']:g}" == which)
+        for point in curve:
+            at = math.sqrt(max(point["kl"], 0.0))
+            gold_dots.append((at, _gold(results, point["gold"])))
+            proxy_dots.append((at, point["proxy"]))
     grid = np.linspace(0.0, math.sqrt(told["highest_kl"]), 80)
     series = []
     for name, colour, dots in (("proxy", "proxy", proxy_dots), ("gold", "gold", gold_dots)):
@@ -140,23 +140,37 @@ def over_optimisation(results: dict[str, Any], which: str) -> Picture:
     marks = (
         [(math.sqrt(top), f"stop at KL {top:.1f}")] if top is not None and top <= told["highest_kl"] else []
     )
-    title = "Best of n" if which == "best of n" else "PPO, all betas"
+    title = "Best of n" if which == "best of n" else f"PPO, {which}"
     return picture(
         title, series, "square root of the KL", "deviations of SFT's samples",
         "Dots: held-out prompts. Lines: " + ("d (a − b d)." if which == "best of n" else "d (a − b log d)."), marks=marks,
     )  # fmt: skip
 
 
+def furthest(results: dict[str, Any]) -> str:
+    """The fit of the run that goes furthest from SFT, which has the smallest beta."""
+    return f"beta {min(run['beta'] for run in results['ppo']):g}"
+
+
 def _stop(results: dict[str, Any]) -> str:
-    told = results["fits"]["ppo"]
+    which = furthest(results)
+    told = results["fits"][which]
     top, highest = told["gold"]["kl_at_top"], told["highest_kl"]
-    measured = max(
-        (point for run in results["ppo"] for point in run["curve"]), key=lambda point: point["gold"]
+    curve = next(run["curve"] for run in results["ppo"] if f"beta {run['beta']:g}" == which)
+    best, last = max(curve, key=lambda point: float(point["gold"])), curve[-1]
+    seen = (
+        f"The highest gold measured on that way is {best['gold']:.2f}, at a KL of {best['kl']:.1f} nats; it ends at "
+        f"{last['gold']:.2f} and {last['kl']:.1f} nats, its proxy having gone from {best['proxy']:.2f} to {last['proxy']:.2f}."
     )
-    seen = f"The highest gold measured on the way is {measured['gold']:.2f}, at a KL of {measured['kl']:.1f} nats."
     if top is None or top > highest:
-        return f"PPO's fitted gold still rises at the largest KL reached ({highest:.1f} nats): no over-optimisation yet. {seen}"
-    return f"PPO's fitted gold has its top at a KL of {top:.1f} nats: stop there. The proxy goes on rising beyond it. {seen}"
+        return (
+            f"At {which} the fitted gold still rises at the largest KL reached ({highest:.1f} nats). {seen}"
+        )
+    return f"At {which} the fitted gold has its top at a KL of {top:.1f} nats: stop there. {seen}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _fit_rows(results: dict[str, Any]) -> list[list[str]]:
@@ -167,19 +181,28 @@ def _fit_rows(results: dict[str, Any]) -> list[list[str]]:
             top = one["kl_at_top"]
             shown = "none" if top is None else f"{top:.1f}" if top < 1000 else "> 1000"
             beyond = " (beyond what was reached)" if top is not None and top > told["highest_kl"] else ""
-            rows.append(
-                [name, of, f"{one['a']:.3f}", f"{one['b']:.3f}", f"{one['r_squared']:.3f}", shown + beyond]
-            )
+            way = "PPO, all betas" if name == "ppo" else name if name == "best of n" else f"PPO, {name}"
+            numbers = [f"{one[of_form]:.3f}".replace("-", "−") for of_form in ("a", "b", "r_squared")]
+            rows.append([way, of, *numbers, shown + beyond])
     return rows
 
 
 def _run_rows(results: dict[str, Any]) -> list[list[str]]:
     sft = results["sft"]
-    rows = [["SFT", f"{sft['gold']:.2f}", f"{sft['proxy']:+.2f}", "0", f"{100 * sft['flawless']:.0f} %", ""]]
+    rows = [
+        [
+            "SFT",
+            f"{sft['gold']:.2f}",
+            _signed(sft["proxy"]),
+            "0",
+            f"{100 * sft['flawless']:.0f} %",
+            "",
+        ]
+    ]
     for run in results["ppo"]:
         end, win = run["final"], run["win_rate"]
         rows.append([
-            f"PPO, beta {run['beta']:g}", f"{end['gold']:.2f}", f"{end['proxy']:+.2f}", f"{end['kl']:.1f}",
+            f"PPO, beta {run['beta']:g}", f"{end['gold']:.2f}", _signed(end["proxy"]), f"{end['kl']:.1f}",
             f"{100 * end['flawless']:.0f} %",
             f"{100 * win['mean']:.1f} % ({100 * win['low']:.1f} to {100 * win['high']:.1f})",
         ])  # fmt: skip
@@ -187,20 +210,22 @@ def _run_rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def _accuracies(reward: dict[str, Any], noise: float) -> list[tuple[str, float, float]]:
-    rows = [("labels without noise", reward["accuracy_without_noise"], reward["ceiling_without_noise"])]
+    rows = [("labels, none flipped", reward["accuracy_without_noise"], reward["ceiling_without_noise"])]
     if noise:
         rows.insert(0, (f"labels, {100 * noise:.0f} % flipped", reward["accuracy"], reward["ceiling"]))
     return [(name, round(100 * accuracy, 1), round(100 * ceiling, 1)) for name, accuracy, ceiling in rows]
 
 
-def _times(stages: dict[str, dict[str, float]]) -> list[tuple[str, str, str, float]]:
-    total = sum(took["wall_sec"] for took in stages.values()) or 1.0
+def _times(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Wall, CPU, and share of the CPU time: the last stages run side by side."""
+    stages = results["stages"]
+    cpu = sum(took["cpu_sec"] for took in stages.values()) or 1.0
     rows = [
-        (name, f"{took['wall_sec']:.1f}", f"{took['cpu_sec']:.1f}", round(100 * took["wall_sec"] / total, 1))
+        (name, f"{took['wall_sec']:.0f}", f"{took['cpu_sec']:.0f}", f"{100 * took['cpu_sec'] / cpu:.0f} %")
         for name, took in stages.items()
     ]
-    cpu = sum(took["cpu_sec"] for took in stages.values())
-    return [*rows, ("all", f"{total:.1f}", f"{cpu:.1f}", 100.0)]
+    elapsed = results.get("elapsed_sec")
+    return [*rows, ("all", "" if elapsed is None else f"{elapsed:.0f}", f"{cpu:.0f}", "100 %")]
 
 
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:

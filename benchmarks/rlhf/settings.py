@@ -25,15 +25,15 @@ class Settings:
     sft_batch: int = 32
     max_response: int = 64
     # the preferences
-    num_pairs: int = 16_000
-    pairs_used: int = 16_000  # that the reward model sees
+    num_pairs: int = 24_000
+    pairs_used: int = 24_000  # that the reward model sees
     noise: float = 0.0  # share of the labels flipped at random
-    label_temperature: float = 0.5  # points of gold
-    reward_epochs: int = 4
+    label_temperature: float = 0.25  # points of gold
+    reward_epochs: int = 5
     reward_rate: float = 1.5e-3
     reward_batch: int = 32
     # PPO
-    betas: tuple[float, ...] = (0.2, 0.1, 0.01)
+    betas: tuple[float, ...] = (0.1, 0.05, 0.01)
     iterations: int = 200
     num_prompts: int = 4_000  # to train on
     batch: int = 128  # responses of an iteration
@@ -44,7 +44,7 @@ class Settings:
     # evaluation, on held-out prompts alone
     num_curve_prompts: int = 256  # on which runs are compared on the way
     num_final_prompts: int = 256  # on which the best one is judged
-    evaluate_every: int = 10
+    evaluate_every: int = 20
     pairs_per_prompt: int = 4  # held out
     best_of: int = 64
 

@@ -21,6 +21,7 @@ from benchmarks.rlhf.grammar import split
 from benchmarks.rlhf.language import make_folder, train_tokenizer
 from benchmarks.rlhf.measure import Judge, Sample
 from benchmarks.rlhf.settings import Settings
+from benchmarks.rlhf.together import together
 from distrl.maths.random import derive_seed, stream
 from distrl.rlhf.certificate import step
 from distrl.rlhf.data import read_demonstrations, read_preferences, read_prompts
@@ -87,15 +88,13 @@ def pairs(folder: Path, settings: Settings, language: Path, sft: Path, say: Say)
 
     `flips_at` is drawn for each pair: its label is flipped where the noise is above it, so more noise flips more of them.
     """
-    judge = _judge(settings, sft, None)
-    model = read_causal(sft / "model").build()
     prompts = [row["prompt"] for row in read_jsonl(language / "prompts.jsonl")]
     training = [prompts[place % len(prompts)] for place in range(settings.num_pairs)]
     curve = [row["prompt"] for row in read_jsonl(language / "curve.jsonl")]
-    for name, purpose, some in (("train", 1, training), ("held-out", 3, curve * settings.pairs_per_prompt)):
-        one, other = (
-            judge.look(model, some, judge.write(model, some, settings.seed, purpose + k)) for k in range(2)
-        )
+    sets = [("train", 1, training), ("held-out", 3, curve * settings.pairs_per_prompt)]
+    jobs = [(settings, sft, some, purpose + k) for _, purpose, some in sets for k in range(2)]
+    written = list(together(_written, jobs, settings.threads))
+    for (name, purpose, some), one, other in zip(sets, written[::2], written[1::2], strict=True):
         generator = stream(settings.seed, "labels", purpose)
         first_N = gold.prefers(one.gold, other.gold, generator.random(len(some)), settings.label_temperature)
         flips_at_N = generator.random(len(some))
@@ -110,6 +109,13 @@ def pairs(folder: Path, settings: Settings, language: Path, sft: Path, say: Say)
         write_jsonl(folder / f"{name}.jsonl", rows)
         told = np.array([row["gold"] for row in rows])
         say(f"{name}: {len(rows)} pairs, gold {told.mean():.2f} +- {told.std():.2f}")
+
+
+def _written(job: tuple[Settings, Path, list[str], int]) -> Sample:
+    """A response of the SFT model to each of the prompts."""
+    settings, sft, prompts, purpose = job
+    judge = _judge(settings, sft, None)
+    return judge.look(judge.reference, prompts, judge.write(judge.reference, prompts, settings.seed, purpose))
 
 
 def label(pairs: Path, path: Path, noise: float, count: int | None = None) -> None:

@@ -21,6 +21,7 @@ from benchmarks.rlhf.language import make_folder, train_tokenizer
 from benchmarks.rlhf.measure import Judge, best_of, best_of_kl, kl_per_response, win_rate
 from benchmarks.rlhf.results import collect, write
 from benchmarks.rlhf.settings import TINY
+from benchmarks.rlhf.together import together
 from distrl.rlhf.models import read_causal
 
 
@@ -49,6 +50,12 @@ def test_the_whole_run_ends_in_results_and_a_page_and_done_stages_are_not_done_a
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     for word in ("Before and after", "Over-optimisation", results["samples"][0]["prompt"], "a command"):
         assert word in page
+
+
+def test_work_in_two_processes_comes_back_in_order_as_in_one_and_so_does_what_it_raises() -> None:
+    assert list(together(math.sqrt, [9.0, 4.0, 1.0], 2)) == list(together(math.sqrt, [9.0, 4.0, 1.0], 1))
+    with pytest.raises(ValueError, match=r"domain|nonnegative"):
+        list(together(math.sqrt, [1.0, -1.0], 2))
 
 
 def test_other_settings_of_a_stage_make_it_and_those_after_it_anew() -> None:
