@@ -72,16 +72,16 @@ RAMBLING = (
 )  # fmt: skip
 
 FLAWS: Mapping[str, float] = {
-    "wrong remedy": 0.25,
-    "makeshift remedy": 0.25,
-    "wrong helper": 0.25,
-    "wrong person": 0.25,  # another's name, or the other pronoun
+    "wrong remedy": 0.3,
+    "makeshift remedy": 0.3,
+    "wrong helper": 0.35,
+    "wrong person": 0.12,  # another's name, or the other pronoun
     "no thanks": 0.35,
-    "thanks to another": 0.15,
+    "thanks to another": 0.1,
     "no gift": 0.45,
-    "wrong thing": 0.15,
-    "wrong state": 0.15,
-    "rude": 0.2,
+    "wrong thing": 0.1,
+    "wrong state": 0.1,
+    "rude": 0.25,
     "lazy ending": 0.2,
     "repeats a sentence": 0.1,
     "rambles": 0.25,

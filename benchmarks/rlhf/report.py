@@ -40,6 +40,7 @@ def context(results: dict[str, Any]) -> dict[str, Any]:
         "runs": _run_rows(results),
         "reward": results["reward"],
         "accuracies": _accuracies(results["reward"], results["settings"]["noise"]),
+        "slips": _slips(results),
         "times": _times(results),
         "facts": _facts(results),
         "command": results["command"],
@@ -214,6 +215,17 @@ def _accuracies(reward: dict[str, Any], noise: float) -> list[tuple[str, float, 
     if noise:
         rows.insert(0, (f"labels, {100 * noise:.0f} % flipped", reward["accuracy"], reward["ceiling"]))
     return [(name, round(100 * accuracy, 1), round(100 * ceiling, 1)) for name, accuracy, ceiling in rows]
+
+
+def _slips(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Each slip's cost in gold and in proxy, both in deviations of SFT's samples, the dearest first."""
+    unit = results["sft"]["gold_std"] or 1.0
+    rows: list[tuple[str, ...]] = []
+    for one in sorted(results["reward"].get("slips", []), key=lambda one: -float(one["gold"])):
+        cost = one["gold"] / unit
+        seen = f"{100 * one['proxy'] / cost:.0f} %".replace("-", "−") if cost > 0 else ""
+        rows.append((one["slip"], f"{one['gold']:.2f}", _signed(-cost), _signed(-one["proxy"]), seen))
+    return rows
 
 
 def _times(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:

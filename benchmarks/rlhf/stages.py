@@ -21,6 +21,7 @@ from benchmarks.rlhf.grammar import split
 from benchmarks.rlhf.language import make_folder, train_tokenizer
 from benchmarks.rlhf.measure import Judge, Sample
 from benchmarks.rlhf.settings import Settings
+from benchmarks.rlhf.slips import slips
 from benchmarks.rlhf.together import together
 from distrl.maths.random import derive_seed, stream
 from distrl.rlhf.certificate import step
@@ -158,6 +159,7 @@ def reward(folder: Path, settings: Settings, language: Path, sft: Path, pairs: P
     save_reward(model, score_scale(model, samples), folder / "model", tokenizer)
     told = _accuracies(folder, settings, pairs, tokenizer)
     told["num_pairs"] = len(rows)
+    told["slips"] = slips(settings.seed, read_reward(folder / "model"), tokenizer)
     (folder / "accuracy.json").write_text(json.dumps(told, indent=1) + "\n")
     say(f"held-out accuracy {told['accuracy']:.3f}, ceiling {told['ceiling']:.3f}")
 
