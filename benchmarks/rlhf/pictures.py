@@ -13,7 +13,10 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """A line, dots, or both, in one of the style sheet's colours; `kind` may be "dashed"."""
+    """A line, dots, or both, in one of the style sheet's colours; `kind` may be "dashed" or "faint".
+
+    One without a name is not in the legend.
+    """
 
     name: str
     colour: str
@@ -57,13 +60,18 @@ def picture(
     note: str = "",
     alt: str = "",
     marks: Sequence[Place | tuple[float, str]] = (),
+    y_ticks: Sequence[tuple[float, str]] | None = None,
+    least_y: float = math.inf,
 ) -> Picture:
-    """The chart of all series that have a finite place. ValueError where none has."""
+    """The chart of all series that have a finite place. ValueError where none has.
+
+    `y_ticks` are instead of round numbers; the y axis reaches down to `least_y` at least.
+    """
     every = [place for one in series for place in (*one.line, *one.dots) if all(map(math.isfinite, place))]
     if not every:
         raise ValueError(f"{title}: no series has a finite place")
     x_high = max(x for x, _ in every) * 1.03 or 1.0
-    low, high = min(y for _, y in every), max(y for _, y in every)
+    low, high = min(least_y, *(y for _, y in every)), max(y for _, y in every)
     room = 0.06 * ((high - low) or 1.0)
     low, high = low - room, high + room
 
@@ -84,7 +92,9 @@ def picture(
         ]
         return Drawn(one.name, one.colour, one.kind, path, dots)
 
-    x_ticks, y_ticks = nice_ticks(0.0, x_high, 5), nice_ticks(low, high, 5)
+    x_ticks, round_ticks = nice_ticks(0.0, x_high, 5), nice_ticks(low, high, 5)
+    if y_ticks is None:
+        y_ticks = [(tick, tick_text(tick, round_ticks)) for tick in round_ticks]
     return Picture(
         title=title,
         note=note,
@@ -92,7 +102,7 @@ def picture(
         x_label=x_label,
         y_label=y_label,
         x_ticks=[(left(tick), tick_text(tick, x_ticks)) for tick in x_ticks],
-        y_ticks=[(top(tick), tick_text(tick, y_ticks)) for tick in y_ticks],
+        y_ticks=[(top(tick), text) for tick, text in y_ticks if low <= tick <= high],
         series=[drawn(one) for one in series],
         marks=[(left(float(x)), str(text)) for x, text in marks if float(x) <= x_high],
     )

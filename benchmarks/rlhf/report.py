@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rlhf import gap
 from benchmarks.rlhf.pictures import Picture, Series, picture
 from benchmarks.rlhf.results import as_fit, normal
 from distrl.telemetry.page import templates, write_page
@@ -29,8 +30,9 @@ def write_report(results: dict[str, Any], path: Path) -> None:
 
 def context(results: dict[str, Any]) -> dict[str, Any]:
     """What the template shows."""
+    settings = results["settings"]
     return {
-        "settings": results["settings"],
+        "settings": {name: _plain(value) for name, value in settings.items()},
         "tiles": _tiles(results),
         "samples": [_side_by_side(one) for one in results["samples"]],
         "best_beta": f"{results['best_beta']:g}",
@@ -39,13 +41,20 @@ def context(results: dict[str, Any]) -> dict[str, Any]:
         "fits": _fit_rows(results),
         "runs": _run_rows(results),
         "reward": results["reward"],
-        "accuracies": _accuracies(results["reward"], results["settings"]["noise"]),
+        "accuracies": _accuracies(results["reward"], settings["noise"]),
         "slips": _slips(results),
         "times": _times(results),
         "facts": _facts(results),
         "command": results["command"],
+        "minutes": None if results.get("elapsed_sec") is None else f"{results['elapsed_sec'] / 60:.0f}",
+        "cores": results["machine"]["cores"],
         "stop": _stop(results),
+        "certificate": gap.section(),
     }
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def best_run(results: dict[str, Any]) -> dict[str, Any]:
@@ -59,21 +68,21 @@ def _tiles(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     win, end = best["win_rate"], best["final"]
     return [
         (
-            "win rate against SFT, by gold",
+            "wins against SFT",
             f"{100 * win['mean']:.1f} %",
-            f"95 % interval {100 * win['low']:.1f} to {100 * win['high']:.1f}, {win['num_prompts']} held-out prompts",
+            f"by gold, {win['num_prompts']} prompts; 95\u00a0% interval {100 * win['low']:.1f} to {100 * win['high']:.1f}",
         ),
-        ("gold of 10 points", f"{sft['gold']:.2f} → {end['gold']:.2f}", f"SFT → PPO, beta {best['beta']:g}"),
+        ("gold, of 10 points", f"{sft['gold']:.2f} → {end['gold']:.2f}", f"SFT → PPO, beta {best['beta']:g}"),
         (
             "flawless stories",
             f"{100 * sft['flawless']:.0f} → {100 * end['flawless']:.0f} %",
-            "10 points of 10",
+            "all 10 points; SFT → PPO",
         ),
-        ("KL from SFT", f"{end['kl']:.1f} nats", "a response"),
+        ("KL from SFT", f"{end['kl']:.1f} nats", "a response, PPO"),
         (
             "reward model, held out",
             f"{100 * reward['accuracy']:.1f} %",
-            f"the gold itself: {100 * reward['ceiling']:.1f} %",
+            f"of pairs right; gold itself: {100 * reward['ceiling']:.1f} %",
         ),
     ]
 
@@ -93,6 +102,7 @@ def _gold(results: dict[str, Any], value: float) -> float:
 
 def frontier(results: dict[str, Any]) -> Picture:
     """Gold over KL: each run's way, and best of n."""
+    settings = results["settings"]
     series = [
         Series(
             f"PPO, beta {run['beta']:g}",
@@ -114,7 +124,8 @@ def frontier(results: dict[str, Any]) -> Picture:
     )
     return picture(
         "Gold over KL", series, "KL from SFT, nats a response", "gold, points",
-        "Each line is a run's way from SFT on held-out prompts; its dot is where it ended.",
+        f"Each line is a run's way from SFT, its dot where it ended: one story to each of {settings['num_curve_prompts']} "
+        f"prompts. Best of n is over {settings['best_of']} stories to each, so the two start apart by chance.",
     )  # fmt: skip
 
 
@@ -139,7 +150,9 @@ def over_optimisation(results: dict[str, Any], which: str) -> Picture:
         series.append(Series(name, colour, [(float(d), form.at(float(d) ** 2)) for d in grid], dots))
     top = told["gold"]["kl_at_top"]
     marks = (
-        [(math.sqrt(top), f"stop at KL {top:.1f}")] if top is not None and top <= told["highest_kl"] else []
+        [(math.sqrt(top), f"top of the fit, KL {top:.1f}")]
+        if top is not None and top <= told["highest_kl"]
+        else []
     )
     title = "Best of n" if which == "best of n" else f"PPO, {which}"
     return picture(
@@ -154,24 +167,37 @@ def furthest(results: dict[str, Any]) -> str:
 
 
 def _stop(results: dict[str, Any]) -> str:
+    """Where gold was highest on the way of the smallest beta, as measured and as fitted, and what came after."""
     which = furthest(results)
     told = results["fits"][which]
-    top, highest = told["gold"]["kl_at_top"], told["highest_kl"]
     curve = next(run["curve"] for run in results["ppo"] if f"beta {run['beta']:g}" == which)
     best, last = max(curve, key=lambda point: float(point["gold"])), curve[-1]
-    seen = (
-        f"The highest gold measured on that way is {best['gold']:.2f}, at a KL of {best['kl']:.1f} nats; it ends at "
-        f"{last['gold']:.2f} and {last['kl']:.1f} nats, its proxy having gone from {best['proxy']:.2f} to {last['proxy']:.2f}."
+    top, r_squared = told["gold"]["kl_at_top"], told["gold"]["r_squared"]
+    fitted = (
+        "the fitted form still rises there"
+        if top is None or top > told["highest_kl"]
+        else f"the fitted form, with an R² of {r_squared:.2f}, has its top at {top:.1f}"
     )
-    if top is None or top > highest:
-        return (
-            f"At {which} the fitted gold still rises at the largest KL reached ({highest:.1f} nats). {seen}"
-        )
-    return f"At {which} the fitted gold has its top at a KL of {top:.1f} nats: stop there. {seen}"
+    seen = (
+        f"At {which} gold is highest, {best['gold']:.2f} points, at a KL of {best['kl']:.1f} nats ({fitted})."
+    )
+    if last["gold"] >= best["gold"]:
+        return f"{seen} That is where the run ends."
+    way = "rises" if last["proxy"] > best["proxy"] else "goes"
+    return (
+        f"{seen} From there to the end, at {last['kl']:.1f} nats, the proxy {way} from {best['proxy']:.2f} to "
+        f"{last['proxy']:.2f} and gold falls to {last['gold']:.2f}: what the reward model likes and gold does not. "
+        "Stop there, or keep a larger beta, whose run never goes so far."
+    )
 
 
 def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
+
+
+def _of(name: str) -> str:
+    """A run by its beta, which breaks from no line of its own."""
+    return f"PPO, {name}".replace("beta ", "beta\u00a0")
 
 
 def _fit_rows(results: dict[str, Any]) -> list[list[str]]:
@@ -181,33 +207,25 @@ def _fit_rows(results: dict[str, Any]) -> list[list[str]]:
             one = told[of]
             top = one["kl_at_top"]
             shown = "none" if top is None else f"{top:.1f}" if top < 1000 else "> 1000"
-            beyond = " (beyond what was reached)" if top is not None and top > told["highest_kl"] else ""
-            way = "PPO, all betas" if name == "ppo" else name if name == "best of n" else f"PPO, {name}"
+            beyond = " (not reached)" if top is not None and top > told["highest_kl"] else ""
+            way = "PPO, all betas" if name == "ppo" else name if name == "best of n" else _of(name)
             numbers = [f"{one[of_form]:.3f}".replace("-", "−") for of_form in ("a", "b", "r_squared")]
             rows.append([way, of, *numbers, shown + beyond])
     return rows
 
 
 def _run_rows(results: dict[str, Any]) -> list[list[str]]:
-    sft = results["sft"]
-    rows = [
-        [
-            "SFT",
-            f"{sft['gold']:.2f}",
-            _signed(sft["proxy"]),
-            "0",
-            f"{100 * sft['flawless']:.0f} %",
-            "",
-        ]
-    ]
+    rows = [["SFT", "", *_worth(results["sft"])]]
     for run in results["ppo"]:
-        end, win = run["final"], run["win_rate"]
-        rows.append([
-            f"PPO, beta {run['beta']:g}", f"{end['gold']:.2f}", _signed(end["proxy"]), f"{end['kl']:.1f}",
-            f"{100 * end['flawless']:.0f} %",
-            f"{100 * win['mean']:.1f} % ({100 * win['low']:.1f} to {100 * win['high']:.1f})",
-        ])  # fmt: skip
+        win = run["win_rate"]
+        interval = f"{100 * win['low']:.1f} to {100 * win['high']:.1f}"
+        rows.append([_of(f"beta {run['beta']:g}"), f"{100 * win['mean']:.1f}\u00a0% ({interval})", *_worth(run["final"])])  # fmt: skip
     return rows
+
+
+def _worth(told: dict[str, float]) -> list[str]:
+    gold = f"{told['gold']:.2f}\u00a0± {told['gold_error']:.2f}"
+    return [gold, _signed(told["proxy"]), f"{told['kl']:.1f}", f"{100 * told['flawless']:.0f}\u00a0%"]
 
 
 def _accuracies(reward: dict[str, Any], noise: float) -> list[tuple[str, float, float]]:
@@ -223,7 +241,7 @@ def _slips(results: dict[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for one in sorted(results["reward"].get("slips", []), key=lambda one: -float(one["gold"])):
         cost = one["gold"] / unit
-        seen = f"{100 * one['proxy'] / cost:.0f} %".replace("-", "−") if cost > 0 else ""
+        seen = f"{100 * one['proxy'] / cost:.0f}\u00a0%".replace("-", "−") if cost > 0 else ""
         rows.append((one["slip"], f"{one['gold']:.2f}", _signed(-cost), _signed(-one["proxy"]), seen))
     return rows
 
@@ -241,7 +259,10 @@ def _times(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
-    shown = {**results["machine"], **results["versions"], "git": results["git_revision"] or "none"}
+    machine = dict(results["machine"])
+    memory = f"{machine.pop('memory_bytes') / 2**30:.1f} GiB"
+    revision = (results["git_revision"] or "none")[:12]
+    shown = {**machine, "memory": memory, "git revision": revision, **results["versions"]}
     return [(str(name), str(value)) for name, value in shown.items()]
 
 

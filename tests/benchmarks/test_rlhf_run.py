@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.rlhf import pipeline, report, stages
+from benchmarks.rlhf import gap, pipeline, report, stages
 from benchmarks.rlhf.fits import fit
 from benchmarks.rlhf.grammar import stories
 from benchmarks.rlhf.language import make_folder, train_tokenizer
@@ -50,6 +50,23 @@ def test_the_whole_run_ends_in_results_and_a_page_and_done_stages_are_not_done_a
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     for word in ("Before and after", "Over-optimisation", results["samples"][0]["prompt"], "a command"):
         assert word in page
+
+
+def test_the_committed_page_is_that_of_the_committed_results_with_the_certificate_in_it(
+    tmp_path: Path,
+) -> None:
+    folder = gap.RESULTS.parent / "rlhf"
+    report.write_report(json.loads((folder / "results.json").read_text()), tmp_path / "report.html")
+    page = (folder / "report.html").read_text()
+    assert (tmp_path / "report.html").read_text() == page, "python -m benchmarks.rlhf.report draws it anew"
+    assert "The certificate" in page
+    cases = json.loads(gap.RESULTS.read_text())["cases"]
+    for case in cases:
+        assert f"<td>{100 * case['closed']:.2f} %</td>" in page
+    worst = min(case["closed"] for case in cases if not case["bootstraps"])
+    told = gap.section()
+    assert told is not None and 0 <= 100 * worst - float(told["worst"].split()[0]) < 0.01  # never rounded up
+    assert [row[0] for row in told["rows"]] == ["0.05", "0.2", "1"]
 
 
 def test_work_in_two_processes_comes_back_in_order_as_in_one_and_so_does_what_it_raises() -> None:
