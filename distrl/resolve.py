@@ -294,10 +294,17 @@ def merge_for_resume_as(
     given, _, bad = _read_all(schema, flags, toml, found)
     values = flat_values(schema, saved)
     changes = []
+    before = dict(values)
     for name, value in given.items():
-        old = values[name]
-        if isinstance(value, dict):
-            value = merge_tables(old, value)
+        values[name] = merge_tables(before[name], value) if isinstance(value, dict) else value
+    implied = {
+        name: value
+        for name, value in schema.implied(values).items()
+        if name in schema.changeable and name not in given
+    }
+    values |= implied
+    for name in (*given, *implied):
+        old, value = before[name], values[name]
         if value == old:
             continue
         if name not in schema.changeable:
@@ -305,8 +312,8 @@ def merge_for_resume_as(
                 f"{schema.fields[name].flag}: the run has {show(old)}, given {show(value)}; {schema.fixed}: "
                 "leave it out, or start a new run" + schema.start_from
             )
+            values[name] = old
             continue
-        values[name] = value
         changes.append(f"{name}: {show(old)} -> {show(value)}")
     return _build(schema, values, found, bad), changes
 
@@ -336,9 +343,10 @@ def resolve_resume_as(
     named = frozenset(canonical(name) for name in flags)
     check_trust_as(schema, run_dir / CONFIG_FILE, config, trust_run, from_command_line=named)
     sources = dict(saved.sources)
+    written = {canonical(name) for name in _read_toml(toml, [])} if toml is not None else set()
     for change in changes:
         name = change.split(":")[0]
-        sources[name] = "flag" if name in named else "toml"
+        sources[name] = "flag" if name in named else "toml" if name in written else "implied"
     return ResolvedAs(config, sources, tuple(schema.warnings(config)), tuple(changes))
 
 

@@ -19,15 +19,20 @@ from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTask
 from distrl.errors import BadInput, RunFailed
 
 
-def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
-    """Join the cluster at `address`, or start one on this machine. Returns whether it was started here.
+def cluster_address(given: str | None) -> str | None:
+    """Of the cluster to join: the one given, else RAY_ADDRESS's, which `ray job submit` sets. None: start one here."""
+    return given or os.environ.get("RAY_ADDRESS") or None
 
-    BadInput where the cluster cannot be reached, or cannot ever hold the run: needed against available; RunFailed
-    where Ray's processes do not come up here.
+
+def connect(address: str | None, num_cpus: int) -> bool:
+    """Join the cluster meant (`cluster_address`), or start one here with `num_cpus` at least. Returns whether it was started.
+
+    BadInput where the cluster cannot be reached, RunFailed where Ray's processes do not come up here. Whether there is
+    room is for the caller to see.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = cluster_address(address)
     quiet: dict[str, Any] = {
         "logging_level": logging.ERROR,
         "log_to_driver": True,
@@ -52,15 +57,21 @@ def connect(address: str | None, num_cpus: int, num_gpus: int) -> bool:
                 ray.init(address=address, **quiet)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             raise BadInput(f"--address {address}: {_why_not_joined(error)}") from error
-    total = ray.cluster_resources()
-    for kind, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
-        if needed > total.get(kind, 0):
-            ray.shutdown()
-            raise BadInput(
-                f"the run needs {needed} {kind}s (one per rollout worker and the learner's), the Ray cluster has "
-                f"{total.get(kind, 0):g}: lower --workers, or add nodes"
-            )
     return address is None
+
+
+def nodes() -> list[dict[str, float]]:
+    """What each node of the cluster has in all, in use or not: {"CPU": 4.0, ...}."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def nodes_at(address: str) -> list[dict[str, float]]:
+    """`nodes` of the cluster there, which is joined for it and left. BadInput where it cannot be reached."""
+    connect(address, 0)
+    try:
+        return nodes()
+    finally:
+        ray.shutdown()
 
 
 def _require_listener(address: str) -> None:

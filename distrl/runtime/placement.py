@@ -10,9 +10,12 @@ a table      {"critic": {"workers": 2, "gpus": 1}, "reward": {"together_with": "
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from distrl.errors import BadInput, RunFailed
 from distrl.rlhf.recipes import ResponseRecipe
@@ -47,6 +50,7 @@ def hosts_for(
             return (Host(roles, int(placement == "colocate"), gpus=gpus),)
         placement = {}
     problems = _unknown(placement, roles)
+    placement = {role: {_plain(key): value for key, value in row.items()} for role, row in placement.items()}
     leaders = {role: _leader(role, placement, value_head, problems) for role in roles}
     hosts = []
     for leader in dict.fromkeys(leaders.values()):
@@ -56,7 +60,7 @@ def hosts_for(
         )
         for role in together:
             problems += [
-                f"--placement {role}.{key} must be {leader}'s {given[key]}, since they are together, got {value!r}; "
+                f"--roles.{role}.{key} must be {leader}'s {given[key]}, since they are together, got {value!r}; "
                 f"leave it out"
                 for key, value in placement.get(role, {}).items()
                 if key in DEFAULTS and value != given[key]
@@ -76,7 +80,7 @@ def _offloaded_in_vain(offload: Sequence[str], together: Sequence[str], value_he
     for role in offload:
         if role in shared and "actor" in together:
             yield (
-                f"--placement {role}.offload moves nothing: together with the actor it uses the actor's model; "
+                f"--roles.{role}.offload moves nothing: together with the actor it uses the actor's model; "
                 "offload the actor instead"
             )
 
@@ -95,24 +99,26 @@ def _unknown(table: Table, roles: Sequence[str]) -> list[str]:
                 if role in ROLES
                 else f"must be of {', '.join(roles)}{_nearest(role, roles)}"
             )
-            problems.append(f"--placement names the role {role!r}: {why}")
+            problems.append(f"--roles.{role}: {why}")
         if not isinstance(row, Mapping):
-            problems.append(f"--placement {role} must be a table of {', '.join(KEYS)}, got {row!r}")
+            problems.append(f"--roles.{role} must be a table of {', '.join(KEYS)}, got {row!r}")
             continue
-        for key, value in row.items():
+        for written, value in row.items():
+            key = _plain(written)
             if key not in KEYS:
-                problems.append(
-                    f"--placement {role}.{key} must be one of {', '.join(KEYS)}{_nearest(key, KEYS)}"
-                )
+                problems.append(f"--roles.{role}.{key} must be one of {', '.join(KEYS)}{_nearest(key, KEYS)}")
             elif key == "offload" and not isinstance(value, bool):
-                problems.append(f"--placement {role}.offload must be true or false, got {value!r}")
+                problems.append(f"--roles.{role}.offload must be true or false, got {value!r}")
             elif key == "together_with" and value not in roles:
-                problems.append(
-                    f"--placement {role}.together_with must be of {', '.join(roles)}, got {value!r}"
-                )
+                problems.append(f"--roles.{role}.together_with must be of {', '.join(roles)}, got {value!r}")
     if problems:
         raise BadInput(*problems)  # what follows reads them
     return []
+
+
+def _plain(key: str) -> str:
+    """`together-with` and `together_with` are one name, as everywhere in flags and TOML."""
+    return key.replace("-", "_")
 
 
 def _leader(role: str, table: Table, value_head: bool, problems: list[str]) -> str:
@@ -126,7 +132,9 @@ def _leader(role: str, table: Table, value_head: bool, problems: list[str]) -> s
             return at
         if following in seen:
             if role == min(seen):  # told once
-                problems.append(f"--placement goes in a circle: {' with '.join([*seen, following])}")
+                problems.append(
+                    f"--roles: together_with goes in a circle: {' with '.join([*seen, following])}"
+                )
             return role
         seen.append(following)
         at = following
@@ -225,23 +233,63 @@ def bundles(hosts: Sequence[Host]) -> list[dict[str, float]]:
     ]
 
 
-def require_room(hosts: Sequence[Host], nodes: Sequence[Mapping[str, float]]) -> None:
-    """BadInput where the cluster, these nodes' CPUs and GPUs, can never hold the hosts: needed against available."""
+def require_place(hosts: Sequence[Host], address: str | None) -> list[str]:
+    """What a person should be told of the hosts' place, before anything is built or started for them.
+
+    BadInput, with needed against available, where the cluster (`cluster_address`) or this machine can never hold them.
+    """
+    if not any(host.workers for host in hosts):
+        return []
+    from distrl.runtime.cluster import cluster_address, nodes_at
+
+    joined = cluster_address(address)
+    if joined is not None:
+        require_room(hosts, nodes_at(joined))
+        return []
+    cpus = os.cpu_count() or 1
+    require_room(hosts, [{"CPU": cpus, "GPU": torch.cuda.device_count()}], here=True)
+    return shared_cpus(hosts, cpus)
+
+
+def shared_cpus(hosts: Sequence[Host], cpus: int) -> list[str]:
+    """A warning where workers on one machine ask for more CPUs than it has."""
+    want = needed(hosts)["CPU"]
+    if want <= cpus:
+        return []
+    each = ", ".join(f"{host.name} {host.workers * host.cpus:g}" for host in hosts)
+    return [
+        f"the roles ask for {want:g} CPUs ({each}) and this machine has {cpus}: they share them, slower at the same time "
+        "than each alone; place roles together, lower their workers or cpus, or join a cluster by --address"
+    ]
+
+
+def require_room(hosts: Sequence[Host], nodes: Sequence[Mapping[str, float]], here: bool = False) -> None:
+    """BadInput where the cluster, these nodes' CPUs and GPUs, can never hold the hosts: needed against available.
+
+    A cluster that is started `here` for them has all CPUs that they ask for: `shared_cpus`.
+    """
     total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
     want = needed(hosts)
     why = [
-        f"{want[kind]:g} {kind}s needed, {total[kind]:g} there" for kind in total if want[kind] > total[kind]
+        f"{want[kind]:g} {kind}s needed, {total[kind]:g} there"
+        for kind in (("GPU",) if here else total)
+        if want[kind] > total[kind]
     ]
     for host in hosts:
-        room = any(host.cpus <= node.get("CPU", 0.0) and host.gpus <= node.get("GPU", 0.0) for node in nodes)
+        room = any(
+            (here or host.cpus <= node.get("CPU", 0.0)) and host.gpus <= node.get("GPU", 0.0)
+            for node in nodes
+        )
         if not why and not room:
             why.append(
                 f"no node has the {host.cpus:g} CPUs and {host.gpus:g} GPUs of one worker of {host.name}"
             )
     if why:
+        place, word = ("this machine", "on this machine") if here else ("the Ray cluster", "in the cluster")
+        more = "join a cluster that has them by --address" if here else "add nodes"
         raise BadInput(
-            f"the placement does not fit the Ray cluster: {'; '.join(why)}\n{_bill(hosts, total, 'in the cluster')}\n"
-            "place roles together, lower their workers, or add nodes"
+            f"the placement does not fit {place}: {'; '.join(why)}\n{_bill(hosts, total, word)}\n"
+            f"place roles together, lower their workers, or {more}"
         )
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from distrl.errors import RunFailed
+from distrl.errors import BadInput, RunFailed
 from distrl.learner import Snapshot
 from distrl.runtime.cluster import connect, failed_to_start, first_line, root_cause
 from distrl.runtime.pool import WAIT_STEP_SEC, Slot, WorkerPool
@@ -70,6 +70,17 @@ class _Task:
         return False
 
 
+def _require_room(num_workers: int, num_gpus: int) -> None:
+    """BadInput where the cluster can never hold the run: needed against available."""
+    total = ray.cluster_resources()
+    for kind, needed in (("CPU", num_workers + 1), ("GPU", num_gpus)):
+        if needed > total.get(kind, 0):
+            raise BadInput(
+                f"the run needs {needed} {kind}s (one per rollout worker and the learner's), the Ray cluster has "
+                f"{total.get(kind, 0):g}: lower --workers, or add nodes"
+            )
+
+
 class RayRuntime:
     """Rollout workers and the learner as Ray actors."""
 
@@ -86,12 +97,13 @@ class RayRuntime:
         self.spec = spec
         self.max_worker_restarts = max_worker_restarts
         num_gpus = int(spec.device == "cuda")
-        connect(address, num_workers + 1, num_gpus)
+        connect(address, num_workers + 1)
         self.on_event = on_event
         self.check_interrupt = check_interrupt
         self.pool: WorkerPool | None = None
         self.learner: Any = None
         try:
+            _require_room(num_workers, num_gpus)
             self.workers = self._start(spec, state, num_workers, num_gpus)
         except BaseException:
             self.close()

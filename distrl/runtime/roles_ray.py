@@ -27,7 +27,7 @@ from distrl.errors import RunFailed
 from distrl.rlhf.models import ModelParts
 from distrl.rlhf.roles import WAITING, RoleSpec, RoleWorker
 from distrl.runtime.calls import Answer, Calls, RayWorkers, Worker
-from distrl.runtime.cluster import connect, failed_to_start, first_line
+from distrl.runtime.cluster import connect, failed_to_start, first_line, nodes
 from distrl.runtime.placement import needed, require_room, reserve
 from distrl.runtime.pool import WAIT_STEP_SEC
 from distrl.runtime.roles import Host
@@ -105,10 +105,9 @@ class RayStage:
         self.workers: list[Worker] = []
         # each failed call is told by whoever waits for it, by the name of its role
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-        connect(address, ceil(needed(hosts)["CPU"]) if address is None else 0, 0)
+        here = connect(address, ceil(needed(hosts)["CPU"]))
         try:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            require_room(self.hosts, nodes)
+            require_room(self.hosts, nodes(), here)
             scoring, others = ray.put(spec), ray.put(_without_reward(spec))
             self.specs = {
                 True: scoring,

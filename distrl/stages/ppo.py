@@ -20,7 +20,7 @@ from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
 from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
 from distrl.rlhf.tokenizers import vocabulary_size
-from distrl.runtime.placement import devices, hosts_for, idle_warnings
+from distrl.runtime.placement import devices, idle_warnings, require_place
 from distrl.runtime.roles import Host, Roles, start_roles
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import PPOMaterials, read_ppo_materials
@@ -56,22 +56,18 @@ class PPOStage:
         self.picture: Picture | None = None
         self._asked = 0, 0  # ns: when workers were asked for their spans, and had answered
         self.device = resolve_device(config.device)
+        self.hosts = config.hosts(self.device)
+        placed = require_place(self.hosts, config.address)  # before models are read
         self.materials = read_ppo_materials(config)
-        self.hosts = self._hosts()
         self.spec = role_spec(config, self.materials, self.hosts, self.device)
         self.devices = set(self.spec.devices.values())
-        self.notes = [*self.materials.notes, *idle_warnings(self.spec, self.hosts)]
+        self.notes = [*placed, *self.materials.notes, *idle_warnings(self.spec, self.hosts)]
         self.facts = self.materials.facts
         self.sources = self.materials.sources
         self.ahead: list[Any] | None = None
         self.roles: Roles | None = None
         self.digests: dict[str, str] = {}
         self._evaluator: Evaluator | None = None
-
-    def _hosts(self) -> tuple[Host, ...]:
-        config = self.config
-        gpus = 1.0 if self.device == "cuda" else 0.0
-        return hosts_for(config.roles or config.placement, config.recipe, config.value_head, gpus)
 
     # a stage
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from distrl.clashes import FUNCTION, Clash
 from distrl.config import Count, CountOrZero
+from distrl.errors import BadInput
 from distrl.fields import Schema
 from distrl.rlhf.recipes import RECIPES, RLHF_PPO, ResponseRecipe
 from distrl.stages.config import FIXED, KEPT, StageConfig, needed, no_clashes
+
+if TYPE_CHECKING:
+    from distrl.runtime.roles import Host
 
 
 class PPOConfig(StageConfig):
@@ -86,11 +90,13 @@ class PPOConfig(StageConfig):
     # who does the work
     placement: Literal["in-process", "colocate", "separate"] = Field(
         "in-process",
-        description="where roles live: in this process without Ray, in one Ray worker, or each in its own",
+        description="where roles live: in this process without Ray, in one Ray worker, or each in its own (a table of "
+        "--roles alone: separate)",
     )
     roles: dict[str, Any] = Field(
         {},
-        description="of one role: --roles.reward.workers 2; workers, cpus, gpus, together_with, offload",
+        description="of one role: --roles.reward.workers 2, or [roles.reward] in TOML; workers, each with cpus and gpus; "
+        "together_with another role; offload true: its model leaves the device between its turns",
     )
     address: str | None = Field(None, description="address of a Ray cluster; default: a local one")
     overlap: Annotated[int, Field(ge=0, le=1)] = Field(
@@ -133,6 +139,13 @@ class PPOConfig(StageConfig):
     @model_validator(mode="after")
     def _fields_do_not_clash(self) -> PPOConfig:
         return no_clashes(clashes, self)
+
+    def hosts(self, device: str = "cpu") -> tuple[Host, ...]:
+        """Who hosts which role; on `cuda` a worker has a GPU unless its table says otherwise. BadInput for a wrong table."""
+        from distrl.runtime.placement import hosts_for
+
+        gpus = 1.0 if device == "cuda" else 0.0
+        return hosts_for(self.roles or self.placement, self.recipe, self.value_head, gpus)
 
     @property
     def num_responses(self) -> int:
@@ -213,7 +226,7 @@ def _critic(config: PPOConfig) -> Iterator[Clash]:
             ("value_head", "critic"),
             f"--value-head and --critic {config.critic} are two critics; give one of the two",
         )
-    if config.value_head and config.placement == "separate":
+    if config.value_head and config.placement == "separate" and not config.roles:
         yield Clash(
             ("value_head", "placement"),
             "--value-head with --placement separate: a head on the actor's trunk cannot live apart from it; use "
@@ -301,14 +314,33 @@ def _roles(config: PPOConfig) -> Iterator[Clash]:
         yield Clash(
             ("roles", "placement"),
             f"--roles.{next(iter(config.roles))} places one role's workers, and --placement {config.placement} has all "
-            "roles together; use --placement separate",
+            "roles together; use --placement separate, or leave it out",
         )
+    elif config.placement != "in-process":
+        yield from _hosts(config)
     if config.address is not None and config.placement == "in-process":
         yield Clash(
             ("address", "placement"),
             f"--address {config.address} names a Ray cluster and --placement in-process runs without Ray; use "
             "--placement separate or colocate, or leave --address out",
         )
+
+
+def _hosts(config: PPOConfig) -> Iterator[Clash]:
+    try:
+        config.hosts()
+    except BadInput as error:
+        for problem in error.problems:
+            yield Clash(("roles", "placement", "algo", "credit", "value_head", "target_kl"), problem)
+
+
+def implied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a table of roles and a placement of all roles together meet, the one that nobody gave follows the other."""
+    return (
+        {"placement": "separate", "roles": {}}
+        if values["roles"] and values["placement"] != "separate"
+        else {}
+    )
 
 
 PPO = Schema(
@@ -339,6 +371,7 @@ PPO = Schema(
     start_from=" from --model RUN_DIR/model",
     clashes=clashes,
     warnings=warnings,
+    implied=implied,
     recipe=ResponseRecipe,
     presets=RECIPES,
     modules=("reward_function",),

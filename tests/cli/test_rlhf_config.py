@@ -89,7 +89,14 @@ def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
         ({"algo": "rloo", "overlap": 1}, "--overlap 1 without --clip"),
         ({"overlap": 2}, "--overlap: "),
         ({"kl_target": 6, "kl_horizon": 10}, "a fifth of an iteration's 64 responses, 12.8"),
-        ({"roles": {"reward": {"workers": 2}}}, "use --placement separate"),
+        (
+            {"roles": {"reward": {"workers": 2}}, "placement": "in-process"},
+            "--roles.reward places one role's workers, and --placement in-process has all roles together",
+        ),
+        ({"roles": {"rewad": {"workers": 2}}}, "--roles.rewad: must be of"),
+        ({"roles": {"actor": {"workers": 3}}}, "got 3; use 2 or 4"),
+        ({"placement": "separate", "target_kl": 0.1}, "place the critic together_with actor"),
+        ({"value_head": True, "roles": {"critic": {"workers": 1}}}, "must be together_with actor"),
         ({"address": "auto"}, "--placement in-process runs without Ray"),
     ],
 )  # fmt: skip
@@ -150,6 +157,27 @@ def test_a_resumed_run_may_go_on_longer_but_not_elsewhere() -> None:
         merge_for_resume_as(PPO, saved, {"beta": 0.1})
 
 
+def test_a_table_of_roles_alone_means_apart_and_a_resumed_run_may_have_another_placement() -> None:
+    table = {"reward": {"workers": 2, "together-with": "reference"}, "reference": {"workers": 2}}
+    found = resolve_as(PPO, NEEDED | {"roles": table})
+    assert (found.config.placement, found.sources["placement"]) == ("separate", "implied")
+    assert [(host.name, host.workers) for host in found.config.hosts()] == [
+        ("generator+actor", 1), ("critic", 1), ("reference+reward", 2),
+    ]  # fmt: skip
+    back, changes = merge_for_resume_as(PPO, found.config, {"placement": "in-process"})
+    assert (back.placement, back.roles, len(changes)) == ("in-process", {}, 2)
+    again, changes = merge_for_resume_as(PPO, back, {"roles": table})
+    assert (again.placement, again.roles) == ("separate", table)
+    assert changes[1] == "placement: in-process -> separate"
+    with pytest.raises(BadInput, match="--placement colocate has all roles together"):
+        merge_for_resume_as(PPO, back, {"roles": table, "placement": "colocate"})
+
+
+def test_a_critic_that_is_a_head_may_be_placed_by_a_table_that_leaves_it_with_the_actor() -> None:
+    config = resolve_as(PPO, NEEDED | {"value_head": True, "roles": {"reward": {"workers": 2}}}).config
+    assert config.hosts()[0].roles == ("generator", "actor", "critic")
+
+
 def distrl(*arguments: str, before: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     code = f"{before}\nfrom distrl.cli.main import main\nmain()"
     return subprocess.run(
@@ -175,8 +203,11 @@ def test_the_help_of_a_stage_imports_nothing_heavy(stage: str) -> None:
 
 
 def test_a_dry_run_shows_values_with_their_sources_and_makes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('algo = "grpo"\nnum-prompts = 4\n[roles.reward]\nworkers = 2\n')
-    flags = ("--model", "m", "--prompts", "p", "--reward", "r", "--placement", "separate", "--beta", "0.5")
+    (tmp_path / "run.toml").write_text(
+        'algo = "grpo"\nnum-prompts = 4\ndevice = "cpu"\n[roles.reference]\nworkers = 2\ncpus = 1.5\n'
+        '[roles.reward]\ntogether_with = "reference"\noffload = true\n'
+    )
+    flags = ("--model", "m", "--prompts", "p", "--reward", "r", "--beta", "0.5")
     done = distrl("rlhf", "ppo", "--config", "run.toml", *flags, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [re.split(r"\s*\|\s*", line.strip()) for line in done.stdout.splitlines()]
@@ -186,10 +217,16 @@ def test_a_dry_run_shows_values_with_their_sources_and_makes_nothing(tmp_path: P
         ["beta", "0.5", "flag"],
         ["kl_in", "loss", "preset"],
         ["iterations", "100", "default"],
+        ["placement", "separate", "implied"],
         ["responses", "32 an iteration = 4 prompts x 8"],
+        ["hosts", "3 workers need 4 CPUs, 0 GPUs"],
+        ["generator+actor", "1 worker of 1 CPU, 0 GPUs"],
+        ["reference+reward", "2 workers of 1.5 CPUs, 0 GPUs; offloaded: reward"],
     ):
         assert row in rows, row
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.toml"]
+    refused = distrl("rlhf", "ppo", *flags, "--roles.reward.gpu", "1", "--dry-run", cwd=tmp_path)
+    assert refused.returncode == 2 and "did you mean gpus?" in refused.stderr
 
 
 def test_bad_input_is_status_2_and_an_unknown_stage_is_guessed_at() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +18,10 @@ from distrl.runtime.placement import (
     hosts_for,
     idle_warnings,
     needed,
+    require_place,
     require_room,
     require_valid,
+    shared_cpus,
 )
 from distrl.runtime.roles import Host, start_roles
 
@@ -44,9 +47,7 @@ def test_a_recipe_without_a_critic_places_none() -> None:
         Host(("reward",)),
     )
     assert "critic" not in hosts_for("colocate", GRPO)[0].roles
-    assert problems({"critic": {"workers": 2}}, recipe=GRPO) == [
-        "--placement names the role 'critic': this algorithm has none"
-    ]
+    assert problems({"critic": {"workers": 2}}, recipe=GRPO) == ["--roles.critic: this algorithm has none"]
 
 
 def test_a_value_head_is_with_its_actor() -> None:
@@ -88,11 +89,10 @@ def test_all_that_is_wrong_with_a_table_is_said_at_once() -> None:
     assert problems(
         {"acter": {}, "critic": {"gpu": 1}, "reward": {"together_with": "judge"}, "actor": 3}
     ) == [
-        "--placement names the role 'acter': must be of generator, actor, critic, reference, reward; "
-        "did you mean actor?",
-        "--placement critic.gpu must be one of workers, cpus, gpus, together_with, offload; did you mean gpus?",
-        "--placement reward.together_with must be of generator, actor, critic, reference, reward, got 'judge'",
-        "--placement actor must be a table of workers, cpus, gpus, together_with, offload, got 3",
+        "--roles.acter: must be of generator, actor, critic, reference, reward; did you mean actor?",
+        "--roles.critic.gpu must be one of workers, cpus, gpus, together_with, offload; did you mean gpus?",
+        "--roles.reward.together_with must be of generator, actor, critic, reference, reward, got 'judge'",
+        "--roles.actor must be a table of workers, cpus, gpus, together_with, offload, got 3",
     ]
     told = problems(
         {
@@ -112,16 +112,16 @@ def test_all_that_is_wrong_with_a_table_is_said_at_once() -> None:
 
 def test_roles_that_are_together_share_their_workers() -> None:
     (problem,) = problems({"actor": {"workers": 2}, "generator": {"together_with": "actor", "workers": 4}})
-    assert problem.startswith(
-        "--placement generator.workers must be actor's 2, since they are together, got 4"
-    )
+    assert problem.startswith("--roles.generator.workers must be actor's 2, since they are together, got 4")
     same = {"actor": {"workers": 2}, "generator": {"together_with": "actor", "workers": 2}}
     assert hosts_for(same, RLHF_PPO)[0] == Host(("generator", "actor"), 2)
 
 
 def test_roles_that_follow_one_another_in_a_circle_are_refused() -> None:
     circle = {"reference": {"together_with": "reward"}, "reward": {"together_with": "reference"}}
-    assert problems(circle) == ["--placement goes in a circle: reference with reward with reference"]
+    assert problems(circle) == [
+        "--roles: together_with goes in a circle: reference with reward with reference"
+    ]
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
@@ -188,6 +188,34 @@ def test_what_a_cluster_can_never_hold_is_refused_with_needed_against_available(
         require_room(hosts, [{"CPU": 12}, {"CPU": 2, "GPU": 2}])
 
 
+def test_a_machine_of_ones_own_shares_its_cpus_with_a_warning_and_has_no_more_gpus_than_it_has() -> None:
+    hosts = hosts_for({"actor": {"workers": 2, "cpus": 3}}, RLHF_PPO)
+    require_room(hosts, [{"CPU": 1}], here=True)
+    assert shared_cpus(hosts, 9) == []
+    (told,) = shared_cpus(hosts, 8)
+    assert told.startswith(
+        "the roles ask for 9 CPUs (generator+actor 6, critic 1, reference 1, reward 1) and this machine has 8"
+    )
+    with pytest.raises(BadInput) as refused:
+        require_room(hosts_for("separate", RLHF_PPO, gpus=1), [{"CPU": 1, "GPU": 2}], here=True)
+    said = str(refused.value)
+    assert said.startswith("the placement does not fit this machine: 4 GPUs needed, 2 there\n")
+    assert " on this machine 1 2 " in " ".join(said.split()) and "--address" in said
+
+
+def test_a_place_is_looked_for_here_unless_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = hosts_for({"actor": {"cpus": 10000}}, RLHF_PPO)
+    assert "the roles ask for 10003 CPUs" in require_place(huge, None)[0]
+    assert require_place(hosts_for("in-process", RLHF_PPO), None) == []
+    with socket.socket() as closed:  # bound and not listening: nobody else's
+        closed.bind(("127.0.0.1", 0))
+        nowhere = f"127.0.0.1:{closed.getsockname()[1]}"
+        for given, environment in ((nowhere, ""), (None, nowhere)):
+            monkeypatch.setenv("RAY_ADDRESS", environment)
+            with pytest.raises(BadInput, match=f"{nowhere}: no Ray cluster answers there"):
+                require_place(huge, given)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_placement_that_cannot_be_met_ends_in_bounded_time_and_leaves_nothing() -> None:
@@ -219,10 +247,10 @@ def test_a_placement_that_cannot_be_met_ends_in_bounded_time_and_leaves_nothing(
 def test_a_role_that_uses_the_actors_model_has_nothing_of_its_own_to_offload() -> None:
     (problem,) = problems({"generator": {"together_with": "actor", "offload": True}})
     assert problem == (
-        "--placement generator.offload moves nothing: together with the actor it uses the actor's model; "
+        "--roles.generator.offload moves nothing: together with the actor it uses the actor's model; "
         "offload the actor instead"
     )
     (problem,) = problems({"critic": {"together_with": "actor", "offload": True}}, value_head=True)
-    assert problem.startswith("--placement critic.offload moves nothing")
+    assert problem.startswith("--roles.critic.offload moves nothing")
     apart = hosts_for({"generator": {"offload": True}}, RLHF_PPO)
     assert apart[0] == Host(("generator",), offload=("generator",))

@@ -39,4 +39,35 @@ def derived(config: PPOConfig) -> list[tuple[str, str]]:
         ("minibatch", f"{responses // recipe.minibatches} responses = {responses} / {recipe.minibatches}"),
         ("gradient_steps", f"{recipe.epochs * recipe.minibatches} an iteration, at most"),
         ("roles", "actor, reward, reference" + (", critic" if recipe.trains_value else "; no critic")),
+        *_hosts(config),
     ]
+
+
+def _hosts(config: PPOConfig) -> list[tuple[str, str]]:
+    """Who hosts which role, and what each worker takes."""
+    if config.placement == "in-process":
+        return [("hosts", "this process has every role")]
+    from distrl.machine import resolve_device
+    from distrl.runtime.placement import needed
+
+    hosts = config.hosts(resolve_device(config.device))
+    total = needed(hosts)
+    workers = sum(host.workers for host in hosts)
+    rows = [
+        (
+            "hosts",
+            f"{counted(workers, 'worker')} need {counted(total['CPU'], 'CPU')}, {counted(total['GPU'], 'GPU')}",
+        )
+    ]
+    for host in hosts:
+        each = (
+            f"{counted(host.workers, 'worker')} of {counted(host.cpus, 'CPU')}, {counted(host.gpus, 'GPU')}"
+        )
+        offloaded = f"; offloaded: {', '.join(host.offload)}" if host.offload else ""
+        rows.append((f"  {host.name}", each + offloaded))
+    return rows
+
+
+def counted(number: float, what: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
