@@ -38,7 +38,7 @@ from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.weights import Weights
 from distrl.telemetry import spans
 from distrl.telemetry.spans import TakenWhenSent, span
-from distrl.updates.shares import Share, joined, stops
+from distrl.updates.shares import LARGEST, Share, joined, stops
 
 Role = Literal["actor", "critic", "reward", "reference", "generator"]
 ROLES: tuple[Role, ...] = ("generator", "actor", "critic", "reference", "reward")
@@ -349,9 +349,9 @@ class RoleWorker:
         learner = cast(RoleLearner, self.learner)
         self.learning.close()
         metrics = learner.finish(names, table)
-        if "ratio_deviation" in names and len(table):
-            # before the first step: how far the log-probs of sampling are from those of the update
-            metrics["first_ratio_deviation"] = float(table[0, names.index("ratio_deviation")])
+        if metrics.pop(LARGEST, None) is not None and len(table):
+            # before the first step: how far the log-prob of any token in sampling is from that in the update
+            metrics["first_ratio_deviation"] = float(table[0, names.index(LARGEST)])
         trained = {role: self.weights[role].digest(learner.version) for role in self._trained}
         why = None if self.fault is None else self.fault[1]
         return LearnReport(told | metrics, learner.version, trained, *self.size, os.getpid(), why)

@@ -32,6 +32,7 @@ from distrl.updates.protocol import Index, Rates
 from distrl.updates.torch import Batch, OptimiserGroup, TorchUpdate, to_device
 
 T = TypeVar("T")
+LARGEST = "largest_ratio_deviation"  # joins by maximum; all other metrics are sums
 Sums = tuple[
     dict[str, Tensor], dict[str, list[Tensor]]
 ]  # metrics, and the gradients of each group's parameters
@@ -74,7 +75,9 @@ class Share:
 
     def __add__(self, other: Share) -> Share:
         gradients = {name: flat + other.gradients[name] for name, flat in self.gradients.items()}
-        return Share(self.names, self.metrics + other.metrics, gradients)
+        is_largest = np.array([name == LARGEST for name in self.names])
+        largest = np.maximum(self.metrics, other.metrics)
+        return Share(self.names, np.where(is_largest, largest, self.metrics + other.metrics), gradients)
 
 
 def halves(low: int, high: int) -> tuple[range, range]:
@@ -216,7 +219,7 @@ class SharedUpdate(TorchUpdate):
         return [order[begin : begin + self.micro_batch] for begin in range(0, len(order), self.micro_batch)]
 
     def _piece(self, texts: Texts, columns: Index, rates: Rates, count: Tensor) -> Sums:
-        """Metrics and gradients of one micro-batch. `ratio_deviation` is the mean of |ratio - 1|."""
+        """Metrics and gradients of one micro-batch; of |ratio - 1| its part of the mean, and the largest."""
         with span("learn: rows"):
             rows = texts.take(columns)
         assert rows.valid is not None
@@ -226,7 +229,8 @@ class SharedUpdate(TorchUpdate):
         loss, metrics = self._loss_of(evaluation, rows, rates.clip, count)
         if self.learns_policy:
             off = (torch.exp(evaluation.log_prob.detach() - rows.log_prob) - 1).abs()
-            metrics = metrics | {"ratio_deviation": torch.where(rows.valid, off, 0.0).sum() / count}
+            off = torch.where(rows.valid, off, 0.0)
+            metrics = metrics | {"ratio_deviation": off.sum() / count, LARGEST: off.max()}
         if self.learns_policy and rates.beta:
             loss, metrics = self._with_kl(loss, metrics, evaluation, rows, rates.beta, count)
         every = [parameter for group in self.groups.values() for parameter in group.parameters]
@@ -279,7 +283,10 @@ def stops(recipe: Recipe, names: Sequence[str], rows: NDArray[np.float64]) -> bo
 
 
 def _added(a: Sums, b: Sums) -> Sums:
-    metrics = {name: value + b[0][name] for name, value in a[0].items()}
+    metrics = {
+        name: torch.maximum(value, b[0][name]) if name == LARGEST else value + b[0][name]
+        for name, value in a[0].items()
+    }
     gradients = {
         name: [one.add_(other) for one, other in zip(parts, b[1][name], strict=True)]
         for name, parts in a[1].items()

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distrl.rlhf.recipes import GRPO, ResponseRecipe
 from distrl.rlhf.roles import ROLES, RoleWorker
 from distrl.updates.protocol import Rates
-from distrl.updates.shares import Share, SharedUpdate, Texts, joined, node, tree_sum
+from distrl.updates.shares import LARGEST, Share, SharedUpdate, Texts, joined, node, tree_sum
 from distrl.updates.torch import TorchUpdate
 
 WHOLE = replace(SMALL_PPO, max_grad_norm=None)
@@ -118,6 +118,20 @@ def test_the_gradient_is_the_same_for_any_micro_batch(recipe: ResponseRecipe) ->
             assert np.abs(split.gradients[name] - flat).max() <= 1e-6 * np.abs(flat).max(), (size, name)
 
 
+@pytest.mark.parametrize(("micro_batch", "learners"), [(None, 1), (3, 1), (1, 4)])
+def test_one_token_whose_log_prob_is_off_shows_whole_however_many_share_the_minibatch(
+    micro_batch: int | None, learners: int
+) -> None:
+    worker = begun()
+    update, texts, _ = update_of(worker)
+    update.micro_batch = micro_batch
+    texts.batch.log_prob[0, 11] += 1.0
+    split = shared(worker, np.arange(16), learners)
+    told = dict(zip(split.names, split.metrics.tolist()))
+    assert told[LARGEST] == pytest.approx(1 - np.exp(-1.0), abs=1e-5)
+    assert told["ratio_deviation"] < 0.05, "a mean hides it"
+
+
 def test_a_whole_minibatch_has_the_gradient_of_the_plain_update() -> None:
     worker = begun()
     update, batch, rates = update_of(worker)
@@ -125,7 +139,7 @@ def test_a_whole_minibatch_has_the_gradient_of_the_plain_update() -> None:
     split = shared(worker, index, 1)
     plain = TorchUpdate(update.policy, replace(update.recipe, normalize_advantage=False))
     names, row = plain.optimise(batch.batch, [[index]], replace(rates, learning_rate=0.0))
-    assert set(split.names) - set(names) == {"ratio_deviation"}
+    assert set(split.names) - set(names) == {"ratio_deviation", LARGEST}
     told = dict(zip(split.names, split.metrics))
     np.testing.assert_allclose([told[name] for name in names], row[0, :-1], rtol=1e-5, atol=1e-6)
     for name, group in update.groups.items():
