@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 import distrl
 from tests.rlhf.conftest import SENTENCES, make_model, train_tokenizer
@@ -88,6 +90,22 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 def summary(run_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return found
+
+
+def until(reached: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "it did not come so far"
+        time.sleep(0.02)
+
+
+def same_run(one: Path, other: Path) -> None:
+    assert records(one) == records(other)
+    for name in ("parameters_sha256", "digests", "iterations", "env_steps"):
+        assert summary(one)[name] == summary(other)[name]
+    saved = [load_file(run / "model" / "model.safetensors") for run in (one, other)]
+    assert all((saved[0][name] == saved[1][name]).all() for name in saved[0])
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,11 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
 
 from distrl.checkpoint import latest_checkpoint
 from distrl.errors import BadInput
@@ -22,27 +19,11 @@ from distrl.resolve import ResolvedAs, read_config_as
 from distrl.stages.ppo import PPOStage
 from distrl.stages.ppo_config import PPO
 from distrl.stages.session import run_stage
-from tests.stages.conftest import command, ppo_flags, records, start, summary
+from tests.stages.conftest import command, ppo_flags, records, same_run, start, summary, until
 
 Undisturbed = Callable[..., Path]
 # with the KL controller, adapters and responses ahead in the checkpoint
 AHEAD = ("--overlap", "1", "--importance-cap", "2", "--kl-target", "3", "--lora-rank", "2")
-
-
-def until(reached: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "it did not come so far"
-        time.sleep(0.02)
-
-
-def same_run(one: Path, other: Path) -> None:
-    assert records(one) == records(other)
-    for name in ("parameters_sha256", "digests", "iterations", "env_steps"):
-        assert summary(one)[name] == summary(other)[name]
-    saved = [load_file(run / "model" / "model.safetensors") for run in (one, other)]
-    assert all((saved[0][name] == saved[1][name]).all() for name in saved[0])
 
 
 def test_a_run_leaves_records_checkpoints_a_summary_and_a_model(undisturbed: Undisturbed) -> None:
@@ -189,11 +170,7 @@ def test_a_worker_killed_on_ray_is_replaced_and_the_run_ends_the_same(
     assert process.returncode == 0, said
     assert summary(run)["restarts"] == 1, said
     assert "all roles start anew from iteration" in said
-    one, other = records(run), records(undisturbed())
-    for line in (*one, *other):
-        line.pop("sampling_mismatch", None)
-    assert one == other
-    assert summary(run)["digests"] == summary(undisturbed())["digests"]
+    same_run(run, undisturbed())
 
 
 @pytest.mark.slow
@@ -288,6 +265,21 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     with pytest.raises(BadInput) as error:
         asked(**flags)
     assert message in str(error.value)
+
+
+def test_roles_that_have_no_place_are_refused_before_models_are_read_and_leave_nothing(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    more = ("--model", "nowhere", "--roles.critic.workers", "2", "--roles.critic.gpus", "512")
+    refused = command(workplace, *ppo_flags(tmp_path / "run", *more), status=2).stderr
+    assert "the placement does not fit this machine: 1024 GPUs needed, " in refused
+    lines = [line.split() for line in refused.splitlines()]
+    assert ["critic", "2", "2", "1024"] in lines and ["needed", "5", "5", "1024"] in lines
+    assert "nowhere" not in refused, "no model was looked at"
+    assert not ray.is_initialized() and list(tmp_path.iterdir()) == []
 
 
 def test_a_saved_config_says_whose_it_is(undisturbed: Undisturbed) -> None:
