@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distrl.checkpoint import CheckpointError, write_checkpoint
 from distrl.config import TrainConfig
 from distrl.errors import RunFailed
 from distrl.evaluation import evaluate_policy
@@ -21,7 +18,7 @@ from distrl.runtime.protocol import Runtime
 from distrl.runtime.workers import CollectReport, UpdateReport, WorkSpec, rss_bytes
 from distrl.telemetry import spans
 from distrl.telemetry.console import ConsoleSink
-from distrl.telemetry.metrics import EpisodeWindow, Metrics
+from distrl.telemetry.metrics import Metrics
 from distrl.telemetry.sinks import Sinks
 from distrl.telemetry.spans import SpanTotals, span, time_record
 
@@ -36,19 +33,8 @@ class RunState(CommonState):
     """What a run has counted so far; goes into every checkpoint and comes back on resume."""
 
     episodes: int = 0
-    window: EpisodeWindow = field(default_factory=EpisodeWindow)
-    best_return: float = -math.inf
     reproducibility: str = "exact"
     dropped: int = 0
-
-    def tree(self) -> dict[str, Any]:
-        """State tree for the checkpoint."""
-        return super().tree() | {"window": self.window.state()}
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> RunState:
-        """The state that `tree` was made from."""
-        return super().from_tree({**tree, "window": EpisodeWindow.from_state(tree["window"])})
 
 
 class Run(RunKeeper[RunState]):
@@ -209,15 +195,7 @@ class Run(RunKeeper[RunState]):
 
     def _evaluate_and_keep_best(self) -> dict[str, Any]:
         result = self.evaluate()
-        if result["return_mean"] > self.state.best_return:
-            before, self.state.best_return = self.state.best_return, result["return_mean"]
-            with span("checkpoint"):
-                meta = self.meta | {"evaluation": result}
-                try:
-                    write_checkpoint(self.directory, self.state.iteration, self.trees(), meta, name="best")
-                except CheckpointError as error:
-                    self.state.best_return = before
-                    self.warn(f"{error} (the best checkpoint so far stays)")
+        self.keep_best(result["return_mean"], result)
         return {f"eval/{name}": value for name, value in result.items() if name != "seed"}
 
     # the end
@@ -234,6 +212,5 @@ class Run(RunKeeper[RunState]):
             "episodes": state.episodes,
             "reproducibility": state.reproducibility,
             "evaluation": evaluation,
-            "best_return": state.best_return if math.isfinite(state.best_return) else None,
         }
         return self.write_summary(exit_reason, told | described)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from distrl.checkpoint import CheckpointWriter
+from distrl.checkpoint import CheckpointError, CheckpointWriter, write_checkpoint
 from distrl.interrupts import Interrupts
 from distrl.run_directory import write_json_atomic
 from distrl.telemetry.console import ConsoleSink
+from distrl.telemetry.metrics import EpisodeWindow
 from distrl.telemetry.sinks import Sinks
 from distrl.telemetry.sinks.jsonl import as_json
 from distrl.telemetry.spans import SpanTotals, span
@@ -31,13 +33,16 @@ class CommonState:
     resumes: int = 0
     warnings: list[str] = field(default_factory=list)
     spans: dict[str, SpanTotals] = field(default_factory=dict)
+    window: EpisodeWindow = field(default_factory=EpisodeWindow)
+    best_return: float = -math.inf  # of evaluations
 
     def tree(self) -> dict[str, Any]:
         """State tree for the checkpoint."""
         totals = {
             name: {"ns": dict(total.ns), "counts": dict(total.counts)} for name, total in self.spans.items()
         }
-        return {**vars(self), "warnings": list(self.warnings), "spans": totals}
+        kept = {"warnings": list(self.warnings), "spans": totals, "window": self.window.state()}
+        return {**vars(self), **kept}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Self:
@@ -46,7 +51,8 @@ class CommonState:
             name: SpanTotals(dict(total["ns"]), dict(total["counts"]))
             for name, total in tree["spans"].items()
         }
-        return cls(**{**tree, "warnings": list(tree["warnings"]), "spans": totals})
+        window = EpisodeWindow.from_state(tree["window"]) if "window" in tree else EpisodeWindow()
+        return cls(**{**tree, "warnings": list(tree["warnings"]), "spans": totals, "window": window})
 
 
 class CheckpointRules(Protocol):
@@ -125,6 +131,19 @@ class RunKeeper(ABC, Generic[S]):
             if self.writer.num_failures == 0:
                 self.saved_at = self.state.iteration
 
+    def keep_best(self, found: float | None, evaluation: Mapping[str, Any]) -> None:
+        """Save the last boundary as `best/` where an evaluation found a higher return than all before."""
+        if found is None or not found > self.state.best_return:
+            return
+        before, self.state.best_return = self.state.best_return, found
+        with span("checkpoint"):
+            meta = self.meta | {"evaluation": dict(evaluation)}
+            try:
+                write_checkpoint(self.directory, self.state.iteration, self.trees(), meta, name="best")
+            except CheckpointError as error:
+                self.state.best_return = before
+                self.warn(f"{error} (the best checkpoint so far stays)")
+
     @abstractmethod
     def trees(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -148,6 +167,7 @@ class RunKeeper(ABC, Generic[S]):
             "wall_sec": state.wall_sec,
             "resumes": state.resumes,
             "last_metrics": as_json(self.record),
+            "best_return": state.best_return if math.isfinite(state.best_return) else None,
             "warnings": state.warnings,
             "spans": {name: totals.as_json() for name, totals in sorted(state.spans.items())},
             **told,

@@ -87,6 +87,18 @@ def final_scores(
     return score_N, np.ones(len(score_N), bool)
 
 
+def episodes(responses: Responses, score_N: Floats, recipe: ResponseRecipe) -> tuple[tuple[float, int], ...]:
+    """Return and length of each response that has a score: a response is an episode, an action a step.
+
+    The return is the undiscounted sum of the environment's rewards, the last action's score: without the KL, which is
+    the learner's, and 0 where a response that was cut gets none.
+    """
+    final_N, _ = final_scores(responses, score_N, recipe)
+    returns = np.nan_to_num(final_N).tolist()
+    lengths = responses.num_actions.tolist()
+    return tuple((returns[n], lengths[n]) for n in np.flatnonzero(np.isfinite(score_N)))
+
+
 def summary(responses: Responses, said: Opinions, recipe: ResponseRecipe, beta: float) -> dict[str, float]:
     """Metrics of a batch, before it is learned from. `kl` is in nats a response: the sum over its tokens, the mean of those.
 

@@ -24,7 +24,7 @@ from distrl.learner import Snapshot
 from distrl.policies.lm import LanguagePolicy
 from distrl.policies.protocol import load_parameters
 from distrl.rlhf.devices import make_repeatable
-from distrl.rlhf.experience import Opinions, experience, summary
+from distrl.rlhf.experience import Opinions, episodes, experience, summary
 from distrl.rlhf.fixed import Steps
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.learning import RoleLearner
@@ -91,6 +91,7 @@ class LearnReport:
     num_tokens: int
     pid: int
     fault: str | None = None  # why the first response without a score has none
+    episodes: tuple[tuple[float, int], ...] = ()  # return and length of each response that has one
 
 
 class RoleWorker:
@@ -296,6 +297,7 @@ class RoleWorker:
             )
             trajectory = experience(responses, opinions, recipe, beta)
             self.told = summary(responses, opinions, recipe, beta)
+            self.episodes = episodes(responses, opinions.score, recipe)
             self.size = responses.num_responses, int(responses.valid.sum())
         self.learning = ExitStack()
         self.learning.enter_context(self._turn(*self._trained, learns=True))
@@ -354,7 +356,9 @@ class RoleWorker:
             metrics["first_ratio_deviation"] = float(table[0, names.index(LARGEST)])
         trained = {role: self.weights[role].digest(learner.version) for role in self._trained}
         why = None if self.fault is None else self.fault[1]
-        return LearnReport(told | metrics, learner.version, trained, *self.size, os.getpid(), why)
+        return LearnReport(
+            told | metrics, learner.version, trained, *self.size, os.getpid(), why, self.episodes
+        )
 
     # state
 

@@ -13,7 +13,7 @@ same time where they live apart, and so do actor and critic learn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -279,12 +279,4 @@ def _merged(reports: Sequence[LearnReport]) -> LearnReport:
     critic = reports[1]
     metrics = {**critic.metrics, **first.metrics}
     metrics["skipped_updates"] = max(one.metrics["skipped_updates"] for one in reports)
-    return LearnReport(
-        metrics,
-        first.version,
-        first.digests | critic.digests,
-        first.num_responses,
-        first.num_tokens,
-        first.pid,
-        first.fault,
-    )
+    return replace(first, metrics=metrics, digests=first.digests | critic.digests)

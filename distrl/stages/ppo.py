@@ -198,7 +198,15 @@ class PPOStage:
             self.run.warn(next(told, f"{UNSCORED}; the first: {why}"))
         self.controller = self.controller.after(report.metrics["kl"], report.num_responses)
         self.run.state.beta = self.controller.beta
-        metrics: dict[str, Any] = {name: report.metrics.get(name) for name in KEYS}
+        window = self.run.state.window
+        for episode in report.episodes:
+            window.add(*episode)
+        metrics: dict[str, Any] = {
+            "episodes": len(report.episodes),
+            "episode_return_mean": window.return_mean,
+            "episode_length_mean": window.length_mean,
+        }
+        metrics |= {name: report.metrics.get(name) for name in KEYS}
         metrics |= report.metrics
         metrics["policy_version"] = report.version
         metrics["behaviour_version"] = report.version - 1 - int(report.metrics.get("policy_lag", 0.0))
@@ -208,7 +216,7 @@ class PPOStage:
         self.run.keep(metrics, report.num_tokens, taken, self._evaluate)
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
-        """Greedy responses to held-out prompts, where they are due."""
+        """Greedy responses to held-out prompts, where they are due; the checkpoint with their best score is kept."""
         config, prompts = self.config, self.materials.eval_prompts
         if prompts is None or not config.eval_every or iteration % config.eval_every:
             return {}
@@ -218,6 +226,7 @@ class PPOStage:
             self._evaluator = evaluator_of(config, self.materials, device)
         with self.run.interrupts.at_once():
             told = self._evaluator.evaluate(self.actor()).told
+        self.run.keep_best(told["score_mean"], told)
         return {f"eval/{name}": value for name, value in told.items()}
 
     def actor(self) -> ModelParts:
