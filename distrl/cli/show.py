@@ -16,8 +16,6 @@ PICTURES = {
     "bellman": "a small MDP solved exactly, beside the value that a trained critic learned",
     "tokens": "responses of a language model, token by token: log-probs, KL, reward, value, advantage",
 }
-WANTS_RUN = ("tokens",)  # all others train a small policy where no RUN_DIR is given
-
 SHORT = {
     "gae": "advantages for several lambdas",
     "clip": "PPO's clipped objective",
@@ -33,11 +31,10 @@ def command() -> None:
 
 
 def _picture(name: str, help: str) -> click.Command:
-    wants_run = name in WANTS_RUN
-    small = "" if wants_run else " Trains a small policy where no RUN_DIR is given."
+    whole = f"Draw {help}. Trains a small policy where no RUN_DIR is given."
 
-    @click.command(name, help=f"Draw {help}.{small}", short_help=SHORT[name])
-    @click.argument("run_dir", required=wants_run, type=click.Path(path_type=Path))
+    @click.command(name, help=whole, short_help=SHORT[name])
+    @click.argument("run_dir", required=False, type=click.Path(path_type=Path))
     @click.option(
         "--out",
         type=click.Path(path_type=Path),

@@ -24,6 +24,7 @@ from distrl.rlhf.experience import Opinions, experience
 from distrl.rlhf.opinions import join
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
+from distrl.show import counting
 from distrl.show.style import AMBER, BLUE, GREEN, INK, RED, SOFT, legend_above, page, write_numbers
 
 SHOWN = 3  # responses: the lowest, the middle and the highest score
@@ -48,9 +49,10 @@ class Episode:
 
 
 def show(run_dir: Path | None, out: Path, seed: int, trust_run: bool = False) -> None:
-    """Writes the figure and its numbers for fresh responses of the run's newest checkpoint."""
+    """Writes the figure and its numbers for fresh responses of the run's newest checkpoint, or of a small run's."""
     if run_dir is None:
-        raise BadInput("show tokens wants the RUN_DIR of a `distrl rlhf ppo` run")
+        with counting.run_directory(seed) as small:
+            return show(small, out, seed)
     found, about = look(run_dir, seed, trust_run)
     if not found:
         raise BadInput(
