@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from distrl.checkpoint import latest_checkpoint
+from distrl.checkpoint import Checkpoint, latest_checkpoint
 from distrl.errors import BadInput
+from distrl.evaluation import find_checkpoint
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, check_trust_as, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
@@ -47,6 +48,7 @@ class Asked:
     threads: int | None = None
     reward_timeout_sec: float | None = None
     dtype: Dtype | None = None
+    checkpoint: str = "latest"
 
     def computing(self, config: PPOConfig | None) -> Computing:
         """Where and how it computes: as the run does, but for what is asked for."""
@@ -75,7 +77,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     computing = asked.computing(config)
     device = resolve_device(computing.device)
     torch.set_num_threads(computing.threads)
-    parts, where, checkpoint = _policy(folder, config)
+    parts, where, checkpoint = _policy(folder, config, asked.checkpoint)
     tokenizer = read_tokenizer(where)
     check_vocabulary(tokenizer, parts.config, str(where))
     recipe = config.recipe if config is not None else PPOConfig.model_fields["recipe"].default
@@ -133,8 +135,15 @@ def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
     return config
 
 
-def _policy(folder: Path, config: PPOConfig | None) -> tuple[ModelParts, Path, int | None]:
+def _policy(folder: Path, config: PPOConfig | None, which: str) -> tuple[ModelParts, Path, int | None]:
     """The model, where its tokenizer lies, and the checkpoint that it is from; None where it was saved at the end."""
+    if which != "latest":
+        if config is None:
+            raise BadInput(
+                f"--checkpoint {which}: {folder} is no run of `{PPO.command}`, and only such a run's can be asked; leave "
+                "it out"
+            )
+        return _of_checkpoint(config, find_checkpoint(folder, which))
     saved = (folder / "model" / CONFIG_FILE).is_file()
     if saved and has_ended(folder):  # of a run that goes on since, it is an old one
         return read_causal(folder / "model"), folder / "model", None
@@ -148,9 +157,12 @@ def _policy(folder: Path, config: PPOConfig | None) -> tuple[ModelParts, Path, i
     found = latest_checkpoint(folder / "checkpoints")
     if found is None:
         raise BadInput(f"{folder} has neither a model nor a checkpoint")
-    arrays = found[1].trees["actor"]["parameters"]
-    actor = trained_parts(config, read_causal(config.folder)).with_arrays(arrays)
-    return actor, Path(config.folder), found[1].iteration
+    return _of_checkpoint(config, found[1])
+
+
+def _of_checkpoint(config: PPOConfig, found: Checkpoint) -> tuple[ModelParts, Path, int]:
+    actor = trained_parts(config, read_causal(config.folder)).with_arrays(found.trees["actor"]["parameters"])
+    return actor, Path(config.folder), found.iteration
 
 
 def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Prompt, ...]:

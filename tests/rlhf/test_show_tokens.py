@@ -77,6 +77,15 @@ def test_responses_without_a_score_are_left_out_and_a_kl_in_the_loss_is_said_to_
     assert "minus beta times" in _caption("reward", True)
 
 
+def test_an_earlier_checkpoint_can_be_looked_at(ppo_run: Path, tmp_path: Path) -> None:
+    told = ["show", "tokens", str(ppo_run), "--out", str(tmp_path / "tokens.png")]
+    assert run([*told, "--checkpoint", "0"]) == 0
+    numbers = read_numbers(tmp_path / "tokens.png")
+    assert numbers["iteration"] == 0
+    assert all(abs(kl) < 1e-4 for one in numbers["episodes"] for kl in one["kl"]), "nothing has moved it yet"
+    assert run([*told, "--checkpoint", "best"]) == 2
+
+
 def test_another_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "tokens", str(tmp_path), "--out", str(tmp_path / "tokens.png")]) == 2
     assert "config.json" in capsys.readouterr().err

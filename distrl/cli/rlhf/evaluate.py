@@ -19,6 +19,12 @@ COUNT = click.IntRange(min=1)
 )
 @click.option("--reward-function", multiple=True, metavar="MODULE:NAME", help="a function; may be repeated")
 @click.option("--reference", metavar="FOLDER", help="KL to this model  (default: the run's reference)")
+@click.option(
+    "--checkpoint",
+    default="latest",
+    show_default=True,
+    help="of a run: latest, best or an iteration's number",
+)
 @click.option("--sample", is_flag=True, help="sample responses; the likeliest tokens are the default")
 @click.option("--samples", type=COUNT, default=1, show_default=True, help="responses to each prompt")
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="default: the run's, else 1")
