@@ -46,7 +46,7 @@ def _picture(name: str, help: str) -> click.Command:
         "--seed", type=click.IntRange(min=0), default=1, show_default=True, help="seed of everything"
     )
     @click.option("--trust-run", is_flag=True, help="import code that somebody else's config.json names")
-    def picture(run_dir: Path | None, out: Path, seed: int, trust_run: bool) -> int:
+    def picture(run_dir: Path | None, out: Path, seed: int, trust_run: bool, **more: str) -> int:
         if out.suffix.lower() != ".png":
             raise BadInput(f"--out: must end in .png, got {str(out)!r}; the numbers go beside it as .json")
         if not out.absolute().parent.is_dir():
@@ -54,9 +54,18 @@ def _picture(name: str, help: str) -> click.Command:
         from distrl.preflight import make_current_folder_importable
 
         make_current_folder_importable()
-        importlib.import_module(f"distrl.show.{name}").show(run_dir, out, seed, trust_run)
+        importlib.import_module(f"distrl.show.{name}").show(run_dir, out, seed, trust_run, **more)
         return 0
 
+    if name == "tokens":
+        picture.params.append(
+            click.Option(
+                ["--checkpoint"],
+                default="latest",
+                show_default=True,
+                help="latest, best or an iteration's number",
+            )
+        )
     return picture
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from distrl.checkpoint import latest_checkpoint
 from distrl.errors import BadInput
 from distrl.rlhf.experience import Opinions, experience
 from distrl.rlhf.opinions import join
@@ -48,12 +47,14 @@ class Episode:
     advantage: list[float]
 
 
-def show(run_dir: Path | None, out: Path, seed: int, trust_run: bool = False) -> None:
-    """Writes the figure and its numbers for fresh responses of the run's newest checkpoint, or of a small run's."""
+def show(
+    run_dir: Path | None, out: Path, seed: int, trust_run: bool = False, checkpoint: str = "latest"
+) -> None:
+    """Writes the figure and its numbers for fresh responses of a checkpoint of the run's, or of a small run's."""
     if run_dir is None:
         with counting.run_directory(seed) as small:
             return show(small, out, seed)
-    found, about = look(run_dir, seed, trust_run)
+    found, about = look(run_dir, seed, trust_run, checkpoint)
     if not found:
         raise BadInput(
             f"{run_dir}: none of the responses has a score, so there is nothing that is learned from"
@@ -69,8 +70,11 @@ def show(run_dir: Path | None, out: Path, seed: int, trust_run: bool = False) ->
     print(f"figure   {out}\nnumbers  {numbers}", file=sys.stderr)
 
 
-def look(run_dir: Path, seed: int, trust_run: bool) -> tuple[list[Episode], dict[str, Any]]:
-    """Fresh responses of the newest checkpoint to a batch of the run's prompts, and what they are of."""
+def look(
+    run_dir: Path, seed: int, trust_run: bool, checkpoint: str = "latest"
+) -> tuple[list[Episode], dict[str, Any]]:
+    """Fresh responses of a checkpoint to a batch of the run's prompts, and what they are of."""
+    from distrl.evaluation import find_checkpoint
     from distrl.runtime.placement import hosts_for
     from distrl.stages.look import run_config
     from distrl.stages.materials import read_ppo_materials
@@ -79,10 +83,7 @@ def look(run_dir: Path, seed: int, trust_run: bool) -> tuple[list[Episode], dict
     config = run_config(run_dir, trust_run)
     if config is None:
         raise BadInput(f"{run_dir} is no run of `distrl rlhf ppo`: show tokens wants one")
-    checkpoint = latest_checkpoint(run_dir / "checkpoints")
-    if checkpoint is None:
-        raise BadInput(f"{run_dir} has no checkpoint")
-    trees = checkpoint[1].trees
+    trees = find_checkpoint(run_dir, checkpoint).trees
     in_process = config.model_copy(update={"placement": "in-process", "roles": None, "seed": seed})
     materials = read_ppo_materials(in_process)
     hosts = hosts_for("in-process", config.recipe, config.value_head, 0.0)
