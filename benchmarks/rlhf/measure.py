@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.rlhf import gold
+from distrl.maths.pieces import by_length
 from distrl.maths.random import stream
 from distrl.policies.lm import NO_ACTION, causal_head, trunk_hidden
 from distrl.rlhf.generation import CachedGenerator, respond
-from distrl.rlhf.responses import Responses, chunks
+from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import ModelReward
 
 Floats = NDArray[np.float64]
@@ -81,7 +82,7 @@ class Judge:
         """The reward model's score in deviations of the reference's samples, [N]; 0 without one."""
         if self.reward is None:
             return np.zeros(responses.num_responses)
-        part = self.reward.score(responses, chunks(responses.length, BATCH))
+        part = self.reward.score(responses, by_length(responses.length, BATCH))
         found = np.empty(responses.num_responses)
         found[part.columns] = part.said
         return found
@@ -97,7 +98,7 @@ def kl_per_response(model: nn.Module, reference: nn.Module, responses: Responses
     heads = [causal_head(one) for one in (model, reference)]
     found = np.zeros(responses.num_responses)
     with torch.no_grad():
-        for piece in chunks(responses.length, BATCH):
+        for piece in by_length(responses.length, BATCH):
             some = responses.take(piece)
             valid_NT = torch.from_numpy(some.valid.T.copy())
             position_NT = torch.from_numpy(some.position.T.copy())

@@ -1,37 +1,73 @@
-"""The key-value caches of generation: room for the whole text from the start, so that a step copies nothing."""
+"""The key-value caches of generation, and how prompts come into them.
+
+|. . p p p|r r r r _ _|      a row's keys: padding, prompt, response, room for the rest
+|p p p p p|r r _ _ _ _|      prompts end in one column, so that all rows write in the same one
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, cast
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from distrl.maths.pieces import by_length
+from distrl.policies.lm import core
+from distrl.rlhf.fast_paths import decoding
 
-class RoomyLayer(DynamicLayer):
-    """A layer's keys and values, [N, heads, S, width], as the filled part of arrays that have room for all of S."""
+
+class StoredLayer(DynamicLayer):
+    """A layer's keys and values, [N, heads, room, width] each, in arrays that have their room from the start."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room
-        self.filled = 0
         self.store: list[Tensor] = []
+
+    def clear(self, like: DynamicLayer, num_rows: int) -> None:
+        """Makes room for texts of `num_rows` rows, or wipes what earlier ones left, for keys and values such as those.
+
+        Zeros: what is not written is masked, and 0 times what may lie in memory need not be 0.
+        """
+        if self.store:
+            for store in self.store:
+                store.zero_()
+            return
+        assert like.keys is not None and like.values is not None
+        self.dtype, self.device = like.keys.dtype, like.keys.device
+        self.store = [
+            states.new_zeros((num_rows, states.shape[1], self.room, states.shape[-1]))
+            for states in (like.keys, like.values)
+        ]
+
+    def put(self, part: DynamicLayer, of: Tensor, rows: Tensor, end: int) -> None:
+        """Gives `rows` what `part` holds in its rows `of`, so that it ends in column `end`."""
+        for store, states in zip(self.store, (part.keys, part.values), strict=True):
+            assert states is not None
+            store[rows, :, end - states.shape[2] : end] = states[of]
+
+    def begin(self, filled: int) -> None:
+        """From here on tokens come behind the first `filled` columns."""
+        raise NotImplementedError
+
+
+class RoomyLayer(StoredLayer):
+    """Gives the filled part of its arrays, so that a step copies nothing."""
+
+    filled = 0
+
+    def begin(self, filled: int) -> None:
+        self.filled = filled
+        self.keys, self.values = (store[:, :, :filled] for store in self.store)
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Writes the new tokens' keys and values behind the others, and returns all there are."""
-        if not self.store:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            n, heads = key_states.shape[:2]
-            self.store = [
-                states.new_empty((n, heads, self.room, states.shape[-1]))
-                for states in (key_states, value_states)
-            ]
-            self.is_initialized = True
         end = self.filled + key_states.shape[-2]
         for store, states in zip(self.store, (key_states, value_states), strict=True):
             store[:, :, self.filled : end] = states
@@ -51,62 +87,30 @@ def _moved(store: Tensor, rows: Tensor, filled: int) -> Tensor:
     return kept
 
 
-@dataclass
-class Place:
-    """Where the layers of a `fixed_cache` write: a prompt's keys at the front, a later token's in `column` [1]."""
-
-    column: Tensor
-    prompts: bool = False
-
-    @contextmanager
-    def of_prompts(self, cache: DynamicCache) -> Iterator[None]:
-        """Inside, what comes are prompts: the first of a new text.
-
-        What earlier texts left is wiped: it is masked, and 0 times a NaN among it would be one.
-        """
-        for layer in cast(list[FixedLayer], cache.layers):
-            layer.is_initialized = False
-            for store in layer.store:
-                store.zero_()
-        self.prompts = True
-        try:
-            yield
-        finally:
-            self.prompts = False
-
-
-class FixedLayer(DynamicLayer):
-    """A layer's keys and values, [N, heads, room, width], which stay where they are; all of them are given, written or not.
+class FixedLayer(StoredLayer):
+    """Gives its whole arrays, written or not, which stay where they are; new keys and values go to `column` [1].
 
     Fewer rows than there are may come: they are the first.
     """
 
-    def __init__(self, room: int, place: Place) -> None:
-        super().__init__()
-        self.room = room
-        self.place = place
-        self.store: list[Tensor] = []
+    def __init__(self, room: int, column: Tensor) -> None:
+        super().__init__(room)
+        self.column = column
+
+    def begin(self, filled: int) -> None:
+        self.column.fill_(filled)
+        self.keys, self.values = self.store
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Writes the new tokens' keys and values; returns those of prompts as they came, later the whole room."""
-        given = key_states, value_states
-        n, heads, length = key_states.shape[:3]
-        if not self.store:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            # zeros: what is not written yet is masked, and 0 times what may lie in memory need not be 0
-            self.store = [states.new_zeros((n, heads, self.room, states.shape[-1])) for states in given]
-        self.is_initialized = True
-        if self.place.prompts:
-            for store, states in zip(self.store, given, strict=True):
-                store[:n, :, :length] = states
-            self.keys, self.values = given
-        else:
-            self.keys, self.values = (
-                store[:n].index_copy_(2, self.place.column, states)
-                for store, states in zip(self.store, given, strict=True)
-            )
+        """Writes a new token's keys and values; returns the whole room's."""
+        n = len(key_states)
+        self.keys, self.values = (
+            store[:n].index_copy_(2, self.column, states)
+            for store, states in zip(self.store, (key_states, value_states), strict=True)
+        )
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -115,17 +119,78 @@ class FixedLayer(DynamicLayer):
             store[: len(indices)] = store[indices]
 
 
-def fixed_cache(config: Any, room: int, place: Place) -> DynamicCache | None:
+def fixed_cache(config: Any, room: int, column: Tensor) -> DynamicCache | None:
     """A cache of `FixedLayer`; None where a layer of the model is no plain attention."""
     cache = DynamicCache(config=config)
     if any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
-    cache.layers = [FixedLayer(room, place) for _ in cache.layers]
+    cache.layers = [FixedLayer(room, column) for _ in cache.layers]
     return cache
 
 
 def make_cache(config: Any, room: int) -> DynamicCache:
-    """A cache for a model of this configuration and texts of `room` tokens; what is not plain attention keeps its own layers."""
+    """A cache for a model of this configuration and texts of `room` tokens; transformers' own where a layer is no plain attention."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if all(type(layer) is DynamicLayer for layer in cache.layers):
+        cache.layers = [RoomyLayer(room) for _ in cache.layers]
     return cache
+
+
+def read_prompts(
+    model: nn.Module, prompts: Sequence[Sequence[int]], cache: DynamicCache, fast: bool = True
+) -> Tensor:
+    """Takes prompts into an empty cache, left-padded; returns the hidden state of each one's last token, [N, H].
+
+    A prompt that comes several times is read once, and prompts of about one length go through the model together, so
+    that next to no padding is computed on. A model with layers that are no plain attention reads all rows at once.
+    """
+    longest = max(map(len, prompts))
+    if not all(isinstance(layer, StoredLayer) for layer in cache.layers):
+        return _read(model, prompts, cache, fast)
+    layers = cast(list[StoredLayer], cache.layers)
+    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    number = {prompt: i for i, prompt in enumerate(distinct)}
+    number_N = np.array([number[tuple(prompt)] for prompt in prompts])
+    found: list[tuple[Tensor, Tensor]] = []
+    for piece in by_length(np.array([len(prompt) for prompt in distinct]), len(distinct)):
+        part = DynamicCache(config=cast(Any, core(model)).config)
+        hidden = _read(model, [distinct[i] for i in piece], part, fast)
+        of, rows = (
+            torch.from_numpy(one).to(hidden.device) for one in (piece == number_N[:, None]).T.nonzero()
+        )
+        for layer, own in zip(layers, cast(list[DynamicLayer], part.layers), strict=True):
+            if not found:
+                layer.clear(own, len(prompts))
+            layer.put(own, of, rows, longest)
+        found.append((rows, hidden[of]))
+    for layer in layers:
+        layer.begin(longest)
+    every, last = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return torch.empty_like(last).index_copy_(0, every, last)
+
+
+def _read(model: nn.Module, prompts: Sequence[Sequence[int]], cache: DynamicCache, fast: bool) -> Tensor:
+    """One pass over prompts that are padded to their longest."""
+    own = cast(Any, core(model))
+    length_N = np.array([len(prompt) for prompt in prompts])
+    longest = int(length_N.max())
+    pads_N1 = (longest - length_N)[:, None]
+    text_NS = np.zeros((len(prompts), longest), np.int64)
+    for row, prompt in zip(text_NS, prompts, strict=True):
+        row[longest - len(prompt) :] = prompt
+    place_NS = np.arange(longest) - pads_N1
+    device = next(model.parameters()).device
+    token, position, seen = (
+        torch.from_numpy(array).to(device)
+        for array in (text_NS, place_NS.clip(min=0), (place_NS >= 0).astype(np.int64))
+    )
+    padded = bool(pads_N1.any())
+    with decoding(model, padded, fast):
+        found = own.base_model(
+            inputs_embeds=own.get_input_embeddings()(token),
+            attention_mask=seen if padded else None,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return cast(Tensor, found.last_hidden_state[:, -1])

@@ -21,12 +21,13 @@ import torch
 from numpy.typing import NDArray
 
 from distrl.learner import Learner
+from distrl.maths.pieces import by_length
 from distrl.maths.random import derive_seed, stream
 from distrl.policies.lm import LanguagePolicy
 from distrl.rlhf.models import ModelParts, empty_model, scalar_from
 from distrl.rlhf.opinions import Part, log_probs
 from distrl.rlhf.recipes import RLHF_PPO, ResponseRecipe
-from distrl.rlhf.responses import Responses, chunks
+from distrl.rlhf.responses import Responses
 from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
 
 Float64 = NDArray[np.float64]
@@ -91,7 +92,7 @@ class EnumerableTask:
 
     def log_distribution(self, policy: LanguagePolicy) -> Float64:
         """log pi(x) of every response, [V^L]."""
-        part = log_probs(policy, self.every, chunks(self.every.length, 4096))
+        part = log_probs(policy, self.every, by_length(self.every.length, 4096))
         log_prob = np.empty_like(part.said)
         log_prob[:, part.columns] = part.said
         return log_prob.astype(np.float64).sum(axis=0)

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distrl.policies.lm import core
-from distrl.rlhf.cache import Place, fixed_cache
-from distrl.rlhf.fast_paths import FIXED, attending, decoding
+from distrl.rlhf.cache import fixed_cache, read_prompts
+from distrl.rlhf.fast_paths import FIXED, attending
 
 Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # `distrl.rlhf.generation.Picker`
 LOOK_EVERY = 8  # tokens
@@ -61,7 +61,7 @@ def why_not_fixed(config: Any) -> str | None:
         return "layers that attend within a window"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "attention with a soft cap"
-    if fixed_cache(config, 0, Place(torch.zeros(1, dtype=torch.long))) is None:
+    if fixed_cache(config, 0, torch.zeros(1, dtype=torch.long)) is None:
         return "layers that are no plain attention"
     return None
 
@@ -149,8 +149,8 @@ class _Lane:
         # of all graphs, which run one at a time: what one leaves there, none reads
         self.pool = torch.cuda.graph_pool_handle() if self.steps == "captured" else None
         self.sizes = sizes(num_rows)
-        self.place = Place(torch.zeros(1, dtype=torch.long, device=device))
-        self.cache: Any = fixed_cache(self.config, room, self.place)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)  # where a step writes its keys
+        self.cache: Any = fixed_cache(self.config, room, self.column)
         self.column_S = torch.arange(room, device=device)
         self.ends = torch.tensor(of.end_tokens, dtype=torch.long, device=device)
 
@@ -188,26 +188,15 @@ class _Lane:
         return Said(token_NT, log_prob_NT)
 
     def _begin(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> None:
-        """The prompts, left-padded, through the model; the first token of each row."""
+        """The prompts through the model; the first token of each row."""
         lengths = np.array([len(prompt) for prompt in prompts])
-        longest = int(lengths.max())
-        texts = np.zeros((len(prompts), longest), np.int64)
-        for row, prompt in zip(texts, prompts, strict=True):
-            row[longest - len(prompt) :] = prompt
         self.uniform.copy_(torch.from_numpy(np.ascontiguousarray(uniform_NT)))
         self.position.copy_(torch.from_numpy(lengths))
-        self.pads.copy_(longest - self.position)
+        self.pads.copy_(int(lengths.max()) - self.position)
         torch.arange(len(prompts), out=self.row)
         self.done.zero_()
         self.at.zero_()
-        self.place.column.fill_(longest)
-        token = torch.from_numpy(texts).to(self.token.device)
-        position = (self.column_S[:longest] - self.pads.unsqueeze(1)).clamp(min=0)
-        seen = (self.column_S[:longest] >= self.pads.unsqueeze(1)).long()
-        padded = bool((lengths != longest).any())
-        with self.place.of_prompts(self.cache), decoding(self.model, padded):
-            found = self._forward(token, position, seen if padded else None)
-        self._pick(found, len(prompts))
+        self._pick(read_prompts(self.model, prompts, self.cache), len(prompts))
 
     def _forward(self, token: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         found = self.trunk(
@@ -230,13 +219,13 @@ class _Lane:
 
     def _step(self, n: int) -> None:
         """One more token of the first n rows; nothing in it hangs on the host."""
-        seen = (self.column_S >= self.pads[:n].unsqueeze(1)) & (self.column_S <= self.place.column)
+        seen = (self.column_S >= self.pads[:n].unsqueeze(1)) & (self.column_S <= self.column)
         found = self._forward(
             self.token[:n].unsqueeze(1), self.position[:n].unsqueeze(1), seen[:, None, None]
         )
         self._pick(found, n)
         self.position[:n].add_(1)
-        self.place.column.add_(1)
+        self.column.add_(1)
 
     def _next(self, n: int) -> None:
         if self.steps == "compiled":
@@ -275,7 +264,7 @@ class _Lane:
 
     def _captured(self, n: int) -> torch.cuda.CUDAGraph:
         """The graph of a step. What runs before it is taken back; keys and values that it leaves are written again."""
-        changed = (*self._by_row, self.at, self.place.column)
+        changed = (*self._by_row, self.at, self.column)
         kept = [one.clone() for one in changed]
         before, beside = torch.cuda.current_stream(), torch.cuda.Stream()
         beside.wait_stream(before)

@@ -132,7 +132,7 @@ class CachedGenerator:
 
     def _generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
         limit, device = uniform_NT.shape[1], self.device
-        batch = _Batch.start(prompts, limit, self.model, device)
+        batch = _Batch.start(prompts, limit, self.model, self.fast)
         uniform = torch.from_numpy(np.ascontiguousarray(uniform_NT)).to(device)
         ends = torch.tensor(self.end_tokens, device=device)
         rows = torch.arange(len(prompts), device=device)  # that are still written
@@ -191,25 +191,18 @@ class _Batch:
         self.mask = mask  # [N, room]: True where a key may be seen; None where no prompt is padded
 
     @classmethod
-    def start(
-        cls, prompts: Sequence[Sequence[int]], limit: int, model: nn.Module, device: torch.device
-    ) -> _Batch:
-        """Prompts lie left-padded, so that all rows write in the same column."""
-        from distrl.rlhf.cache import make_cache
+    def start(cls, prompts: Sequence[Sequence[int]], limit: int, model: nn.Module, fast: bool) -> _Batch:
+        """Reads the prompts."""
+        from distrl.rlhf.cache import make_cache, read_prompts
 
         lengths = np.array([len(prompt) for prompt in prompts])
         longest = int(lengths.max())
-        texts = np.zeros((len(prompts), longest), np.int64)
-        for row, prompt in zip(texts, prompts, strict=True):
-            row[longest - len(prompt) :] = prompt
-        seen = np.arange(longest + limit) >= (longest - lengths)[:, None]
-        token, mask, length_N = (torch.from_numpy(array).to(device) for array in (texts, seen, lengths))
-        padded = bool((lengths != longest).any())
-        own = cast(Any, core(model))
-        batch = cls(model, make_cache(own.config, longest + limit), token, length_N, mask if padded else None)
-        position = (torch.arange(longest, device=device) - (longest - length_N).unsqueeze(1)).clamp(min=0)
-        batch._forward(token, position)
-        return batch
+        cache = make_cache(cast(Any, core(model)).config, longest + limit)
+        hidden = read_prompts(model, prompts, cache, fast)
+        length_N = torch.from_numpy(lengths).to(hidden.device)
+        room = torch.arange(longest + limit, device=hidden.device)
+        mask = room >= (longest - length_N).unsqueeze(1) if (lengths != longest).any() else None
+        return cls(model, cache, hidden, length_N, mask)
 
     def _forward(self, token: Tensor, position: Tensor) -> None:
         seen = self.cache.get_seq_length() + token.shape[1]

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distrl.maths.pieces import by_length
 from distrl.policies.lm import LanguagePolicy, ScalarModel
-from distrl.rlhf.responses import Ints, Responses, chunks, share_of
+from distrl.rlhf.responses import Ints, Responses, share_of
 
 Fault = tuple[int, str]  # a column, and why it has no score
 
@@ -36,7 +37,7 @@ class Part:
 
 def pieces(responses: Responses, size: int, share: int, num_shares: int) -> list[Ints]:
     """The columns that one worker looks at, in pieces."""
-    every = chunks(responses.length, size)
+    every = by_length(responses.length, size)
     return [every[i] for i in share_of(len(every), share, num_shares)]
 
 

@@ -139,15 +139,6 @@ class Responses:
         )
 
 
-def chunks(length_N: Ints, size: int) -> list[Ints]:
-    """Columns in pieces of `size`, texts of about one length together, so that little padding is computed on.
-
-    A function of the lengths alone: who computes a piece changes nothing in it.
-    """
-    order = np.argsort(-length_N, kind="stable")
-    return [order[begin : begin + size] for begin in range(0, len(order), size)]
-
-
 def share_of(count: int, share: int, num_shares: int) -> range:
     """Which of `count` pieces one of several workers takes: neighbours, as many as the others to within one."""
     return range(share * count // num_shares, (share + 1) * count // num_shares)

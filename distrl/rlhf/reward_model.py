@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distrl.errors import RunFailed
+from distrl.maths.pieces import by_length
 from distrl.maths.random import derive_seed
 from distrl.policies.lm import ScalarModel
 from distrl.policies.protocol import parameters_and_buffers
@@ -23,7 +24,7 @@ from distrl.rlhf.data import Preference
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import ModelParts, scalar_from, width
 from distrl.rlhf.opinions import scores
-from distrl.rlhf.responses import Ints, Responses, chunks
+from distrl.rlhf.responses import Ints, Responses
 from distrl.rlhf.rewards import ScoreScale
 from distrl.rlhf.training import Trainer, TrainOptions, padded, run
 
@@ -110,7 +111,7 @@ def score_scale(
     """Mean and deviation of a reward model's scores on samples. RunFailed where there is no deviation to divide by."""
     with torch.no_grad():
         said = scores(
-            ScalarModel(parts.build(device)), samples, chunks(samples.length, forward_batch)
+            ScalarModel(parts.build(device)), samples, by_length(samples.length, forward_batch)
         ).said.astype(np.float64)
     mean, deviation = float(said.mean()), float(said.std())
     if not (np.isfinite(mean) and deviation > 1e-8):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distrl.errors import BadInput, RunFailed
+from distrl.maths.pieces import by_length
 from distrl.maths.random import stream
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.options import TrainOptions
@@ -121,9 +122,7 @@ class Trainer:
     def _pieces(self, objective: Objective, rows: Ints) -> list[Ints]:
         """Rows that go through the model together, the longest first."""
         size = self.options.micro_batch or self.options.batch_size
-        length = np.asarray(objective.lengths)[rows]
-        order = rows[np.argsort(-length, kind="stable")]
-        return [order[begin : begin + size] for begin in range(0, len(order), size)]
+        return [rows[piece] for piece in by_length(np.asarray(objective.lengths)[rows], size)]
 
     def _count_skipped(self, skipped: bool) -> None:
         self.skipped += skipped

@@ -198,7 +198,7 @@ def idle_warnings(spec: RoleSpec, hosts: Sequence[Host]) -> list[str]:
         size = spec.micro_batch or per_minibatch
         pieces[role] = (-(-per_minibatch // size), "micro-batches of a minibatch", "--micro-batch")
     return [
-        f"{role} has {host.workers} workers but its work comes in {count} {what}: {host.workers - count} idle; "
+        f"{role} has {host.workers} workers but its work may come in {count} {what}, and {host.workers - count} be idle; "
         f"lower {flag}"
         for host in hosts
         for role in host.roles

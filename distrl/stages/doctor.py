@@ -18,12 +18,13 @@ from torch import nn
 from distrl.doctor import Finding
 from distrl.errors import BadInput, RunFailed
 from distrl.machine import resolve_device
+from distrl.maths.pieces import by_length
 from distrl.policies.lm import LanguagePolicy, core
 from distrl.rlhf.data import DataSet, Prompt, read_prompts
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import Dtype, ModelParts, context_length, read_causal
 from distrl.rlhf.opinions import join, log_probs
-from distrl.rlhf.responses import Responses, chunks
+from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import FunctionReward, check_function
 from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
@@ -99,7 +100,7 @@ def invariants(
     policy: LanguagePolicy, responses: Responses, written_in: Dtype = "float32"
 ) -> Iterator[Finding]:
     """What PPO relies on: the same log-prob however a token's text is computed."""
-    pieces = chunks(responses.length, responses.num_responses)
+    pieces = by_length(responses.length, responses.num_responses)
     again = join([log_probs(policy, responses, pieces)], responses.num_responses)
     valid = responses.valid
     ratio = np.exp(again.astype(np.float64) - responses.log_prob)[valid]
@@ -239,7 +240,7 @@ def _reward(name: str, make: Callable[[], RewardSource], responses: Responses, d
         scorer = make().build(device)
     except (BadInput, RunFailed) as error:
         return Finding("fail", "reward", f"{name}: {error}".replace("\n", "; "))
-    pieces = chunks(responses.length, responses.num_responses)
+    pieces = by_length(responses.length, responses.num_responses)
     began = time.monotonic()
     part = scorer.score(responses, pieces)
     score_N = join([part], responses.num_responses)

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from distrl.maths.kl import kl_per_response
+from distrl.maths.pieces import by_length
 from distrl.maths.random import derive_seed
 from distrl.policies.lm import LanguagePolicy
 from distrl.rlhf.data import Prompt
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import Dtype, ModelParts
 from distrl.rlhf.opinions import Part, join, log_probs
-from distrl.rlhf.responses import Floats, Responses, chunks
+from distrl.rlhf.responses import Floats, Responses
 from distrl.rlhf.scoring import RewardSource, Scorer
 
 
@@ -107,14 +108,14 @@ class Evaluator:
             return None
         if self._scorer is None:
             self._scorer = self.reward.build(self.device)
-        return self._scorer.score(responses, chunks(responses.length, self.batch))
+        return self._scorer.score(responses, by_length(responses.length, self.batch))
 
     def _kl(self, policy: LanguagePolicy, responses: Responses) -> np.ndarray | None:
         if self.reference is None:
             return None
         if self._reference is None:
             self._reference = self._policy(self.reference)
-        pieces = chunks(responses.length, self.batch)
+        pieces = by_length(responses.length, self.batch)
         with torch.no_grad():
             own, theirs = (
                 join([log_probs(one, responses, pieces)], responses.num_responses)

@@ -60,10 +60,10 @@ class PPOConfig(StageConfig):
     num_prompts: Count = Field(64, description="prompts of an iteration")
     generation_batch: Count = Field(64, description="responses that are written together")
     forward_batch: Count = Field(
-        64, description="texts that go through a model together where nothing is learned"
+        64, description="texts at most that go through a model together where nothing is learned"
     )
     micro_batch: Count | None = Field(
-        None, description="texts that go through it together where it learns; default: a minibatch"
+        None, description="texts at most that go through it together where it learns; default: a minibatch"
     )
     critic_rate: Annotated[float, Field(gt=0)] = Field(
         1.0, description="the critic's learning rate as a multiple of the actor's"

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distrl.maths import losses
+from distrl.maths.pieces import by_length
 from distrl.policies.lm import NO_ACTION
 from distrl.policies.protocol import Evaluation
 from distrl.recipes import Recipe
@@ -110,8 +111,8 @@ class SharedUpdate(TorchUpdate):
     """`Update` by groups and micro-batches of columns; alone, or as one of several learners by `gradient` and `step`.
 
     The policy says by `optimiser_groups()` which parameters step together; without an actor the policy's loss is left
-    out, without a critic the value's. Advantages come normalised. `micro_batch` columns go through the models at a
-    time (default: a minibatch); `rate_factors` multiply a group's learning rate.
+    out, without a critic the value's. Advantages come normalised. `micro_batch` columns at most go through the models
+    at a time (default: a minibatch), fewer where that saves padding; `rate_factors` multiply a group's learning rate.
     """
 
     def __init__(
@@ -213,10 +214,7 @@ class SharedUpdate(TorchUpdate):
 
     def pieces(self, length_N: NDArray[np.int64], index: Index) -> list[Index]:
         """Micro-batches of the columns `index`, texts of about one length together."""
-        if self.micro_batch is None:
-            return [index]
-        order = index[np.argsort(-length_N[index], kind="stable")]
-        return [order[begin : begin + self.micro_batch] for begin in range(0, len(order), self.micro_batch)]
+        return [index[piece] for piece in by_length(length_N[index], self.micro_batch or len(index))]
 
     def _piece(self, texts: Texts, columns: Index, rates: Rates, count: Tensor) -> Sums:
         """Metrics and gradients of one micro-batch; of |ratio - 1| its part of the mean, and the largest."""

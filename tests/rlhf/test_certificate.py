@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from distrl.maths.pieces import by_length
 from distrl.policies.lm import LanguagePolicy
 from distrl.rlhf.certificate import (
     CERTIFICATE_PPO,
@@ -21,7 +22,6 @@ from distrl.rlhf.certificate import (
     stand,
     step,
 )
-from distrl.rlhf.responses import chunks
 from tests import reference
 from tests.rlhf.small_models import own_logits
 
@@ -90,7 +90,7 @@ def test_at_the_optimum_reward_less_beta_times_the_log_ratio_is_the_same_for_eve
 def test_the_task_s_scorer_finds_every_response_in_its_table():
     task = small()
     scorer = TableReward(tuple(task.reward.tolist()), 5).build("cpu")
-    pieces = chunks(task.every.length, 7)
+    pieces = by_length(task.every.length, 7)
     part = scorer.score(task.every, pieces)
     np.testing.assert_allclose(part.said, task.reward[part.columns], rtol=1e-6)
     assert len(part.columns) == 125

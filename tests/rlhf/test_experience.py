@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from distrl.learner import Learner, digest
+from distrl.maths.pieces import by_length
 from distrl.policies.lm import NO_ACTION, LanguagePolicy, ScalarModel
 from distrl.policies.protocol import parameters_and_buffers
 from distrl.rlhf.experience import Opinions, experience, summary
 from distrl.rlhf.opinions import Part
 from distrl.rlhf.recipes import GRPO, RLHF_PPO
-from distrl.rlhf.responses import Responses, chunks, share_of
+from distrl.rlhf.responses import Responses, share_of
 from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
 from distrl.trajectory import Trajectory
 from distrl.updates.shares import SharedUpdate, joined
@@ -174,7 +175,7 @@ def test_a_text_without_a_prompt_or_without_a_decision_is_refused(prompt, own):
 
 def test_pieces_hold_every_text_once_the_long_ones_together_and_workers_take_neighbours():
     length = texts(lengths=LENGTHS).length
-    every = chunks(length, 3)
+    every = by_length(length, 3)
     assert sorted(np.concatenate(every).tolist()) == list(range(8))
     assert [sorted(length[piece].tolist(), reverse=True) for piece in every] == [[8, 8, 6], [5, 5, 4], [3, 2]]
     for workers in (1, 2, 3, 5):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from distrl.maths.pieces import by_length
 from distrl.policies.lm import core
 from distrl.rlhf.generation import CachedGenerator, pick, respond, uniforms
 from distrl.rlhf.opinions import log_probs
-from distrl.rlhf.responses import chunks
 from tests import reference
 from tests.rlhf.small_models import FAMILIES, VOCABULARY, causal, own_logits, policy_of
 
@@ -57,7 +57,7 @@ def test_log_probs_of_sampling_are_those_of_a_full_forward_at_the_temperature(fa
     generator = CachedGenerator(parts.build(), ends, temperature)
     responses = respond(generator, PROMPTS, range(len(PROMPTS)), 0, 0, range(len(PROMPTS)), LIMIT, 7)
     assert responses.version == 7 and len(set(responses.num_actions)) > 1
-    part = log_probs(policy_of(parts, temperature), responses, chunks(responses.length, 8))
+    part = log_probs(policy_of(parts, temperature), responses, by_length(responses.length, 8))
     said = np.empty_like(part.said)
     said[:, part.columns] = part.said
     ratio = np.exp(said - responses.log_prob)[responses.valid]

@@ -12,11 +12,12 @@ import torch
 
 from distrl.errors import RunFailed
 from distrl.learner import digest
+from distrl.maths.pieces import by_length
 from distrl.policies.lm import core
 from distrl.policies.protocol import parameters_and_buffers
 from distrl.rlhf.data import Preference
 from distrl.rlhf.models import LoraOptions, ModelParts, new_causal, read_causal, with_lora
-from distrl.rlhf.responses import Responses, chunks
+from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_model import (
     Comparison,
     accuracy_error,
@@ -152,7 +153,7 @@ def test_scores_are_normalised_on_samples_and_stay_so_in_the_folder(tmp_path: Pa
     assert scale.deviation == pytest.approx(np.std(raw), rel=1e-4)
     assert scale.num_samples == 24
     save_reward(parts, scale, tmp_path)
-    said = read_reward(tmp_path).build("cpu").score(some, chunks(some.length, 7)).said
+    said = read_reward(tmp_path).build("cpu").score(some, by_length(some.length, 7)).said
     assert np.mean(said) == pytest.approx(0.0, abs=1e-5)
     assert np.std(said) == pytest.approx(1.0, abs=1e-4)
 

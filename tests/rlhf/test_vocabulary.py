@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from distrl.maths.pieces import by_length
 from distrl.policies.lm import LanguagePolicy, causal_head
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import ModelParts
 from distrl.rlhf.opinions import join, log_probs
-from distrl.rlhf.responses import chunks
 from tests.rlhf.small_models import VOCABULARY, causal, own_logits, text_of
 
 PROMPTS = [[3, 1, 4], [1], [5, 2, 6, 5], [3, 5]] * 4
@@ -42,7 +42,7 @@ def test_log_probs_are_over_the_tokenizers_ids_alone_and_those_of_sampling(famil
     policy = LanguagePolicy(parts.build(), None, 0.7, VOCABULARY)
     generator = CachedGenerator(policy.actor, (), 0.7, vocabulary=VOCABULARY)  # type: ignore[arg-type]
     responses = respond(generator, PROMPTS, rows, 0, 0, rows, 5, 0)
-    again = join([log_probs(policy, responses, chunks(responses.length, 4))], len(PROMPTS))
+    again = join([log_probs(policy, responses, by_length(responses.length, 4))], len(PROMPTS))
     assert np.abs(again - responses.log_prob)[responses.valid].max() < 1e-5
     logits = torch.from_numpy(own_logits(parts, text_of(responses, 0)))[:, :VOCABULARY] / 0.7
     own = torch.log_softmax(logits, -1).numpy()

@@ -159,8 +159,8 @@ def test_workers_that_will_have_nothing_to_do_are_told_of() -> None:
     )
     told = idle_warnings(spec(), hosts)
     assert told == [
-        "critic has 8 workers but its work comes in 4 micro-batches of a minibatch: 4 idle; lower --micro-batch",
-        "reward has 5 workers but its work comes in 4 forward batches: 1 idle; lower --forward-batch",
+        "critic has 8 workers but its work may come in 4 micro-batches of a minibatch, and 4 be idle; lower --micro-batch",
+        "reward has 5 workers but its work may come in 4 forward batches, and 1 be idle; lower --forward-batch",
     ]
     assert len(idle_warnings(spec(micro_batch=None), hosts)) == 3
 
