@@ -157,6 +157,8 @@ def floor(algo: str, options: argparse.Namespace) -> dict[str, float]:
     generator = generator_of(actor, options)
     uniform = uniforms(1, 0, range(RESPONSES), NEW)
     ids = torch.randint(0, 500, (RESPONSES, 16 + NEW))
+    if algo == "grpo":  # a group answers one prompt, which is read once
+        ids[:, :16] = ids[::GROUP, :16].repeat_interleave(GROUP, dim=0)
     learners = (actor, critic) if algo == "ppo" else (actor,)
     adams = {id(one): torch.optim.Adam(one.parameters(), lr=1e-6, eps=1e-5, fused=True) for one in learners}
 
