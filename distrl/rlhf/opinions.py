@@ -27,12 +27,14 @@ Fault = tuple[int, str]  # a column, and why it has no score
 class Part:
     """What one worker said of some columns; `said` is [..., n] in their order.
 
-    `fault`: the first of its columns that a reward has no score for, and why.
+    `fault`: the first of its columns that a reward has no score for, and why. `timeouts`: calls of a reward function that
+    gave no answer in time.
     """
 
     columns: Ints
     said: NDArray[Any]
     fault: Fault | None = None
+    timeouts: int = 0
 
 
 def pieces(responses: Responses, size: int, share: int, num_shares: int) -> list[Ints]:

@@ -42,6 +42,7 @@ class Fault:
     """Why a call gave no score."""
 
     cause: str
+    timed_out: bool = False
 
 
 class FunctionProcess:
@@ -71,7 +72,7 @@ class FunctionProcess:
             return Fault(f"the process {_ending(status)}")
         if answer is None:
             self._restart()
-            return Fault(f"no answer within {self.timeout_sec:g} s")
+            return Fault(f"no answer within {self.timeout_sec:g} s", timed_out=True)
         return Fault(answer["fault"]) if "fault" in answer else float(answer["score"])
 
     def close(self) -> None:

@@ -105,13 +105,15 @@ class FunctionReward:
 
     It gets the fields that it has parameters for, or all if it takes **fields. A call that raises, takes longer than
     `timeout_sec`, ends the process, or gives no finite number masks its response alone: how many may is for those to
-    say who see the whole batch. `prompts` are the run's, by number.
+    say who see the whole batch. Once more than `max_timeouts` calls for a batch have timed out, the whole batch is lost
+    whoever has the others: the rest is not called, and counts as unanswered. `prompts` are the run's, by number.
     """
 
     function: str
     prompts: tuple[Prompt, ...]
     tokenizer: Any
     timeout_sec: float = 10.0
+    max_timeouts: int | None = None
 
     def build(self, device: str) -> Scorer:
         """On a worker: starts the function's process. BadInput where the function cannot be loaded."""
@@ -127,15 +129,19 @@ class FunctionScorer:
 
     def score(self, responses: Responses, columns: Columns) -> Part:
         mine = np.concatenate([np.zeros(0, np.int64), *columns])
-        found = [self._call(responses, int(column)) for column in mine]
-        said = [np.nan if isinstance(one, Fault) else one for one in found]
-        name = f"reward function {self.source.function}"
-        faults = [
-            (int(column), f"{name}: {one.cause}")
-            for column, one in zip(mine, found, strict=True)
-            if isinstance(one, Fault)
-        ]
-        return Part(mine, np.array(said, np.float32), min(faults, default=None))
+        said = np.full(len(mine), np.nan, np.float32)
+        faults, timeouts, most = [], 0, self.source.max_timeouts
+        for i, column in enumerate(mine.tolist()):
+            found = self._call(responses, column)
+            if not isinstance(found, Fault):
+                said[i] = found
+                continue
+            faults.append((column, f"reward function {self.source.function}: {found.cause}"))
+            timeouts += found.timed_out
+            if most is not None and timeouts > most:
+                faults += [(rest, faults[-1][1]) for rest in mine[i + 1 :].tolist()]
+                break
+        return Part(mine, said, min(faults, default=None), timeouts)
 
     def _call(self, responses: Responses, column: int) -> float | Fault:
         prompt = self.source.prompts[int(responses.prompt[column])]
@@ -205,7 +211,8 @@ class _WeightedScorer:
             parts[0][1].columns, np.asarray(total), "the weighted sum of its rewards is not finite in float32"
         )
         # where a column has no score from one of them, that one's cause is told
-        return replace(whole, fault=first_fault([*(part for _, part in parts), whole]))
+        timeouts = sum(part.timeouts for _, part in parts)
+        return replace(whole, fault=first_fault([*(part for _, part in parts), whole]), timeouts=timeouts)
 
 
 def _as_float32(columns: NDArray[np.int64], score: NDArray[np.float64], why: str) -> Part:

@@ -290,13 +290,15 @@ class RoleWorker:
             given = iter(parts)
             said = {name: [next(given) for _ in range(count)] for name, count in layout}
             responses = Responses.concatenate([one for part in said.pop("written") for one in part])
-            self.fault = first_fault(said["reward"])
+            fault = first_fault(said["reward"])
+            self.why = None if fault is None else fault[1]
             columns = {name: join(told, responses.num_responses) for name, told in said.items()}
             opinions = Opinions(
                 columns.get("actor"), columns["reference"], columns["reward"], columns.get("critic")
             )
             trajectory = experience(responses, opinions, recipe, beta)
             self.told = summary(responses, opinions, recipe, beta)
+            self.told["reward_timeouts"] = float(sum(part.timeouts for part in said["reward"]))
             self.episodes = episodes(responses, opinions.score, recipe)
             self.size = responses.num_responses, int(responses.valid.sum())
         self.learning = ExitStack()
@@ -355,10 +357,8 @@ class RoleWorker:
             # before the first step: how far the log-prob of any token in sampling is from that in the update
             metrics["first_ratio_deviation"] = float(table[0, names.index(LARGEST)])
         trained = {role: self.weights[role].digest(learner.version) for role in self._trained}
-        why = None if self.fault is None else self.fault[1]
-        return LearnReport(
-            told | metrics, learner.version, trained, *self.size, os.getpid(), why, self.episodes
-        )
+        told = told | metrics
+        return LearnReport(told, learner.version, trained, *self.size, os.getpid(), self.why, self.episodes)
 
     # state
 

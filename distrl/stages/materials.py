@@ -130,7 +130,7 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
         if note
     ]
     functions = [
-        FunctionReward(function, prompts.rows, tokenizer, config.reward_timeout_sec)
+        FunctionReward(function, prompts.rows, tokenizer, config.reward_timeout_sec, config.max_timeouts)
         for function in config.reward_function
     ]
     ends = end_tokens(tokenizer, models["actor"].generation)

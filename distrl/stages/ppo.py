@@ -187,6 +187,8 @@ class PPOStage:
         """An iteration is whole."""
         self.digests = report.digests
         unscored, why = report.metrics.get("unscored", 0.0), report.fault or "its reward does not say why"
+        if report.metrics["reward_timeouts"] > self.config.max_timeouts:
+            raise RunFailed(self._too_many_timeouts(report.num_responses, why))
         if unscored > self.config.max_unscored * report.num_responses:
             raise RunFailed(
                 f"{unscored:.0f} of {report.num_responses} responses have no score, more than --max-unscored "
@@ -214,6 +216,15 @@ class PPOStage:
         taken = self._roles.take_spans()
         self._asked = asked, perf_counter_ns()
         self.run.keep(metrics, report.num_tokens, taken, self._evaluate)
+
+    def _too_many_timeouts(self, num_responses: int, why: str) -> str:
+        """Without their number: that depends on who called, since who has seen too many calls no more."""
+        config = self.config
+        return (
+            f"more than {config.max_timeouts} calls of a reward function for {num_responses} responses gave no answer within "
+            f"--reward-timeout-sec {config.reward_timeout_sec:g}, as many as --max-unscored {config.max_unscored:g} and "
+            f"--role-timeout-sec {config.role_timeout_sec:g} leave room for; the first: {why}"
+        )
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
         """Greedy responses to held-out prompts, where they are due; the checkpoint with their best score is kept."""

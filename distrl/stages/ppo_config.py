@@ -12,6 +12,7 @@ from distrl.config import Count, CountOrZero
 from distrl.errors import BadInput
 from distrl.fields import Schema
 from distrl.rlhf.recipes import RECIPES, RLHF_PPO, ResponseRecipe
+from distrl.stages import reward_time
 from distrl.stages.config import FIXED, KEPT, StageConfig, needed, no_clashes
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class PPOConfig(StageConfig):
         (), description="of the models, then of the functions, in the order given; default: 1 each"
     )
     reward_timeout_sec: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="a call of a reward function may take this long"
+        60.0,
+        description="a call of a reward function may take this long; no more may hang than --max-unscored and "
+        "--role-timeout-sec leave room for",
     )
     max_unscored: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of a batch that may be left without a score"
@@ -152,12 +155,18 @@ class PPOConfig(StageConfig):
         """Of an iteration."""
         return self.num_prompts * self.recipe.group_size
 
+    @property
+    def max_timeouts(self) -> int:
+        """Calls of reward functions for an iteration that may give no answer in time; one more ends the run."""
+        return reward_time.max_timeouts(self)
+
 
 def clashes(config: PPOConfig) -> list[Clash]:
     """Every rule between fields that `config` breaks."""
     return [
         *_given(config),
         *_rewards(config),
+        *reward_time.clashes(config),
         *_critic(config),
         *_batch(config),
         *_algorithm(config),

@@ -136,11 +136,34 @@ def test_a_call_without_a_number_masks_its_response_alone(fault: str, tokenizer:
 def test_a_call_that_takes_too_long_is_ended_with_all_it_started(hang: str, tokenizer: Any) -> None:
     process = FunctionProcess(f"{HERE}:obeys", timeout_sec=2.0)
     first = process.child
-    assert process.call("", hang, {}) == Fault("no answer within 2 s")
+    assert process.call("", hang, {}) == Fault("no answer within 2 s", timed_out=True)
     assert first.returncode == -signal.SIGKILL
     assert not alive_in_group(first.pid)
     assert process.call("", "good", {}) == 1.0, "another took its place"
     process.close()
+
+
+def test_who_has_met_too_many_timeouts_calls_no_more_and_others_count_their_own(tokenizer: Any) -> None:
+    texts = ["good", "hang", "raise", "hang", "good", "good"]
+    prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
+    responses = answered(tokenizer, prompts, texts)
+    source = FunctionReward(f"{HERE}:obeys", prompts, tokenizer, timeout_sec=2.0, max_timeouts=1)
+    nan, hung = np.nan, f"reward function {HERE}:obeys: no answer within 2 s"
+    alone = source.build("cpu").score(responses, every(responses))
+    np.testing.assert_array_equal(alone.said, [1, nan, nan, nan, nan, nan])
+    assert (alone.timeouts, alone.fault) == (2, (1, hung))
+    summed = Weighted(((1.0, source), (1.0, FunctionReward(f"{HERE}:letters", prompts, tokenizer)))).build(
+        "cpu"
+    )
+    backwards = summed.score(responses, [np.array([5, 3, 1, 0])])
+    assert (backwards.timeouts, backwards.fault) == (2, (0, hung)), "a response that was not called for, too"
+    two = [Weighted(((1.0, source),)).build("cpu") for _ in range(2)]
+    shares = [
+        one.score(responses, [np.array(mine)]) for one, mine in zip(two, ([0, 1, 2], [3, 4, 5]), strict=True)
+    ]
+    np.testing.assert_array_equal(np.concatenate([one.said for one in shares]), [1, nan, nan, nan, 1, 1])
+    assert [one.timeouts for one in shares] == [1, 1], "the same 2 for whoever sees all"
+    assert first_fault(shares) == (1, hung)
 
 
 def test_a_process_that_was_killed_between_calls_costs_no_response() -> None:

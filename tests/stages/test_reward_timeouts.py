@@ -1,0 +1,113 @@
+"""A reward function that hangs ends a run in bounded time with one and the same error, wherever roles live."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distrl.errors import BadInput
+from distrl.resolve import resolve_as
+from distrl.stages.ppo_config import PPO, PPOConfig
+from tests.stages.conftest import command, ppo_flags, records, start, summary
+
+Undisturbed = Callable[..., Path]
+# of the 8 responses 2 may lack a score
+FLAGS = ("--reward-function", "hangs:score", "--reward-timeout-sec", "1", "--max-unscored", "0.25")
+TOLD = (
+    "more than 2 calls of a reward function for 8 responses gave no answer within --reward-timeout-sec 1, as many as "
+    "--max-unscored 0.25 and --role-timeout-sec 600 leave room for; the first: reward function hangs:score: no answer "
+    "within 1 s"
+)
+HANGS = """
+import time
+from pathlib import Path
+
+def score(prompt, response):
+    with open(Path(__file__).with_name("calls"), "a") as file:
+        file.write("called\\n")
+    time.sleep(1000)
+
+def at_times(prompt, response):
+    if len(response) % 5 == 0:
+        time.sleep(1000)
+    return 1.0
+"""
+
+
+def calls(place: Path) -> int:
+    """Since the last look."""
+    found = (place / "calls").read_text().count("called")
+    (place / "calls").unlink()
+    return found
+
+
+def test_a_function_that_hangs_is_called_no_more_often_than_the_batch_may_lose_and_ends_the_run(
+    workplace: Path, tmp_path: Path
+) -> None:
+    (workplace / "hangs.py").write_text(HANGS)
+    run = tmp_path / "run"
+    failed = command(workplace, *ppo_flags(run, *FLAGS), status=1)
+    assert TOLD in failed.stderr and TOLD in summary(run)["exit_reason"]
+    assert calls(workplace) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_on_ray_it_ends_with_the_same_error_and_no_worker_counts_as_lost(
+    workers: int, workplace: Path, tmp_path: Path
+) -> None:
+    (workplace / "hangs.py").write_text(HANGS)
+    run = tmp_path / "run"
+    more = ("--placement", "separate", "--roles.reward.workers", str(workers), "--forward-batch", "4")
+    with tempfile.TemporaryDirectory(prefix="dr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        process = start(workplace, *ppo_flags(run, *FLAGS, *more), RAY_TMPDIR=folder)
+        _, said = process.communicate(timeout=240)
+    assert process.returncode == 1, said
+    assert TOLD in said and TOLD in summary(run)["exit_reason"]
+    assert summary(run)["restarts"] == 0 and "is lost" not in said
+    assert 3 <= calls(workplace) <= 3 * workers
+
+
+def test_calls_that_hang_now_and_then_are_left_out_and_counted(workplace: Path, tmp_path: Path) -> None:
+    (workplace / "hangs.py").write_text(HANGS)
+    run = tmp_path / "run"
+    more = ("--reward-function", "hangs:at_times", "--reward-timeout-sec", "1", "--max-unscored", "1")
+    command(workplace, *ppo_flags(run, *more, "--iterations", "1"))
+    (line,) = records(run)
+    assert 0 < line["reward_timeouts"] == line["unscored"] < 8
+    assert line["episodes"] == 8 - line["unscored"]
+
+
+def config(**fields: object) -> PPOConfig:
+    given = {"model": "m", "prompts": "p", "reward_function": "my:score", **fields}
+    return resolve_as(PPO, given).config
+
+
+def test_as_many_calls_may_hang_as_may_lack_a_score_and_as_fit_into_what_a_role_has_for_an_answer() -> None:
+    assert config(num_prompts=8, max_unscored=0.25).max_timeouts == 2
+    # 0.8 x 600 s / (60 + 5) s = 7 calls, and the last ends the run
+    assert config(num_prompts=64).max_timeouts == 6
+    assert config(num_prompts=64, algo="grpo").max_timeouts == 6
+    assert config(num_prompts=64, reward_function="my:score,my:other").max_timeouts == 2
+    assert config(num_prompts=64, role_timeout_sec=6000.0).max_timeouts == 32
+    assert config(num_prompts=64, reward_timeout_sec=300.0).max_timeouts == 0
+    for some in (config(), config(algo="grpo"), config(reward_timeout_sec=400.0)):
+        # whoever makes all calls has the answer before it counts as lost
+        assert (some.max_timeouts + 1) * (some.reward_timeout_sec + 5) <= 0.8 * some.role_timeout_sec
+
+
+def test_a_timeout_of_calls_above_that_of_a_role_is_refused_with_the_arithmetic() -> None:
+    with pytest.raises(BadInput) as error:
+        config(reward_timeout_sec=500.0)
+    assert error.value.problems == [
+        "--reward-timeout-sec 500: a call that hangs takes (500 + 5 for a new process) = 505 s, of 0.8 x "
+        "--role-timeout-sec 600 = 480 s in which a reward must answer; lower it, or use --role-timeout-sec 632",
+    ]
+    assert config(reward_timeout_sec=500.0, role_timeout_sec=632.0).max_timeouts == 0
+    without = {"reward_function": (), "reward": "folder"}
+    assert config(reward_timeout_sec=500.0, **without).reward_timeout_sec == 500
