@@ -34,7 +34,12 @@ class Written:
 
 
 class Generator(Protocol):
-    """What RLHF asks of whoever samples. One's own, an inference server say, needs this method alone."""
+    """What RLHF asks of whoever samples. One's own, an inference server say, needs this method alone.
+
+    `RoleSpec.generator` makes it, of the model that it is to write with: whose parameters are changed in place after an
+    update, while no call is under way. With log-probs that differ from the learner's in more than rounding, ask for
+    `exact_ratio`.
+    """
 
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
         """One answer to each prompt; token t of row n is the one that `uniform_NT[n, t]` picks.

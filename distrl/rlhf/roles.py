@@ -10,7 +10,7 @@ which worker has which share changes no bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -26,7 +26,7 @@ from distrl.policies.protocol import load_parameters
 from distrl.rlhf.devices import make_repeatable
 from distrl.rlhf.experience import Opinions, episodes, experience, summary
 from distrl.rlhf.fixed import Steps
-from distrl.rlhf.generation import CachedGenerator, respond
+from distrl.rlhf.generation import CachedGenerator, Generator, respond
 from distrl.rlhf.learning import RoleLearner
 from distrl.rlhf.models import Dtype, ModelParts, torch_dtype
 from distrl.rlhf.offload import Held, Turns
@@ -64,6 +64,9 @@ class RoleSpec:
     micro_batch: int | None = None  # texts that go through it together where something is
     fast_paths: bool = True  # `distrl.rlhf.fast_paths`
     generation: Steps = "plain"
+    generator: Callable[[nn.Module, RoleSpec], Generator] | None = (
+        None  # makes one's own; a module's function
+    )
     dtype: Dtype = "float32"  # of what does not learn: the reference, and the generator's copy of the actor
     threads: int = 1
     devices: dict[str, str] = field(default_factory=dict)
@@ -133,7 +136,8 @@ class RoleWorker:
         if "generator" in roles:
             own, parts = self._own_writer(), replace(models["actor"], dtype=spec.dtype)
             self.writer = own if own is not None else parts.build(spec.device("generator"))
-            self.generator = CachedGenerator(
+            own_generator = spec.generator(self.writer, spec) if spec.generator is not None else None
+            self.generator: Generator = own_generator or CachedGenerator(
                 self.writer,
                 spec.end_tokens,
                 spec.recipe.temperature,
@@ -219,8 +223,8 @@ class RoleWorker:
                         spec.seed, iteration, rows, spec.recipe.max_response, self.written_by,
                     )
                 )  # fmt: skip
-            if self._owner("generator") in self.turns.offloaded:
-                self.generator.rest()
+            if self._owner("generator") in self.turns.offloaded and self.spec.generator is None:
+                cast(CachedGenerator, self.generator).rest()
         return written
 
     def load_writer(self, snapshot: Snapshot | None) -> tuple[int, str]:

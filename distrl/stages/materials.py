@@ -32,6 +32,7 @@ from distrl.rlhf.rewards import (
     function_file,
     read_reward,
 )
+from distrl.rlhf.sampling import left_out
 from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.tokenizers import (
     check_same_tokenizer,
@@ -126,7 +127,12 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
     problems.stop()
     notes = [
         note
-        for note in (prompts.note(), eval_prompts and eval_prompts.note(), padding_note(tokenizer))
+        for note in (
+            prompts.note(),
+            eval_prompts and eval_prompts.note(),
+            padding_note(tokenizer),
+            left_out(models["actor"].generation.to_dict(), config.recipe.temperature),
+        )
         if note
     ]
     functions = [

@@ -52,6 +52,11 @@ def test_an_algorithm_is_its_preset_and_a_flag_wins_over_it(algo: str) -> None:
     assert found.sources["beta"] == "flag"
 
 
+@pytest.mark.parametrize("name", ["top-p", "top-k", "min-p", "repetition-penalty"])
+def test_sampling_from_another_policy_than_the_one_that_is_trained_is_no_option(name: str) -> None:
+    assert f"--{name}: no such option" in problems(PPO, **NEEDED, **{name: 0.9})[0]
+
+
 @pytest.mark.parametrize("name", ["num-envs", "num-steps", "collects", "baseline"])
 def test_what_means_nothing_for_responses_is_no_flag(name: str) -> None:
     assert f"--{name}: no such option" in problems(PPO, **NEEDED, **{name: 1})[0]

@@ -40,7 +40,16 @@ def derived(config: PPOConfig) -> list[tuple[str, str]]:
         ("gradient_steps", f"{recipe.epochs * recipe.minibatches} an iteration, at most"),
         ("roles", "actor, reward, reference" + (", critic" if recipe.trains_value else "; no critic")),
         *_hosts(config),
+        *_sampling(config),
     ]
+
+
+def _sampling(config: PPOConfig) -> list[tuple[str, str]]:
+    """What the model's folder asks of sampling, where that is not followed."""
+    from distrl.rlhf.sampling import left_out_of
+
+    note = left_out_of(config.folder, config.recipe.temperature)
+    return [] if note is None else [("sampling", note)]
 
 
 def _hosts(config: PPOConfig) -> list[tuple[str, str]]:
