@@ -4,6 +4,9 @@
     run = distrl.train("CartPole-v1", algo="ppo", workers=2, total_steps=100_000)
     distrl.evaluate(run.run_dir)
 
+    run = distrl.rlhf_ppo("gpt2", "prompts.jsonl", reward_function="my_module:score")
+    distrl.rlhf_evaluate(run.run_dir, prompts="held_out.jsonl")
+
 Names are imported when they are first used, so that `import distrl` costs nothing.
 """
 
@@ -13,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distrl.api import evaluate, load, resume, train
+    from distrl.api import evaluate, load, resume, rlhf_evaluate, rlhf_ppo, rlhf_reward, rlhf_sft, train
     from distrl.config import TrainConfig
     from distrl.errors import BadInput, RunFailed
     from distrl.recipes import LADDER, Recipe
@@ -25,6 +28,10 @@ _HOMES = {
     "resume": "distrl.api",
     "evaluate": "distrl.api",
     "load": "distrl.api",
+    "rlhf_sft": "distrl.api",
+    "rlhf_reward": "distrl.api",
+    "rlhf_ppo": "distrl.api",
+    "rlhf_evaluate": "distrl.api",
     "Recipe": "distrl.recipes",
     "LADDER": "distrl.recipes",
     "TrainConfig": "distrl.config",
@@ -42,6 +49,10 @@ __all__ = [
     "evaluate",
     "load",
     "resume",
+    "rlhf_evaluate",
+    "rlhf_ppo",
+    "rlhf_reward",
+    "rlhf_sft",
     "train",
 ]
 

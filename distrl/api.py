@@ -7,8 +7,9 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distrl.config import TRAIN
 from distrl.recipes import Recipe
-from distrl.resolve import resolve, resolve_resume
+from distrl.resolve import CONFIG_FILE, config_file, resolve, resolve_resume
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,8 +46,16 @@ def train(
 
 
 def resume(run_dir: PathLike, *, trust_run: bool = False, **fields: Any) -> Outcome:
-    """Continues a run as `distrl train --resume` does; `fields` may be what may change. Raises as `train`."""
+    """Continues a run, of `train` or of a stage of RLHF, as its command does with `--resume`.
+
+    `fields` may be what may change. Raises as `train`.
+    """
     run_dir = Path(run_dir)
+    command = config_file(run_dir / CONFIG_FILE).get("command", TRAIN.command)
+    if command != TRAIN.command:
+        from distrl.stages.api import resume_stage
+
+        return resume_stage(str(command), run_dir, fields, trust_run)
     resolved = resolve_resume(run_dir, fields, trust_run)
     from distrl.preflight import check_before_run
     from distrl.session import run_training
@@ -77,6 +86,61 @@ def evaluate(
         checkpoint=str(checkpoint),
         trust_run=trust_run,
     )
+
+
+def rlhf_sft(
+    model: PathLike | None = None,
+    data: PathLike | None = None,
+    *,
+    config: PathLike | None = None,
+    **fields: Any,
+) -> Outcome:
+    """Fine-tunes the model of a folder on demonstrations, as `distrl rlhf sft` does; see `rlhf_ppo`."""
+    return _stage("distrl rlhf sft", {"model": model, "data": data}, config, fields)
+
+
+def rlhf_reward(
+    model: PathLike | None = None,
+    data: PathLike | None = None,
+    *,
+    config: PathLike | None = None,
+    **fields: Any,
+) -> Outcome:
+    """Trains a reward model on preferences, as `distrl rlhf reward` does; see `rlhf_ppo`."""
+    return _stage("distrl rlhf reward", {"model": model, "data": data}, config, fields)
+
+
+def rlhf_ppo(
+    model: PathLike | None = None,
+    prompts: PathLike | None = None,
+    *,
+    config: PathLike | None = None,
+    **fields: Any,
+) -> Outcome:
+    """Trains a language model on a reward, as `distrl rlhf ppo` does; what came of it is in `outcome.run_dir / "model"`.
+
+    `fields` are the flags by name (`reward=FOLDER`, `reward_function="my_module:score"`, `algo="grpo"`, `beta=0.1`);
+    `config` is a TOML file. Raises BadInput with all that is wrong before anything starts, RunFailed where the run
+    cannot go on. `resume` continues it.
+    """
+    return _stage("distrl rlhf ppo", {"model": model, "prompts": prompts}, config, fields)
+
+
+def rlhf_evaluate(folder: PathLike, *, trust_run: bool = False, **asked: Any) -> dict[str, Any]:
+    """Asks a run's model, or a model's folder, for responses and scores them: what `distrl rlhf eval --json` prints.
+
+    `asked` are that command's flags by name (`prompts=FILE`, `sample=True`, `checkpoint="best"`). Raises BadInput.
+    """
+    from distrl.stages.look import ask, look_at
+
+    return look_at(Path(folder), ask({**asked, "trust_run": trust_run}))
+
+
+def _stage(command: str, named: dict[str, Any], config: PathLike | None, fields: dict[str, Any]) -> Outcome:
+    from distrl.stages.api import run_stage_of
+
+    given = {name: value for name, value in named.items() if value is not None} | fields
+    return run_stage_of(command, given, None if config is None else Path(config))
 
 
 def load(run_dir: PathLike, checkpoint: str | int = "latest", *, trust_run: bool = False) -> nn.Module:

@@ -237,12 +237,14 @@ def canonical(name: str) -> str:
 def _from_text(field: FlatField, given: Any) -> Any:
     """What a string stands for, where the field is not itself text."""
     if isinstance(given, os.PathLike):
-        return os.fspath(given)
+        return (os.fspath(given),) if field.kind is tuple else os.fspath(given)
     if field.kind is tuple:
         if field.optional and isinstance(given, str) and given.lower() == "none":
             return None
         if isinstance(given, str):
             return tuple(part.strip() for part in given.split(",")) if given.strip() else ()
+        if isinstance(given, (list, tuple)):
+            return tuple(os.fspath(one) if isinstance(one, os.PathLike) else one for one in given)
         return (given,) if isinstance(given, (int, float)) else given
     if not isinstance(given, str):
         return given

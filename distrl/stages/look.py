@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import torch
 from distrl.checkpoint import Checkpoint, latest_checkpoint
 from distrl.errors import BadInput
 from distrl.evaluation import find_checkpoint
+from distrl.fields import nearest
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, check_trust_as, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
@@ -50,16 +53,48 @@ class Asked:
     dtype: Dtype | None = None
     checkpoint: str = "latest"
 
+    def __post_init__(self) -> None:
+        if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
+            raise BadInput(
+                f"--out: must name a file in a folder that exists, got {str(self.out)!r}; name another"
+            )
+        if self.samples > 1 and not self.sample:
+            raise BadInput(f"--samples {self.samples}: greedy responses are all alike; give --sample too")
+
     def computing(self, config: PPOConfig | None) -> Computing:
         """Where and how it computes: as the run does, but for what is asked for."""
-        fields = PPOConfig.model_fields
+        known = PPOConfig.model_fields
 
         def of(name: str) -> Any:
             asked = getattr(self, name)
-            run = fields[name].default if config is None else getattr(config, name)
+            run = known[name].default if config is None else getattr(config, name)
             return run if asked is None else asked
 
         return Computing(*(of(name) for name in Computing._fields))
+
+
+def ask(given: Mapping[str, Any]) -> Asked:
+    """Of flags by name, as Python has them: paths, and one of what may be several. BadInput for a name that is none."""
+    names = [one.name for one in fields(Asked)]
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise BadInput(
+            *(
+                f"--{name.replace('_', '-')}: no such option of `distrl rlhf eval`;{nearest(name, names)}"
+                for name in unknown
+            )
+        )
+    plain = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()
+    }
+    several = {
+        name: (value,) if isinstance(value, str) else tuple(map(os.fspath, value))
+        for name in ("reward", "reward_function")
+        if (value := plain.get(name)) is not None
+    }
+    out = {"out": Path(plain["out"])} if plain.get("out") is not None else {}
+    checkpoint = str(plain.get("checkpoint", "latest"))
+    return Asked(**{**plain, **several, **out, "checkpoint": checkpoint})
 
 
 class Computing(NamedTuple):

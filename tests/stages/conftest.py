@@ -108,6 +108,10 @@ def same_run(one: Path, other: Path) -> None:
     assert all((saved[0][name] == saved[1][name]).all() for name in saved[0])
 
 
+def same_parameters(one: Path, other: Path) -> None:
+    assert summary(one)["parameters_sha256"] == summary(other)["parameters_sha256"]
+
+
 @pytest.fixture(scope="session")
 def undisturbed(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The run of some further flags, trained once a session: its run directory."""

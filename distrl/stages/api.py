@@ -1,0 +1,50 @@
+"""A stage by the name of its command, for those who do not come by the command line."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distrl.errors import BadInput
+from distrl.fields import Schema
+from distrl.resolve import resolve_as, resolve_resume_as
+
+if TYPE_CHECKING:
+    from distrl.session import Outcome
+
+# where its configuration and its work are
+STAGES = {
+    "distrl rlhf sft": ("distrl.stages.supervised_config:SFT", "distrl.stages.supervised:SFTStage"),
+    "distrl rlhf reward": ("distrl.stages.supervised_config:REWARD", "distrl.stages.supervised:RewardStage"),
+    "distrl rlhf ppo": ("distrl.stages.ppo_config:PPO", "distrl.stages.ppo:PPOStage"),
+}
+
+
+def run_stage_of(command: str, given: Mapping[str, Any], toml: Path | None = None) -> Outcome:
+    """A new run. Raises BadInput, RunFailed."""
+    resolved = resolve_as(_schema(command), given, toml)
+    from distrl.stages.session import run_stage
+
+    return run_stage(_named(STAGES[command][1])(resolved.config), resolved)
+
+
+def resume_stage(command: str, run_dir: Path, given: Mapping[str, Any], trust_run: bool = False) -> Outcome:
+    """Goes on with a run. Raises as `run_stage_of`."""
+    resolved = resolve_resume_as(_schema(command), run_dir, given, trust_run)
+    from distrl.stages.session import run_stage
+
+    return run_stage(_named(STAGES[command][1])(resolved.config), resolved, run_dir)
+
+
+def _schema(command: str) -> Schema[Any]:
+    if command not in STAGES:
+        raise BadInput(f"the command of a run must be one of {', '.join(STAGES)}, got {command!r}")
+    found: Schema[Any] = _named(STAGES[command][0])
+    return found
+
+
+def _named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
