@@ -160,7 +160,9 @@ class RayStage:
                 while not ray.wait([ready], timeout=WAIT_STEP_SEC)[0]:
                     self.check_interrupt()
                     if time.monotonic() > deadline:
-                        raise RunFailed(f"{worker.name} did not start within {self.start_timeout_sec:g} s")
+                        raise RunFailed(
+                            f"{worker.name} did not start within {self.start_timeout_sec:g} s (--placement-timeout-sec)"
+                        )
                 try:
                     worker.pid, worker.node = ray.get(ready)
                 except RayActorError as error:

@@ -24,6 +24,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 # Ray's own processes look for their dead parent only once they have started, which takes long on a busy machine
 GONE_WITHIN_SEC = 40.0
+# of a node, which look once a minute whether it is still there
+AGENTS, AGENTS_GONE_WITHIN_SEC = ("ray::DashboardAgent", "ray::RuntimeEnvAgent"), 150.0
+PATIENT = ("--placement-timeout-sec", "200")
 TABLE = """
 micro_batch = 1
 
@@ -82,7 +85,7 @@ def test_a_table_of_roles_in_toml_places_them_and_changes_no_bit(
     begin, left = marked
     (tmp_path / "roles.toml").write_text(TABLE)
     run = tmp_path / "run"
-    process = begin(*ppo_flags(run, "--config", str(tmp_path / "roles.toml")))
+    process = begin(*ppo_flags(run, *PATIENT, "--config", str(tmp_path / "roles.toml")))
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     hosts = {"generator+actor+critic 0", "generator+actor+critic 1", "reference+reward"}
@@ -115,7 +118,7 @@ def test_a_cluster_named_by_the_environment_is_asked_for_room_and_then_used(
             assert "--workers" not in said, "which this command lacks"
             assert list(tmp_path.iterdir()) == []
             assert ray.available_resources()["CPU"] == 2
-            process = begin(*ppo_flags(run, "--placement", "colocate"), RAY_ADDRESS=address)
+            process = begin(*ppo_flags(run, *PATIENT, "--placement", "colocate"), RAY_ADDRESS=address)
             _, said = process.communicate(timeout=240)
             assert process.returncode == 0, said
             assert left() == []
@@ -129,14 +132,18 @@ def test_a_driver_killed_leaves_no_role_behind_and_the_resumed_run_ends_as_an_un
 ) -> None:
     begin, left = marked
     run = tmp_path / "run"
-    process = begin(*ppo_flags(run, "--iterations", "8", "--placement", "separate"))
+    process = begin(*ppo_flags(run, *PATIENT, "--iterations", "8", "--placement", "separate"))
     until(lambda: has_records(run), process, 200.0)
     begun = begun_by(process)
     assert names(begun).count("ray::RoleActor") == 4, names(begun)
+    agents = [one for one in begun if names([one]).startswith(AGENTS)]
     process.kill()
     process.wait()
-    assert names(psutil.wait_procs(begun, GONE_WITHIN_SEC)[1]) == ""
+    of_roles = [one for one in begun if one not in agents]
+    assert names(psutil.wait_procs(of_roles, GONE_WITHIN_SEC)[1]) == ""
     assert left() == [], "and none that came later"
+    assert names(psutil.wait_procs(agents, AGENTS_GONE_WITHIN_SEC)[1]) == ""
+    process.communicate()
     assert not (run / "summary.json").exists(), "it was killed amid its run"
     again = begin("rlhf", "ppo", "--resume", str(run))
     _, said = again.communicate(timeout=240)
@@ -152,14 +159,15 @@ def test_sigterm_with_roles_on_ray_leaves_a_checkpoint_and_status_130_and_no_rol
     begin, left = marked
     run = tmp_path / "run"
     more = ("--iterations", "8", "--checkpoint-every", "100")
-    process = begin(*ppo_flags(run, *more, "--placement", "separate"))
+    process = begin(*ppo_flags(run, *PATIENT, *more, "--placement", "separate"))
     until(lambda: has_records(run), process, 200.0)
     begun = begun_by(process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert f"continue with: distrl rlhf ppo --resume {run}" in said
-    assert names(psutil.wait_procs(begun, GONE_WITHIN_SEC)[1]) == "" and left() == []
+    assert names(psutil.wait_procs(begun, GONE_WITHIN_SEC)[1]) == "", "nor of Ray's own"
+    assert left() == []
     found = latest_checkpoint(run / "checkpoints")
     assert found is not None and 1 <= found[1].iteration < 8
     command(workplace, "rlhf", "ppo", "--resume", str(run), "--placement", "in-process")
