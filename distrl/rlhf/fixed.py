@@ -149,6 +149,9 @@ class _Lane:
         # of all graphs, which run one at a time: what one leaves there, none reads
         self.pool = torch.cuda.graph_pool_handle() if self.steps == "captured" else None
         self.sizes = sizes(num_rows)
+        self.guarded: set[int] = (
+            set()
+        )  # numbers of rows whose step was held against what it was compiled for, in this call
         self.column = torch.zeros(1, dtype=torch.long, device=device)  # where a step writes its keys
         self.cache: Any = fixed_cache(self.config, room, self.column)
         self.column_S = torch.arange(room, device=device)
@@ -175,14 +178,15 @@ class _Lane:
         limit = uniform_NT.shape[1]
         self._begin(prompts, uniform_NT)
         num_rows, written = len(prompts), 1
-        while written < limit:
-            if len(self.ends) and written % LOOK_EVERY == 0:
-                running = (~self.done[:num_rows]).nonzero().squeeze(-1)  # the host waits
-                if not len(running):
-                    break
-                num_rows = self._fit(running, num_rows)
-            self._run(num_rows)
-            written += 1
+        with self._fixed():
+            while written < limit:
+                if len(self.ends) and written % LOOK_EVERY == 0:
+                    running = (~self.done[:num_rows]).nonzero().squeeze(-1)  # the host waits
+                    if not len(running):
+                        break
+                    num_rows = self._fit(running, num_rows)
+                self._run(num_rows)
+                written += 1
         self._tell(num_rows)
         token_NT, log_prob_NT = (told[:, :written].cpu().numpy() for told in self.told)
         return Said(token_NT, log_prob_NT)
@@ -196,6 +200,7 @@ class _Lane:
         torch.arange(len(prompts), out=self.row)
         self.done.zero_()
         self.at.zero_()
+        self.guarded.clear()
         self._pick(read_prompts(self.model, prompts, self.cache), len(prompts))
 
     def _forward(self, token: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
@@ -228,19 +233,20 @@ class _Lane:
         self.column.add_(1)
 
     def _next(self, n: int) -> None:
-        if self.steps == "compiled":
-            _compiled_step()(self, n)
-        else:
+        if self.steps != "compiled":
             self._step(n)
+            return
+        # a twelfth of a step: whether the model is still the one that was compiled, once a call for each number of rows
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=n in self.guarded):
+            _compiled_step()(self, n)
+        self.guarded.add(n)
 
     def _run(self, n: int) -> None:
         if self.steps != "captured":
-            with self._fixed():
-                self._next(n)
+            self._next(n)
             return
         if n not in self.graphs:
-            with self._fixed():
-                self.graphs[n] = self._captured(n)
+            self.graphs[n] = self._captured(n)
         self.graphs[n].replay()
 
     @contextmanager
