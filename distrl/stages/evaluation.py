@@ -32,6 +32,7 @@ class Looked:
     score_N: Floats | None
     kl_N: np.ndarray | None
     fault: str | None = None  # why the first response without a score has none
+    timeouts: int = 0  # calls of a reward function that gave no answer in time
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Evaluator:
         told["response_length_mean"] = float(responses.num_actions.mean())
         told["ended_fraction"] = float(responses.ended.mean())
         why = part.fault[1] if part is not None and part.fault is not None else None
-        return Looked(told, responses, score_N, kl_N, why)
+        return Looked(told, responses, score_N, kl_N, why, part.timeouts if part is not None else 0)
 
     def _policy(self, parts: ModelParts) -> LanguagePolicy:
         return LanguagePolicy(self._built(parts), None, self.temperature, self.vocabulary)

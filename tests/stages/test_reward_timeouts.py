@@ -11,7 +11,7 @@ import pytest
 from distrl.errors import BadInput
 from distrl.resolve import resolve_as
 from distrl.stages.ppo_config import PPO, PPOConfig
-from tests.stages.conftest import command, ppo_flags, records, start, summary
+from tests.stages.conftest import command, ppo_flags, records, start, summary, write_lines
 
 Undisturbed = Callable[..., Path]
 # of the 8 responses 2 may lack a score
@@ -32,6 +32,11 @@ def score(prompt, response):
 
 def at_times(prompt, response):
     if len(response) % 5 == 0:
+        time.sleep(1000)
+    return 1.0
+
+def held_out(prompt, response):
+    if prompt == "the sun":
         time.sleep(1000)
     return 1.0
 """
@@ -81,6 +86,28 @@ def test_calls_that_hang_now_and_then_are_left_out_and_counted(workplace: Path, 
     (line,) = records(run)
     assert 0 < line["reward_timeouts"] == line["unscored"] < 8
     assert line["episodes"] == 8 - line["unscored"]
+
+
+def test_an_evaluation_that_was_not_scored_to_its_end_is_no_best(workplace: Path, tmp_path: Path) -> None:
+    (workplace / "hangs.py").write_text(HANGS)
+    write_lines(workplace / "held.jsonl", [{"prompt": one} for one in ("a dog", *["the sun"] * 4)])
+    write_lines(workplace / "dog.jsonl", [{"prompt": "a dog"}] * 8)
+    run = tmp_path / "run"
+    more = (
+        "--prompts",
+        "dog.jsonl",
+        "--eval-prompts",
+        "held.jsonl",
+        "--eval-every",
+        "1",
+        "--iterations",
+        "1",
+    )
+    command(workplace, *ppo_flags(run, *FLAGS[2:], "--reward-function", "hangs:held_out", *more))
+    (line,) = records(run)
+    assert line["unscored"] == 0 and line["eval/unscored"] >= 3
+    assert not (run / "best").exists() and summary(run)["best_return"] is None
+    assert any("best/ stays as it is" in one for one in summary(run)["warnings"])
 
 
 def config(**fields: object) -> PPOConfig:
