@@ -131,8 +131,10 @@ def rlhf_evaluate(folder: PathLike, *, trust_run: bool = False, **asked: Any) ->
 
     `asked` are that command's flags by name (`prompts=FILE`, `sample=True`, `checkpoint="best"`). Raises BadInput.
     """
+    from distrl.preflight import make_current_folder_importable
     from distrl.stages.look import ask, look_at
 
+    make_current_folder_importable()
     return look_at(Path(folder), ask({**asked, "trust_run": trust_run}))
 
 

@@ -25,7 +25,10 @@ STAGES = {
 def run_stage_of(command: str, given: Mapping[str, Any], toml: Path | None = None) -> Outcome:
     """A new run. Raises BadInput, RunFailed."""
     resolved = resolve_as(_schema(command), given, toml)
+    from distrl.preflight import make_current_folder_importable
     from distrl.stages.session import run_stage
+
+    make_current_folder_importable()
 
     return run_stage(_named(STAGES[command][1])(resolved.config), resolved)
 
@@ -33,7 +36,10 @@ def run_stage_of(command: str, given: Mapping[str, Any], toml: Path | None = Non
 def resume_stage(command: str, run_dir: Path, given: Mapping[str, Any], trust_run: bool = False) -> Outcome:
     """Goes on with a run. Raises as `run_stage_of`."""
     resolved = resolve_resume_as(_schema(command), run_dir, given, trust_run)
+    from distrl.preflight import make_current_folder_importable
     from distrl.stages.session import run_stage
+
+    make_current_folder_importable()
 
     return run_stage(_named(STAGES[command][1])(resolved.config), resolved, run_dir)
 

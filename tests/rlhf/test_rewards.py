@@ -143,6 +143,7 @@ def test_a_call_that_takes_too_long_is_ended_with_all_it_started(hang: str, toke
     process.close()
 
 
+@pytest.mark.slow
 def test_who_has_met_too_many_timeouts_calls_no_more_and_others_count_their_own(tokenizer: Any) -> None:
     texts = ["good", "hang", "raise", "hang", "good", "good"]
     prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)

@@ -21,7 +21,7 @@ FLAGS = ("--no-tensorboard", "--epochs", "1", "--batch-size", "8", "--learning-r
 @pytest.fixture(autouse=True)
 def in_the_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    monkeypatch.syspath_prepend(str(workplace))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which the folder is added, as by the commands
 
 
 def test_ppo_trains_what_the_command_trains_and_is_resumed_and_evaluated_like_it(
