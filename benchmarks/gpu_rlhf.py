@@ -24,7 +24,7 @@ from distrl.rlhf.models import ModelParts, scalar_from
 from distrl.rlhf.opinions import Part
 from distrl.rlhf.recipes import GRPO, RLHF_PPO, ResponseRecipe
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.roles import ROLES, RoleSpec
+from distrl.rlhf.role_spec import ROLES, RoleSpec
 from distrl.runtime.roles import Host, LocalStage, Roles
 from distrl.telemetry import spans
 

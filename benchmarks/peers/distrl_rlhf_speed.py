@@ -42,7 +42,7 @@ from distrl.rlhf.generation import CachedGenerator, uniforms
 from distrl.rlhf.models import ModelParts
 from distrl.rlhf.opinions import Part, scores
 from distrl.rlhf.recipes import GRPO, RLHF_PPO, ResponseRecipe
-from distrl.rlhf.roles import ROLES, RoleSpec
+from distrl.rlhf.role_spec import ROLES, RoleSpec
 from distrl.runtime.roles import Host, Roles, start_roles
 
 

@@ -35,7 +35,8 @@ from distrl.rlhf.reward_model import (
     train_reward_model,
 )
 from distrl.rlhf.rewards import read_reward, save_reward
-from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
+from distrl.rlhf.role_spec import ROLES, RoleSpec
+from distrl.rlhf.roles import RoleWorker
 from distrl.rlhf.sft import train_sft
 from distrl.rlhf.tokenizers import read_tokenizer
 from distrl.rlhf.training import TrainOptions

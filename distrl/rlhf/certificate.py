@@ -28,7 +28,8 @@ from distrl.rlhf.models import ModelParts, empty_model, scalar_from
 from distrl.rlhf.opinions import Part, log_probs
 from distrl.rlhf.recipes import RLHF_PPO, ResponseRecipe
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
+from distrl.rlhf.role_spec import ROLES, RoleSpec
+from distrl.rlhf.roles import RoleWorker
 
 Float64 = NDArray[np.float64]
 PROMPT = (0,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,8 @@ from distrl.learner import Learner
 from distrl.policies.lm import LanguagePolicy, ScalarHead, ScalarModel
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.models import ModelParts, width
+from distrl.rlhf.role_spec import RoleSpec
 from distrl.updates.shares import SharedUpdate
-
-if TYPE_CHECKING:
-    from distrl.rlhf.roles import RoleSpec
 
 TRAINED = ("actor", "critic")
 CRITICS = ("value_loss",)  # metrics of the critic's where it steps apart

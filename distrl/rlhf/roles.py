@@ -10,10 +10,10 @@ which worker has which share changes no bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,62 +25,21 @@ from distrl.policies.lm import LanguagePolicy
 from distrl.policies.protocol import load_parameters
 from distrl.rlhf.devices import make_repeatable
 from distrl.rlhf.experience import Opinions, episodes, experience, summary
-from distrl.rlhf.fixed import Steps
 from distrl.rlhf.generation import CachedGenerator, Generator, respond
 from distrl.rlhf.learning import RoleLearner
-from distrl.rlhf.models import Dtype, ModelParts, torch_dtype
+from distrl.rlhf.models import ModelParts, torch_dtype
 from distrl.rlhf.offload import Held, Turns
 from distrl.rlhf.opinions import Part, first_fault, join, log_probs, pieces, values
 from distrl.rlhf.prompts import PromptOrder
-from distrl.rlhf.recipes import ResponseRecipe
 from distrl.rlhf.responses import Responses, share_of
-from distrl.rlhf.scoring import RewardSource
+from distrl.rlhf.role_spec import RoleSpec
 from distrl.rlhf.weights import Weights
 from distrl.telemetry import spans
 from distrl.telemetry.spans import TakenWhenSent, span
 from distrl.updates.shares import LARGEST, Share, joined, stops
 
-Role = Literal["actor", "critic", "reward", "reference", "generator"]
-ROLES: tuple[Role, ...] = ("generator", "actor", "critic", "reference", "reward")
 Layout = tuple[tuple[str, int], ...]
 WAITING = "wait: driver"
-
-
-@dataclass(frozen=True)
-class RoleSpec:
-    """All that a role's worker needs to know of a run; travels to each once, the models beside it."""
-
-    recipe: ResponseRecipe
-    seed: int
-    prompts: tuple[tuple[int, ...], ...]  # tokens of each
-    num_prompts: int  # of an iteration
-    end_tokens: tuple[int, ...]
-    reward: RewardSource
-    vocabulary: int | None = None  # ids of the tokenizer, where models have more rows
-    value_head: bool = False  # the critic is a head on the actor's trunk
-    critic_rate: float = 1.0  # the critic's learning rate as a multiple of the actor's
-    generation_batch: int = 64  # responses that are written together
-    forward_batch: int = 64  # texts that go through a model together where nothing is learned
-    micro_batch: int | None = None  # texts that go through it together where something is
-    fast_paths: bool = True  # `distrl.rlhf.fast_paths`
-    generation: Steps = "plain"
-    generator: Callable[[nn.Module, RoleSpec], Generator] | None = (
-        None  # makes one's own; a module's function
-    )
-    dtype: Dtype = "float32"  # of what does not learn: the reference, and the generator's copy of the actor
-    threads: int = 1
-    devices: dict[str, str] = field(default_factory=dict)
-    max_skipped_updates: int = 10
-    record_events: bool = False
-
-    def device(self, role: str) -> str:
-        """Where a role computes."""
-        return self.devices.get(role, "cpu")
-
-    @property
-    def num_responses(self) -> int:
-        """Of an iteration."""
-        return self.num_prompts * self.recipe.group_size
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 
 from distrl.errors import BadInput, RunFailed
 from distrl.rlhf.recipes import ResponseRecipe
-from distrl.rlhf.roles import ROLES, RoleSpec
+from distrl.rlhf.role_spec import ROLES, RoleSpec
 from distrl.runtime.roles import Host
 from distrl.telemetry.spans import span
 

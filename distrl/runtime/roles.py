@@ -21,7 +21,8 @@ import torch
 from distrl.errors import RunFailed
 from distrl.learner import Snapshot
 from distrl.rlhf.models import ModelParts
-from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
+from distrl.rlhf.role_spec import RoleSpec
+from distrl.rlhf.roles import LearnReport, RoleWorker
 from distrl.telemetry.spans import SpanTotals, span
 
 

@@ -25,7 +25,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from distrl.errors import RunFailed
 from distrl.rlhf.models import ModelParts
-from distrl.rlhf.roles import WAITING, RoleSpec, RoleWorker
+from distrl.rlhf.role_spec import RoleSpec
+from distrl.rlhf.roles import WAITING, RoleWorker
 from distrl.runtime.calls import Answer, Calls, RayWorkers, Worker
 from distrl.runtime.cluster import connect, failed_to_start, first_line, nodes
 from distrl.runtime.placement import needed, require_room, reserve

@@ -22,7 +22,8 @@ from distrl.errors import BadInput
 from distrl.rlhf.experience import Opinions, experience
 from distrl.rlhf.opinions import join
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
+from distrl.rlhf.role_spec import ROLES, RoleSpec
+from distrl.rlhf.roles import RoleWorker
 from distrl.show import counting
 from distrl.show.style import AMBER, BLUE, GREEN, INK, RED, SOFT, legend_above, page, write_numbers
 
@@ -53,7 +54,7 @@ def show(
     """Writes the figure and its numbers for fresh responses of a checkpoint of the run's, or of a small run's."""
     if run_dir is None:
         with counting.run_directory(seed) as small:
-            return show(small, out, seed)
+            return show(small, out, seed, checkpoint=checkpoint)
     found, about = look(run_dir, seed, trust_run, checkpoint)
     if not found:
         raise BadInput(

@@ -18,7 +18,8 @@ from distrl.maths.kl import AdaptiveBeta, BetaController, FixedBeta
 from distrl.rlhf.models import ModelParts, save
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
-from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
+from distrl.rlhf.role_spec import RoleSpec
+from distrl.rlhf.roles import LearnReport, RoleWorker
 from distrl.rlhf.tokenizers import vocabulary_size
 from distrl.runtime.placement import devices, idle_warnings, require_place
 from distrl.runtime.roles import Host, Roles, start_roles
@@ -37,6 +38,10 @@ KEYS = (
     "explained_variance", "value_mean", "response_length_mean",
 )  # fmt: skip
 TRAINED = ("actor", "critic")
+NOT_COMPARED = (
+    "a reward function timed out so often in an evaluation that the rest of its responses were not scored: the score is "
+    "of those before, the longest, and best/ stays as it is"
+)
 UNSCORED = "responses have no score and are left out, each record's `unscored` says how many"
 
 
@@ -236,9 +241,12 @@ class PPOStage:
             device = self.device if config.placement == "in-process" else "cpu"
             self._evaluator = evaluator_of(config, self.materials, device)
         with self.run.interrupts.at_once():
-            told = self._evaluator.evaluate(self.actor()).told
-        self.run.keep_best(told["score_mean"], told)
-        return {f"eval/{name}": value for name, value in told.items()}
+            looked = self._evaluator.evaluate(self.actor())
+        if looked.timeouts > config.max_timeouts:
+            self.run.warn(NOT_COMPARED)
+        else:
+            self.run.keep_best(looked.told["score_mean"], looked.told)
+        return {f"eval/{name}": value for name, value in looked.told.items()}
 
     def actor(self) -> ModelParts:
         """As it stands."""

@@ -19,7 +19,8 @@ from distrl.rlhf.experience import Opinions, experience, summary
 from distrl.rlhf.opinions import Part
 from distrl.rlhf.recipes import GRPO, RLHF_PPO
 from distrl.rlhf.responses import Responses, share_of
-from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
+from distrl.rlhf.role_spec import ROLES, RoleSpec
+from distrl.rlhf.roles import RoleWorker
 from distrl.trajectory import Trajectory
 from distrl.updates.shares import SharedUpdate, joined
 from tests import reference

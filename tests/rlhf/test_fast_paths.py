@@ -16,7 +16,8 @@ from distrl.rlhf.data import Prompt
 from distrl.rlhf.fast_paths import DECODE, DECODE_PADDED, decoding, few_queries, fused_activations
 from distrl.rlhf.models import read_causal, scalar_from
 from distrl.rlhf.rewards import ScoreScale, save_reward
-from distrl.rlhf.roles import ROLES, RoleWorker
+from distrl.rlhf.role_spec import ROLES
+from distrl.rlhf.roles import RoleWorker
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import reward_model
 

@@ -38,7 +38,8 @@ from distrl.rlhf.models import (
 from distrl.rlhf.opinions import Part
 from distrl.rlhf.recipes import RLHF_PPO
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.roles import ROLES, RoleSpec, RoleWorker
+from distrl.rlhf.role_spec import ROLES, RoleSpec
+from distrl.rlhf.roles import RoleWorker
 from distrl.rlhf.tokenizers import read_tokenizer, vocabulary_size
 from distrl.updates.torch import OptimiserGroup
 from tests.rlhf.conftest import family_config, train_tokenizer

@@ -17,7 +17,8 @@ from distrl.rlhf.models import ModelParts, empty_model, scalar_from
 from distrl.rlhf.opinions import Part
 from distrl.rlhf.recipes import RLHF_PPO, ResponseRecipe
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.roles import LearnReport, RoleSpec, RoleWorker
+from distrl.rlhf.role_spec import RoleSpec
+from distrl.rlhf.roles import LearnReport, RoleWorker
 from distrl.runtime.roles import Host, Roles
 
 VOCABULARY = 16

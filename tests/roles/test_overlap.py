@@ -15,7 +15,8 @@ from distrl.credit import give_credit, importance_weighted, whitened
 from distrl.loops import train_responses, train_responses_overlapped
 from distrl.rlhf.recipes import GRPO, ResponseRecipe
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.roles import ROLES, LearnReport, RoleWorker
+from distrl.rlhf.role_spec import ROLES
+from distrl.rlhf.roles import LearnReport, RoleWorker
 from distrl.runtime.placement import hosts_for
 from distrl.runtime.roles import Roles, start_roles
 

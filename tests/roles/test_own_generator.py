@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from small import SMALL_PPO, HereStage, models, play, spec
 
 from distrl.rlhf.generation import Written, pick
-from distrl.rlhf.roles import ROLES, RoleSpec
+from distrl.rlhf.role_spec import ROLES, RoleSpec
 from distrl.runtime.placement import hosts_for
 from distrl.runtime.roles import Roles, start_roles
 

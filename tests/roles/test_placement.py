@@ -11,7 +11,7 @@ from small import SMALL_PPO, models, spec
 
 from distrl.errors import BadInput, RunFailed
 from distrl.rlhf.recipes import GRPO, RLHF_PPO
-from distrl.rlhf.roles import ROLES
+from distrl.rlhf.role_spec import ROLES
 from distrl.runtime.placement import (
     bundles,
     devices,

@@ -16,7 +16,8 @@ from distrl.learner import Snapshot
 from distrl.policies.lm import ScalarModel
 from distrl.rlhf.models import LoraOptions, ModelParts, scalar_from, with_lora
 from distrl.rlhf.rewards import ModelReward, Weighted
-from distrl.rlhf.roles import ROLES, RoleWorker
+from distrl.rlhf.role_spec import ROLES
+from distrl.rlhf.roles import RoleWorker
 from distrl.runtime.placement import hosts_for
 from distrl.runtime.roles import Roles, start_roles
 from distrl.telemetry import spans

@@ -13,7 +13,8 @@ from small import SMALL_PPO, models, spec
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distrl.rlhf.recipes import GRPO, ResponseRecipe
-from distrl.rlhf.roles import ROLES, RoleWorker
+from distrl.rlhf.role_spec import ROLES
+from distrl.rlhf.roles import RoleWorker
 from distrl.updates.protocol import Rates
 from distrl.updates.shares import LARGEST, Share, SharedUpdate, Texts, joined, node, tree_sum
 from distrl.updates.torch import TorchUpdate
