@@ -152,7 +152,8 @@ def read_prompts(
     number = {prompt: i for i, prompt in enumerate(distinct)}
     number_N = np.array([number[tuple(prompt)] for prompt in prompts])
     found: list[tuple[Tensor, Tensor]] = []
-    for piece in by_length(np.array([len(prompt) for prompt in distinct]), len(distinct)):
+    device = next(model.parameters()).device
+    for piece in by_length(np.array([len(prompt) for prompt in distinct]), len(distinct), device.type):
         part = DynamicCache(config=cast(Any, core(model)).config)
         hidden = _read(model, [distinct[i] for i in piece], part, fast)
         of, rows = (

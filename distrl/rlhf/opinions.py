@@ -37,9 +37,9 @@ class Part:
     timeouts: int = 0
 
 
-def pieces(responses: Responses, size: int, share: int, num_shares: int) -> list[Ints]:
-    """The columns that one worker looks at, in pieces."""
-    every = by_length(responses.length, size)
+def pieces(responses: Responses, size: int, share: int, num_shares: int, device: str = "cpu") -> list[Ints]:
+    """The columns that one worker looks at on such a device, in pieces."""
+    every = by_length(responses.length, size, torch.device(device).type)
     return [every[i] for i in share_of(len(every), share, num_shares)]
 
 

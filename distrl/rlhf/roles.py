@@ -206,16 +206,19 @@ class RoleWorker:
 
     # opinions
 
-    def _look(self, *written: list[Responses]) -> tuple[Responses, list[NDArray[np.int64]]]:
+    def _look(
+        self, role: str, written: Sequence[list[Responses]]
+    ) -> tuple[Responses, list[NDArray[np.int64]]]:
         responses = Responses.concatenate([one for part in written for one in part])
-        return responses, pieces(responses, self.spec.forward_batch, self.share, self.num_shares)
+        device = self.spec.device(role)
+        return responses, pieces(responses, self.spec.forward_batch, self.share, self.num_shares, device)
 
     def actor_log_probs(self, *written: list[Responses]) -> Part:
         """Under the actor as it stands, in the very pieces of the first epoch: its ratios start at 1 to the bit."""
         with span("actor: log-probs"), self._turn("actor"):
             learner = cast(RoleLearner, self.learner)
             update = learner.shared
-            responses, _ = self._look(*written)
+            responses, _ = self._look("actor", written)
             every = [
                 piece
                 for index in learner.minibatches(0, responses.valid)
@@ -227,18 +230,18 @@ class RoleWorker:
     def reference_log_probs(self, *written: list[Responses]) -> Part:
         """Under the frozen reference."""
         with span("reference"), self._turn("reference"):
-            return log_probs(self.reference, *self._look(*written))
+            return log_probs(self.reference, *self._look("reference", written))
 
     def values(self, *written: list[Responses]) -> Part:
         """By the critic."""
         with span("critic: values"), self._turn("critic"):
             assert self.learner is not None
-            return values(self.learner.policy, *self._look(*written))
+            return values(self.learner.policy, *self._look("critic", written))
 
     def scores(self, *written: list[Responses]) -> Part:
         """By the reward."""
         with span("reward"), self._turn("reward"):
-            return self.scorer.score(*self._look(*written))
+            return self.scorer.score(*self._look("reward", written))
 
     # learning
 

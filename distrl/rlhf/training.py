@@ -122,7 +122,9 @@ class Trainer:
     def _pieces(self, objective: Objective, rows: Ints) -> list[Ints]:
         """Rows that go through the model together, the longest first."""
         size = self.options.micro_batch or self.options.batch_size
-        return [rows[piece] for piece in by_length(np.asarray(objective.lengths)[rows], size)]
+        length = np.asarray(objective.lengths)[rows]
+        device = next(self.model.parameters()).device.type
+        return [rows[piece] for piece in by_length(length, size, device)]
 
     def _count_skipped(self, skipped: bool) -> None:
         self.skipped += skipped

@@ -40,7 +40,7 @@ def connect(address: str | None, num_cpus: int) -> bool:
     }
     if ray.is_initialized():
         raise BadInput(
-            "Ray already runs in this process: call ray.shutdown() first, or train in-process with --workers 0"
+            "Ray already runs in this process: call ray.shutdown() first, or run in-process (--workers 0; for RLHF --placement in-process)"
         )
     if address is None:
         cpus = max(num_cpus, os.cpu_count() or 1)

@@ -58,6 +58,12 @@ class Asked:
             raise BadInput(
                 f"--out: must name a file in a folder that exists, got {str(self.out)!r}; name another"
             )
+        for name in ("samples", "max_response", "limit", "batch", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise BadInput(f"--{name.replace('_', '-')} must be 1 or more, got {value!r}")
+        for name in ("temperature", "reward_timeout_sec"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise BadInput(f"--{name.replace('_', '-')} must be more than 0, got {value!r}")
         if self.samples > 1 and not self.sample:
             raise BadInput(f"--samples {self.samples}: greedy responses are all alike; give --sample too")
 

@@ -214,7 +214,8 @@ class SharedUpdate(TorchUpdate):
 
     def pieces(self, length_N: NDArray[np.int64], index: Index) -> list[Index]:
         """Micro-batches of the columns `index`, texts of about one length together."""
-        return [index[piece] for piece in by_length(length_N[index], self.micro_batch or len(index))]
+        most = self.micro_batch or len(index)
+        return [index[piece] for piece in by_length(length_N[index], most, self.device.type)]
 
     def _piece(self, texts: Texts, columns: Index, rates: Rates, count: Tensor) -> Sums:
         """Metrics and gradients of one micro-batch; of |ratio - 1| its part of the mean, and the largest."""

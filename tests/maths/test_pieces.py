@@ -16,7 +16,7 @@ LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=7)
 
 def cost(lengths: np.ndarray, pieces: list[np.ndarray]) -> int:
     """Tokens computed on, padding and passes among them."""
-    return sum(PASS + len(piece) * int(lengths[piece].max()) for piece in pieces)
+    return sum(PASS["cpu"] + len(piece) * int(lengths[piece].max()) for piece in pieces)
 
 
 @given(LENGTHS, st.integers(1, 8))
@@ -63,3 +63,9 @@ def test_of_many_texts_of_all_lengths_few_positions_are_padding(longest: int, sh
     seen = sum(len(piece) * int(length[piece].max()) for piece in pieces)
     assert 1 - length.sum() / seen < share
     assert 1 - length.sum() / (256 * longest) > 0.4  # padded to the longest, half of it would be
+
+
+def test_on_a_gpu_where_a_pass_costs_more_fewer_pieces_are_made():
+    length = np.random.default_rng(0).integers(20, 201, 64)
+    assert len(by_length(length, 64, "cuda")) < len(by_length(length, 64, "cpu"))
+    assert len(by_length(length, 16, "cuda")) == 4

@@ -92,6 +92,15 @@ def test_all_that_is_wrong_comes_as_one_exception(tmp_path: Path) -> None:
         distrl.rlhf_evaluate("gpt2", samples=2)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [("samples", 0, "1 or more"), ("batch", -1, "1 or more"), ("temperature", 0.0, "more than 0")],
+)
+def test_numbers_for_an_evaluation_have_the_commands_limits(name: str, value: float, rule: str) -> None:
+    with pytest.raises(distrl.BadInput, match=f"--{name} must be {rule}, got {value}"):
+        distrl.rlhf_evaluate("gpt2", prompts="prompts.jsonl", **{name: value})
+
+
 def test_nothing_heavy_is_imported_before_a_function_is_called() -> None:
     code = (
         "import sys, distrl\n"
