@@ -153,7 +153,8 @@ def load_run(
     BadInput where there is no such run or checkpoint.
     """
     from distrl.build import work_spec
-    from distrl.resolve import check_trust, read_config
+    from distrl.resolve import read_config
+    from distrl.trust import check_trust
 
     config = read_config(run_dir / "config.json").config
     check_trust(run_dir / "config.json", config, trust_run)

@@ -16,16 +16,15 @@ from distrl.fields import flat_fields
 from distrl.preflight import check_machine
 from distrl.resolve import (
     CHANGEABLE,
-    check_trust,
     from_flat,
     merge_for_resume,
-    modules_named,
     read_config,
     resolve,
     resolve_resume,
     to_flat,
     write_config,
 )
+from distrl.trust import check_trust, modules_named
 
 # --- config.json
 

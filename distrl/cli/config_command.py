@@ -10,7 +10,8 @@ import click
 
 from distrl.cli.parsing import Parsed, is_switch, parse
 from distrl.fields import C, FlatField, Schema, canonical, train_schema
-from distrl.resolve import ResolvedAs, check_trust_as, resolve_as, resolve_resume_as
+from distrl.resolve import ResolvedAs, resolve_as, resolve_resume_as
+from distrl.trust import check_trust_as
 
 
 class ConfigCommand(click.Command):

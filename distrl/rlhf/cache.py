@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -49,9 +50,9 @@ class StoredLayer(DynamicLayer):
             assert states is not None
             store[rows, :, end - states.shape[2] : end] = states[of]
 
+    @abstractmethod
     def begin(self, filled: int) -> None:
         """From here on tokens come behind the first `filled` columns."""
-        raise NotImplementedError
 
 
 class RoomyLayer(StoredLayer):

@@ -16,7 +16,7 @@ from distrl.errors import BadInput
 from distrl.evaluation import find_checkpoint
 from distrl.fields import nearest
 from distrl.machine import resolve_device
-from distrl.resolve import CONFIG_FILE, check_trust_as, config_file, read_config_as
+from distrl.resolve import CONFIG_FILE, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
 from distrl.rlhf.rewards import FunctionReward, check_function
@@ -26,6 +26,7 @@ from distrl.session import has_ended
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import Problems, require_context, reward_model, trained_parts, weighted
 from distrl.stages.ppo_config import PPO, PPOConfig
+from distrl.trust import check_trust_as
 
 
 @dataclass(frozen=True)
