@@ -1,6 +1,9 @@
-"""The two ways a run ends badly, each with the exit status of the command line."""
+"""The two ways a run ends badly, each with the exit status of the command line, and how a library's errors become one."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class BadInput(ValueError):
@@ -20,3 +23,26 @@ class RunFailed(RuntimeError):
     """The run could not go on. One line that a person can act on; exit status 1."""
 
     exit_status = 1
+
+
+@contextmanager
+def translated(
+    what: str, advice: str = "", kind: type[BadInput] | type[RunFailed] = BadInput
+) -> Iterator[None]:
+    """Turns whatever code that is not ours raises inside into one line: `what: cause; advice`.
+
+    The original stays as the cause, which `--traceback` shows. BadInput and RunFailed pass through unchanged.
+    """
+    try:
+        yield
+    except (BadInput, RunFailed):
+        raise
+    except Exception as error:  # a library, a model's code or a user's code may raise anything
+        raise kind(f"{what}: {cause(error)}" + (f"; {advice}" if advice else "")) from error
+
+
+def cause(error: BaseException) -> str:
+    """The error's type and the first line of its message that says something."""
+    lines = (line.strip() for line in str(error).splitlines())
+    text = next((line for line in lines if line), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

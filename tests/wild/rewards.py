@@ -1,0 +1,7 @@
+"""Situations: rewards as people bring them."""
+
+from __future__ import annotations
+
+from tests.wild.situation import Situation
+
+SITUATIONS: list[Situation] = []
