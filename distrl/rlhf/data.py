@@ -37,11 +37,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a response answers. `text` is as the model reads it; `fields` are the rest of its line."""
+    """What a response answers. `text` is as the model reads it; `fields` are the rest of its line.
+
+    `messages` are what went through the chat template, if it did; `conversational`: the line itself had messages.
+    """
 
     text: str
     tokens: tuple[int, ...]
     fields: dict[str, Any]
+    messages: tuple[dict[str, Any], ...] | None = None
+    conversational: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,11 @@ def read_prompts(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> Da
 
     def make(line: Line, text: str, tokens: tuple[int, ...]) -> tuple[Prompt, int]:
         rest = {name: value for name, value in line.fields.items() if name != "prompt"}
-        return Prompt(text, tokens, rest), len(tokens)
+        asked = line.fields["prompt"]
+        if isinstance(asked, list):
+            return Prompt(text, tokens, rest, tuple(asked), True), len(tokens)
+        user = ({"role": "user", "content": asked},) if how.get("chat") else None
+        return Prompt(text, tokens, rest, user), len(tokens)
 
     return _read(path, tokenizer, make, **how)
 

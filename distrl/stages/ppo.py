@@ -227,8 +227,8 @@ class PPOStage:
         config = self.config
         return (
             f"more than {config.max_timeouts} calls of a reward function for {num_responses} responses gave no answer within "
-            f"--reward-timeout-sec {config.reward_timeout_sec:g}, as many as --max-unscored {config.max_unscored:g} and "
-            f"--role-timeout-sec {config.role_timeout_sec:g} leave room for; the first: {why}"
+            f"--reward-timeout-sec {config.reward_timeout_sec:g}, which is as many as may; raise it where the function is "
+            f"only slow; the first: {why}"
         )
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
