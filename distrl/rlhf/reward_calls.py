@@ -122,7 +122,7 @@ class Callee:
     """A function with its form. `call` never raises; calls come one at a time and from one thread."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = as_function(function)
+        self.function: Callable[..., Any] = as_function(function)
         self.form = form_of(self.function)
         self._runner: asyncio.Runner | None = None
 
@@ -169,6 +169,7 @@ class Callee:
             }
             given["responses"] = given["completions"]
             names = dict.fromkeys(name for row in rows for name in row.columns)
+            columns: dict[str, Any]
             columns = {name: [row.columns.get(name) for row in rows] for name in self._taken(names)}
             columns |= {name: [None] * len(rows) for name in form.required if name not in columns}
             return (), columns | {name: given[name] for name in form.given}

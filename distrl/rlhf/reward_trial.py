@@ -36,7 +36,7 @@ def try_function(source: FunctionReward) -> list[str]:
         problems = clashes(caller.form, [prompt.fields for prompt in source.prompts])
         if problems:
             raise BadInput(*(f"reward function {source.function!r}: {one}" for one in problems))
-        warnings = []
+        warnings: list[str] = []
         for row, outcome in _outcomes(source, caller):
             if outcome.fault is None:
                 continue

@@ -14,8 +14,12 @@ PREFIX = "distrl-pulse-"
 
 def tell_pulse() -> None:
     """In a worker: its beats can be seen by the driver from now on."""
-    key = PREFIX + ray.get_runtime_context().get_actor_id()
-    watched[:] = [lambda: _internal_kv_put(key, repr(time.time()).encode())]
+    key = f"{PREFIX}{ray.get_runtime_context().get_actor_id()}"
+
+    def tell() -> None:
+        _internal_kv_put(key, repr(time.time()).encode())
+
+    watched[:] = [tell]
 
 
 def last_pulse(actor: str) -> bytes | None:
