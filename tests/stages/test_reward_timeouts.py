@@ -54,7 +54,7 @@ def test_a_function_that_hangs_is_called_no_more_often_than_the_batch_may_lose_a
     run = tmp_path / "run"
     failed = command(workplace, *ppo_flags(run, *FLAGS), status=1)
     assert TOLD in failed.stderr and TOLD in summary(run)["exit_reason"]
-    assert calls(workplace) == 3
+    assert calls(workplace) == 1 + 3, "the trial, and the batch"
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_on_ray_it_ends_with_the_same_error_and_no_worker_counts_as_lost(
     assert process.returncode == 1, said
     assert TOLD in said and TOLD in summary(run)["exit_reason"]
     assert summary(run)["restarts"] == 0 and "is lost" not in said
-    assert 3 <= calls(workplace) <= 3 * workers
+    assert 1 + 3 <= calls(workplace) <= 1 + 3 * workers
 
 
 def test_calls_that_hang_now_and_then_are_left_out_and_counted(workplace: Path, tmp_path: Path) -> None:
