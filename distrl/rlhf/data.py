@@ -19,7 +19,17 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 
 from distrl.errors import BadInput
 from distrl.maths.random import stream
-from distrl.rlhf.tokenizers import completion_tokens, prompt_tokens, render
+from distrl.rlhf.texts import (
+    Message,
+    Spans,
+    TemplateOptions,
+    Text,
+    Turns,
+    UnusableText,
+    demonstration_ids,
+    preference_ids,
+    prompt_text_and_ids,
+)
 
 Row = TypeVar("Row")
 New = TypeVar("New")
@@ -37,19 +47,32 @@ class Line:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a response answers. `text` is as the model reads it; `fields` are the rest of its line."""
+    """What a response answers. `text` is as the model reads it; `fields` are the rest of its line.
+
+    `messages` are what the chat template rendered it from; None where it was text.
+    """
 
     text: str
     tokens: tuple[int, ...]
     fields: dict[str, Any]
+    messages: tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A text to imitate, of which the first `num_prompt` tokens are the prompt."""
+    """A text to imitate, of which the first `num_prompt` tokens are the prompt.
+
+    `spans` are the half-open ranges of tokens that are learned; none given: all behind the prompt.
+    """
 
     tokens: tuple[int, ...]
     num_prompt: int
+    spans: Spans = ()
+
+    @property
+    def learned(self) -> Spans:
+        """The ranges of tokens that are learned."""
+        return self.spans or ((self.num_prompt, len(self.tokens)),)
 
 
 @dataclass(frozen=True)
@@ -99,6 +122,8 @@ class Reading(TypedDict, total=False):
     too_long: TooLong  # what a text above it is: an error, the default, or left out and counted
     skip_bad: bool  # whether corrupt lines are left out and counted
     chat: bool  # whether prompts that are text go into the chat template, as a user's message
+    template: TemplateOptions  # or all that is asked of the chat template, `chat` among it
+    turns: Turns  # which of the assistant's turns of a demonstration are learned
 
 
 def read_prompts(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> DataSet[Prompt]:
@@ -108,35 +133,40 @@ def read_prompts(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> Da
     `too_long` is "drop", and where nothing is left.
     """
 
-    def make(line: Line, text: str, tokens: tuple[int, ...]) -> tuple[Prompt, int]:
-        rest = {name: value for name, value in line.fields.items() if name != "prompt"}
-        return Prompt(text, tokens, rest), len(tokens)
+    def make(line: Line, template: TemplateOptions, turns: Turns) -> tuple[Prompt, int]:
+        value = _prompt(line)
+        text, tokens = prompt_text_and_ids(tokenizer, value, template)
+        rest = {name: field for name, field in line.fields.items() if name != "prompt"}
+        messages = template.messages(value)
+        return Prompt(text, tokens, rest, None if messages is None else tuple(messages)), len(tokens)
 
-    return _read(path, tokenizer, make, **how)
+    return _read(path, make, **how)
 
 
 def read_demonstrations(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> DataSet[Demonstration]:
     """Prompts with their completions, whose tokens count together. Errors as in `read_prompts`."""
 
-    def make(line: Line, text: str, prompt: tuple[int, ...]) -> tuple[Demonstration, int]:
-        tokens = (*prompt, *completion_tokens(tokenizer, _text(line, "completion")))
-        return Demonstration(tokens, len(prompt)), len(tokens)
+    def make(line: Line, template: TemplateOptions, turns: Turns) -> tuple[Demonstration, int]:
+        tokens, spans = demonstration_ids(
+            tokenizer, _prompt(line), _text(line, "completion"), template, turns
+        )
+        return Demonstration(tokens, spans[0][0], spans), len(tokens)
 
-    return _read(path, tokenizer, make, **how)
+    return _read(path, make, **how)
 
 
 def read_preferences(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> DataSet[Preference]:
     """Prompts with two answers each, either counted with its prompt. Errors as in `read_prompts`."""
 
-    def make(line: Line, text: str, prompt: tuple[int, ...]) -> tuple[Preference, int]:
-        chosen, rejected = (
-            (*prompt, *completion_tokens(tokenizer, _text(line, name))) for name in ("chosen", "rejected")
+    def make(line: Line, template: TemplateOptions, turns: Turns) -> tuple[Preference, int]:
+        chosen, rejected, shared = preference_ids(
+            tokenizer, _prompt(line), _text(line, "chosen"), _text(line, "rejected"), template
         )
         if chosen == rejected:
             raise _Corrupt("chosen and rejected are the same text, and say nothing")
-        return Preference(chosen, rejected, len(prompt)), max(len(chosen), len(rejected))
+        return Preference(chosen, rejected, shared), max(len(chosen), len(rejected))
 
-    return _read(path, tokenizer, make, **how)
+    return _read(path, make, **how)
 
 
 class _Corrupt(ValueError):
@@ -145,14 +175,17 @@ class _Corrupt(ValueError):
 
 def _read(
     path: str | Path,
-    tokenizer: Any,
-    make: Callable[[Line, str, tuple[int, ...]], tuple[Row, int]],
+    make: Callable[[Line, TemplateOptions, Turns], tuple[Row, int]],
     max_tokens: int | None = None,
     too_long: TooLong = "error",
     skip_bad: bool = False,
     chat: bool = False,
+    template: TemplateOptions | None = None,
+    turns: Turns = "all",
 ) -> DataSet[Row]:
-    """`make` gets a line with its prompt as text and as tokens, and tells the row and the length that counts."""
+    """`make` makes a line's row, and tells the length that counts."""
+    if template is None:
+        template = TemplateOptions(chat=chat)
     rows: list[Row] = []
     bad: list[str] = []
     long: list[str] = []
@@ -162,8 +195,8 @@ def _read(
         where = f"{path}:{number}"
         try:
             line = Line(where, _object(raw))
-            row, length = make(line, *_prompt(line, tokenizer, chat))
-        except _Corrupt as error:
+            row, length = make(line, template, turns)
+        except (_Corrupt, UnusableText) as error:
             bad.append(f"{where}: {error}")
             continue
         if max_tokens is not None and length > max_tokens:
@@ -198,7 +231,7 @@ def _object(raw: bytes) -> dict[str, Any]:
     return found
 
 
-def _text(line: Line, name: str) -> str:
+def _text(line: Line, name: str) -> Text:
     """A field that is a text, or one message of the assistant."""
     value = _field(line, name)
     if isinstance(value, list) and len(value) == 1 and _is_message(value[0]):
@@ -209,40 +242,19 @@ def _text(line: Line, name: str) -> str:
     return value
 
 
-def _prompt(line: Line, tokenizer: Any, chat: bool) -> tuple[str, tuple[int, ...]]:
-    """As text, rendered, and as tokens: one at least."""
+def _prompt(line: Line) -> Text:
+    """A field that is a text or messages."""
     value = _field(line, "prompt")
-    if isinstance(value, str) and chat:
-        value = [{"role": "user", "content": value}]
-    templated = not isinstance(value, str)
-    if templated:
-        if not (isinstance(value, list) and value and all(map(_is_message, value))):
-            raise _Corrupt(
-                f"'prompt' must be text or a list of messages with 'role' and 'content', this is {_kind(value)}"
-            )
-        for message in value:
-            _check_encodes("prompt", message["content"])
-        text = _rendered(tokenizer, value)
-    else:
+    if isinstance(value, str):
         _check_encodes("prompt", value)
-        text = value
-    tokens = prompt_tokens(tokenizer, text, templated)
-    if not tokens and tokenizer.bos_token_id is not None:
-        tokens = (int(tokenizer.bos_token_id),)
-    if not tokens:
-        raise _Corrupt("'prompt' is empty, and the tokenizer has no bos_token to begin with")
-    return text, tokens
-
-
-def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    try:
-        return render(tokenizer, messages)
-    except BadInput:
-        raise
-    except Exception as error:  # a template is code: it raises what it likes
+        return value
+    if not (isinstance(value, list) and value and all(map(_is_message, value))):
         raise _Corrupt(
-            f"the chat template refuses these messages: {type(error).__name__}: {error}"
-        ) from error
+            f"'prompt' must be text or a list of messages with 'role' and 'content', this is {_kind(value)}"
+        )
+    for message in value:
+        _check_encodes("prompt", message["content"])
+    return value
 
 
 def _field(line: Line, name: str) -> Any:
