@@ -2,7 +2,8 @@
 
     loss = - sum over completion tokens t of log pi(x_t | x_<t) / number of completion tokens in the batch
 
-What is not in a row's spans, its prompt and in a conversation the user's turns, is read and not learned. A batch's mean is over all its tokens, whatever pieces it is computed in.
+What is in none of a row's spans, its prompt and the turns of others, is read and not learned. A batch's mean is over all its
+tokens, whatever pieces it is computed in.
 """
 
 from __future__ import annotations
