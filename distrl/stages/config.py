@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
+from distrl.errors import BadInput
+from distrl.rlhf.data_formats import check_field
 
 S = TypeVar("S", bound="StageConfig")
 
@@ -30,6 +32,9 @@ class StageConfig(BaseModel):
         "error", description="a text above the limit: an error, or left out and counted; never cut"
     )
     skip_bad: bool = Field(False, description="leave corrupt lines out and count them")
+    field: dict[str, Any] = Field(
+        {}, description="column that a field has in the data: --field.prompt question; none: unread"
+    )
 
     # what is kept
     run_dir: str | None = Field(
@@ -66,6 +71,15 @@ def needed(config: BaseModel, **why: str) -> Iterator[Clash]:
     for name, advice in why.items():
         if not getattr(config, name):
             yield Clash((name,), f"--{name.replace('_', '-')}: must be given; {advice}")
+
+
+def known_fields(config: StageConfig) -> Iterator[Clash]:
+    """A clash for each name of `--field` that no format of data has."""
+    try:
+        check_field(config.field)
+    except BadInput as error:
+        for problem in error.problems:
+            yield Clash(("field",), problem)
 
 
 def no_clashes(find: Callable[[Any], list[Clash]], config: S) -> S:

@@ -18,6 +18,7 @@ from distrl.fields import nearest
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
+from distrl.rlhf.data_formats import check_field
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
 from distrl.rlhf.rewards import FunctionReward, check_function
 from distrl.rlhf.scoring import RewardSource
@@ -46,6 +47,7 @@ class Asked:
     batch: int = 64
     chat: bool = False
     skip_bad: bool = False
+    field: Mapping[str, str | None] | None = None
     out: Path | None = None
     trust_run: bool = False
     device: str | None = None
@@ -55,6 +57,7 @@ class Asked:
     checkpoint: str = "latest"
 
     def __post_init__(self) -> None:
+        check_field(self.field or {})
         if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
             raise BadInput(
                 f"--out: must name a file in a folder that exists, got {str(self.out)!r}; name another"
@@ -210,9 +213,12 @@ def _of_checkpoint(config: PPOConfig, found: Checkpoint) -> tuple[ModelParts, Pa
 def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Prompt, ...]:
     path = asked.prompts or (config and (config.eval_prompts or config.prompts))
     if not path:
-        raise BadInput('--prompts: must be given; a JSONL file, {"prompt": "..."} a line')
+        raise BadInput(
+            '--prompts: must be given; a file of rows, such as JSONL with {"prompt": "..."} a line'
+        )
     chat = asked.chat or (config is not None and config.chat)
-    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, chat=chat).rows
+    field = asked.field if asked.field is not None else config.field if config is not None else {}
+    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, chat=chat, field=field).rows
     return rows[: asked.limit] if asked.limit else rows
 
 

@@ -13,6 +13,7 @@ from distrl.errors import BadInput
 from distrl.learner import digest
 from distrl.machine import resolve_device
 from distrl.rlhf import data
+from distrl.rlhf.data_files import sha256_of
 from distrl.rlhf.fixed import why_not
 from distrl.rlhf.models import (
     Dtype,
@@ -69,7 +70,7 @@ class Problems:
 
 def file_sha256(path: str | Path) -> str:
     """Of a data file, so that a resumed run finds the same."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def text_sha256(told: Any) -> str:
@@ -172,7 +173,8 @@ def read_prompt_file(path: str, tokenizer: Any, config: Any) -> data.DataSet[dat
 def reading(config: StageConfig, max_tokens: int) -> data.Reading:
     """How a stage reads its texts."""
     return {
-        "max_tokens": max_tokens, "too_long": config.too_long, "skip_bad": config.skip_bad, "chat": config.chat
+        "max_tokens": max_tokens, "too_long": config.too_long, "skip_bad": config.skip_bad, "chat": config.chat,
+        "field": config.field,
     }  # fmt: skip
 
 

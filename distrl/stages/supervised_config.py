@@ -11,15 +11,17 @@ from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.fields import Schema
 from distrl.rlhf.options import TrainOptions
-from distrl.stages.config import FIXED, KEPT, StageConfig, needed, no_clashes
+from distrl.stages.config import FIXED, KEPT, StageConfig, known_fields, needed, no_clashes
 
 
 class SupervisedConfig(StageConfig):
     """What both have."""
 
     # the texts
-    data: str | None = Field(None, description="JSONL file, one object a line")
-    held_out: str | None = Field(None, description="JSONL file of rows that are looked at and not learned")
+    data: str | None = Field(
+        None, description="data file: JSONL, JSON, CSV, Parquet, a folder of them; see docs/data.md"
+    )
+    held_out: str | None = Field(None, description="data file of rows that are looked at and not learned")
     held_out_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="or this share of --data, picked by the seed"
     )
@@ -72,7 +74,8 @@ def clashes(config: SupervisedConfig) -> list[Clash]:
 
 def _clashes(config: SupervisedConfig) -> Iterator[Clash]:
     yield from needed(config, model="a folder that save_pretrained wrote, with its tokenizer")
-    yield from needed(config, data="a JSONL file")
+    yield from needed(config, data="a file of rows, or a folder of them")
+    yield from known_fields(config)
     if config.held_out and config.held_out_share:
         yield Clash(
             ("held_out", "held_out_share"),
