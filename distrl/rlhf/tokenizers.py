@@ -191,19 +191,19 @@ def continued(tokenizer: Any, prompt: str, completion: str) -> tuple[tuple[int, 
     """Ids of a prompt with its continuation, and how many of them are the prompt's.
 
     The two are tokenized as one text. Where a token lies across the border between them, it is the continuation's: the
-    prompt then ends with the last token that it has with and without a continuation. They are tokenized one by one only
-    where that is no text the tokenizer knows: words without a space between them, to a tokenizer of whole words.
+    prompt then ends with the last token that it has with and without a continuation (its first one where that is none).
+    They are tokenized one by one only where that is no text the tokenizer knows: words without a space between them, to
+    a tokenizer of whole words.
     """
     begun = prompt_ids(tokenizer, prompt)
     ids = whole_text(tokenizer, prompt + completion)
     if not prompt and ids[: len(begun)] != begun:
         ids = (*begun, *ids)
-    common = shared(begun, ids)
     apart = (*begun, *encoded(tokenizer, completion))
     unknown = tokenizer.unk_token_id
-    if not common or (unknown is not None and ids.count(unknown) > apart.count(unknown)):
+    if unknown is not None and ids.count(unknown) > apart.count(unknown):
         return apart, len(begun)
-    return ids, common
+    return ids, max(shared(begun, ids), 1)
 
 
 def ended(tokenizer: Any, ids: Sequence[int], ends: Sequence[int | None] = ()) -> tuple[int, ...]:
