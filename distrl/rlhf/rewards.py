@@ -32,7 +32,7 @@ from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_calls import Outcome, Row
 from distrl.rlhf.reward_pool import Pool
 from distrl.rlhf.reward_process import FunctionProcess
-from distrl.rlhf.scoring import RewardSource, Scorer
+from distrl.rlhf.scoring import OfPrompts, RewardSource, Scorer
 from distrl.rlhf.written import ends_of, response_text
 
 SCALE_FILE = "reward_scale.json"
@@ -254,6 +254,8 @@ def for_a_look(source: RewardSource, prompts: Sequence[Prompt]) -> RewardSource:
     """The same reward of responses to other prompts, which numbers them anew."""
     if isinstance(source, FunctionReward):
         return replace(source, prompts=tuple(prompts))
+    if isinstance(source, OfPrompts):
+        return source.with_prompts(prompts)
     if isinstance(source, Weighted):
         return Weighted(tuple((weight, for_a_look(one, prompts)) for weight, one in source.sources))
     return source

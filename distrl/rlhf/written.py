@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from distrl.rlhf import texts
+
 
 def without_end(response: Sequence[int], ends: Collection[int]) -> list[int]:
     """Its tokens without the trailing ones that are in `ends`."""
@@ -27,18 +29,5 @@ def ends_of(tokenizer: Any, end_tokens: Collection[int] = ()) -> frozenset[int]:
 def response_text(
     tokenizer: Any, prompt: Sequence[int], response: Sequence[int], ends: Collection[int]
 ) -> str:
-    """The text that a response adds to its prompt, special tokens included, without what ends it.
-
-    It is the whole decoded less the prompt decoded, so that a tokenizer which drops a text's first space keeps a
-    response's; where the prompt's part is not there again, what the response decodes to by itself.
-    """
-    tokens = without_end(response, ends)
-    before, whole = _decoded(tokenizer, prompt), _decoded(tokenizer, [*prompt, *tokens])
-    return whole[len(before) :] if whole.startswith(before) else _decoded(tokenizer, tokens)
-
-
-def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
-    text: str = tokenizer.decode(
-        [int(token) for token in tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    return text
+    """The text that a response adds to its prompt, special tokens included, without what ends it."""
+    return texts.response_text(tokenizer, prompt, without_end(response, ends), keep_special=True)

@@ -11,6 +11,7 @@ from distrl.errors import BadInput
 from distrl.fields import Schema
 from distrl.resolve import CONFIG_FILE, config_file, resolve_as, resolve_resume_as
 from distrl.rlhf import given_functions
+from distrl.stages.rows import rows_as_files
 
 if TYPE_CHECKING:
     from distrl.session import Outcome
@@ -24,14 +25,16 @@ STAGES = {
 
 
 def run_stage_of(command: str, given: Mapping[str, Any], toml: Path | None = None) -> Outcome:
-    """A new run. Raises BadInput, RunFailed."""
-    resolved = resolve_as(_schema(command), _with_names(given), toml)
-    from distrl.preflight import make_current_folder_importable
-    from distrl.stages.session import run_stage
+    """A new run; data may be rows instead of a path. Raises BadInput, RunFailed."""
+    schema = _schema(command)
+    with rows_as_files(_with_names(given)) as (values, files):
+        resolved = resolve_as(schema, values, toml)
+        from distrl.preflight import make_current_folder_importable
+        from distrl.stages.session import run_stage
 
-    make_current_folder_importable()
+        make_current_folder_importable()
 
-    return run_stage(_named(STAGES[command][1])(resolved.config), resolved)
+        return run_stage(_named(STAGES[command][1])(resolved.config), resolved, rows=files)
 
 
 def resume_stage(command: str, run_dir: Path, given: Mapping[str, Any], trust_run: bool = False) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,25 @@ from distrl.fields import nearest
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
+from distrl.rlhf.data_formats import check_field
+from distrl.rlhf.folders import require_folder
 from distrl.rlhf.given_functions import named
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
 from distrl.rlhf.reward_trial import try_function
 from distrl.rlhf.rewards import function_rewards
 from distrl.rlhf.scoring import RewardSource
-from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
+from distrl.rlhf.templates import TemplateOptions
+from distrl.rlhf.tokenizers import check_rows, check_vocabulary, end_tokens, read_tokenizer, usable_ids
 from distrl.session import has_ended
 from distrl.stages.evaluation import Evaluator
-from distrl.stages.materials import Problems, require_context, reward_model, trained_parts, weighted
+from distrl.stages.materials import (
+    Problems,
+    require_context,
+    reward_model,
+    template_options,
+    trained_parts,
+    weighted,
+)
 from distrl.stages.ppo_config import PPO, PPOConfig
 from distrl.trust import check_trust_as
 
@@ -48,6 +58,7 @@ class Asked:
     batch: int = 64
     chat: bool = False
     skip_bad: bool = False
+    field: Mapping[str, str | None] | None = None
     out: Path | None = None
     trust_run: bool = False
     device: str | None = None
@@ -58,6 +69,7 @@ class Asked:
     checkpoint: str = "latest"
 
     def __post_init__(self) -> None:
+        check_field(self.field or {})
         if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
             raise BadInput(
                 f"--out: must name a file in a folder that exists, got {str(self.out)!r}; name another"
@@ -131,6 +143,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     check_vocabulary(tokenizer, parts.config, str(where))
     recipe = config.recipe if config is not None else PPOConfig.model_fields["recipe"].default
     prompts = _prompts(asked, config, tokenizer)
+    check_rows(tokenizer, parts.config, [prompt.tokens for prompt in prompts], str(where))
     max_response = asked.max_response or recipe.max_response
     longest = max(len(prompt.tokens) for prompt in prompts)
     require_context(
@@ -150,7 +163,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
         seed=asked.seed,
         batch=asked.batch,
         device=device,
-        vocabulary=vocabulary_size(tokenizer),
+        vocabulary=usable_ids(tokenizer, parts.config),
         fast_paths=config is None or config.fast_paths,
         dtype=computing.dtype,
     )
@@ -172,6 +185,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
 
 def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
     """That of a run of `distrl rlhf ppo`; None for another run or a model's folder. BadInput for neither."""
+    require_folder(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise BadInput(f"{folder} is no run directory and no model folder: it has no config.json")
     try:
@@ -218,9 +232,13 @@ def _of_checkpoint(config: PPOConfig, found: Checkpoint) -> tuple[ModelParts, Pa
 def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Prompt, ...]:
     path = asked.prompts or (config and (config.eval_prompts or config.prompts))
     if not path:
-        raise BadInput('--prompts: must be given; a JSONL file, {"prompt": "..."} a line')
+        raise BadInput(
+            '--prompts: must be given; a file of rows, such as JSONL with {"prompt": "..."} a line'
+        )
     chat = asked.chat or (config is not None and config.chat)
-    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, chat=chat).rows
+    field = asked.field if asked.field is not None else config.field if config is not None else {}
+    template = replace(TemplateOptions() if config is None else template_options(config), chat=chat)
+    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, template=template, field=field).rows
     return rows[: asked.limit] if asked.limit else rows
 
 
@@ -240,7 +258,8 @@ def _reward(
     problems = Problems()
     fast = config is None or config.fast_paths
     models = [
-        problems.of("--reward", reward_model, folder, tokenizer, fast, computing.dtype) for folder in folders
+        problems.of("--reward", reward_model, folder, tokenizer, fast, computing.dtype, prompts)
+        for folder in folders
     ]
     own = problems.of(
         "--reward-function",

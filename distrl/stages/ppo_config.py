@@ -15,7 +15,7 @@ from distrl.fields import Schema
 from distrl.named import is_file
 from distrl.rlhf.recipes import RECIPES, RLHF_PPO, ResponseRecipe
 from distrl.stages import reward_time
-from distrl.stages.config import FIXED, KEPT, StageConfig, needed, no_clashes
+from distrl.stages.config import FIXED, KEPT, StageConfig, known_fields, needed, no_clashes
 
 if TYPE_CHECKING:
     from distrl.runtime.roles import Host
@@ -57,7 +57,9 @@ class PPOConfig(StageConfig):
     )
 
     # the texts
-    prompts: str | None = Field(None, description='JSONL: {"prompt": text or messages, ...} a line')
+    prompts: str | None = Field(
+        None, description="data file: JSONL, JSON, CSV, Parquet, a folder of them; see docs/data.md"
+    )
     max_prompt_tokens: Count = Field(512, description="limit of a prompt")
 
     # a batch
@@ -115,7 +117,7 @@ class PPOConfig(StageConfig):
     )
 
     # how it goes
-    eval_prompts: str | None = Field(None, description="JSONL of held-out prompts")
+    eval_prompts: str | None = Field(None, description="data file of held-out prompts")
     eval_every: CountOrZero = Field(
         0, description="iterations between evaluations on --eval-prompts (0: none)"
     )
@@ -217,8 +219,9 @@ def _given(config: PPOConfig) -> Iterator[Clash]:
     yield from needed(
         config,
         model="a folder that save_pretrained wrote, with its tokenizer",
-        prompts='a JSONL file, {"prompt": "..."} a line',
+        prompts='a file of rows, such as JSONL with {"prompt": "..."} a line',
     )
+    yield from known_fields(config)
     if not config.reward and not config.reward_function:
         yield Clash(
             ("reward", "reward_function"),
