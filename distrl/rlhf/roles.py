@@ -195,7 +195,7 @@ class RoleWorker:
             rows = range(min(spec.samples, len(spec.prompts)))
             prompts, seed = [spec.prompts[row] for row in rows], derive_seed(spec.seed, "samples")
             written = respond(
-                self.generator,
+                self._sampler(),
                 prompts,
                 np.array(rows),
                 seed,
@@ -205,6 +205,16 @@ class RoleWorker:
                 self.written_by,
             )
         return [written]
+
+    def _sampler(self) -> Generator:
+        """The plain loop where others would be compiled for another number of rows."""
+        spec = self.spec
+        if spec.generator is not None or spec.generation == "plain":
+            return self.generator
+        temperature = spec.recipe.temperature
+        return CachedGenerator(
+            self.writer, spec.end_tokens, temperature, fast=spec.fast_paths, vocabulary=spec.vocabulary
+        )
 
     def load_writer(self, snapshot: Snapshot | None) -> tuple[int, str]:
         """Takes the actor's new weights over; None where the actor lives here too.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from distrl.clashes import FUNCTION, Clash
+from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.errors import BadInput
 from distrl.fields import Schema
@@ -124,7 +124,7 @@ class PPOConfig(StageConfig):
 
     # samples
     sample_every: CountOrZero = Field(
-        0, description="iterations between samples in samples.jsonl and the report (0: none)"
+        10, description="iterations between samples in samples.jsonl and the report (0: none)"
     )
     samples: Count = Field(4, description="prompts sampled, the first ones of --prompts")
     print_samples: bool = Field(False, description="print the samples on the terminal too")
@@ -180,7 +180,7 @@ def clashes(config: PPOConfig) -> list[Clash]:
     """Every rule between fields that `config` breaks."""
     return [
         *_given(config),
-        *_rewards(config),
+        *reward_time.clashes(config),
         *_critic(config),
         *_batch(config),
         *_algorithm(config),
@@ -227,23 +227,6 @@ def _given(config: PPOConfig) -> Iterator[Clash]:
             ("reward", "reward_function"),
             "--reward: must be given, or --reward-function; without either there is nothing to maximise: give a reward "
             "model's folder or module:function",
-        )
-
-
-def _rewards(config: PPOConfig) -> Iterator[Clash]:
-    for function in config.reward_function:
-        if not FUNCTION.match(function) and not is_file(function):
-            yield Clash(
-                ("reward_function",),
-                f"--reward-function: must be module:function or file.py:function, got {function!r}; for example "
-                "my_package.mine:score",
-            )
-    count = len(config.reward) + len(config.reward_function)
-    if config.reward_weights and len(config.reward_weights) != count:
-        yield Clash(
-            ("reward_weights", "reward", "reward_function"),
-            f"--reward-weights: {len(config.reward_weights)} for {count} rewards ({len(config.reward)} models + "
-            f"{len(config.reward_function)} functions); give {count}, models first",
         )
 
 
