@@ -16,8 +16,8 @@ Undisturbed = Callable[..., Path]
 # of the 8 responses 2 may lack a score
 FLAGS = ("--reward-function", "hangs:score", "--reward-timeout-sec", "1", "--max-unscored", "0.25")
 TOLD = (
-    "more than 2 calls of a reward function for 8 responses gave no answer within --reward-timeout-sec 1, which is as "
-    "many as may; raise it where the function is only slow; the first: reward function hangs:score: no answer within 1 s"
+    "more than 2 calls of a reward function for 8 responses gave no answer within --reward-timeout-sec 1; raise it where "
+    "the function is only slow; the first: reward function hangs:score: no answer within 1 s"
 )
 HANGS = """
 import time
