@@ -143,7 +143,18 @@ def test_a_slow_function_is_not_a_lost_worker(placement: str, workplace: Path, t
     (workplace / "slow.py").write_text(SLOW)
     run = tmp_path / "run"
     # 48 calls of 0.8 s are 38 s, and a role must answer within 25
-    more = ("--placement", placement, "--num-prompts", "48", "--iterations", "1", "--role-timeout-sec", "25")
+    more = (
+        "--placement",
+        placement,
+        "--num-prompts",
+        "48",
+        "--iterations",
+        "1",
+        "--role-timeout-sec",
+        "25",
+        "--placement-timeout-sec",
+        "200",
+    )
     with tempfile.TemporaryDirectory(prefix="dr", dir="/tmp", ignore_cleanup_errors=True) as folder:
         process = start(
             workplace, *ppo_flags(run, "--reward-function", "slow:score", *more), RAY_TMPDIR=folder
