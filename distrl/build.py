@@ -31,6 +31,7 @@ def env_spec(config: TrainConfig, repro_dir: str | None = None) -> EnvSpec:
         nonfinite=config.nonfinite,
         repro_dir=repro_dir,
         backend=config.env_backend,
+        mask_key=config.mask_key,
     )
 
 
@@ -42,6 +43,7 @@ def policy_spec(config: TrainConfig) -> PolicySpec:
         activation=config.activation,
         lstm_size=config.lstm_size,
         normalize_observation=config.normalize_observation,
+        rescale_action=config.rescale_action,
         precision=config.precision,
         policy=config.policy,
         policy_kwargs=dict(config.policy_kwargs),

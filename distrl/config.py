@@ -69,11 +69,18 @@ class TrainConfig(BaseModel):
         None, description="stack the last observations; default: 4 for Atari, else 1"
     )
     max_episode_steps: Count | None = Field(None, description="the time limit, where it is not the env's own")
+    mask_key: str | None = Field(
+        None, description="key of the observation that holds the action mask (docs/action_masks.md)"
+    )
     normalize_observation: bool = Field(
         False, description="observations to mean 0 and deviation 1, clipped to 10"
     )
     normalize_reward: bool = Field(
         False, description="rewards by the deviation of the discounted return, clipped to 10"
+    )
+
+    rescale_action: bool = Field(
+        True, description="Box actions with finite bounds rescaled from [-1, 1]; --no-rescale-action clips them"
     )
 
     # the policy
@@ -216,4 +223,5 @@ TRAIN = Schema(
     presets=LADDER,
     implied=implied,
     modules=("env", "wrapper", "policy"),
+    before={"rescale_action": False, "mask_key": None},
 )

@@ -32,6 +32,7 @@ class PolicySpec:
     activation: str = "tanh"
     lstm_size: int = 128
     normalize_observation: bool = False
+    rescale_action: bool = False
     precision: str = "fp32"
     policy: str | None = None
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +49,8 @@ def make_policy(
         torch.manual_seed(derive_seed(seed, "parameters"))
         try:
             policy = _build(spec, observation_space, action_space)
+            if spec.policy is None:
+                policy.rescales_action = spec.rescale_action  # type: ignore[assignment]
             set_precision(policy, spec.precision)
             return policy
         except ValueError as error:

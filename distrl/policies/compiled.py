@@ -51,11 +51,9 @@ def why_not_compiled(
         network = "cnn" if has_image(observation_space) else "mlp"
     if network != "mlp":
         return f"the network is a {network}, not an mlp"
-    if isinstance(action_space, spaces.Discrete) or (
-        isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating)
-    ):
+    if isinstance(action_space, (spaces.Discrete, spaces.Box)):
         return None
-    return f"the actions are {action_space}, not Discrete or a Box of floats"
+    return f"the actions are {action_space}, not Discrete or Box"
 
 
 class CompiledMLP:
