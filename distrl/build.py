@@ -44,6 +44,7 @@ def policy_spec(config: TrainConfig) -> PolicySpec:
         lstm_size=config.lstm_size,
         normalize_observation=config.normalize_observation,
         rescale_action=config.rescale_action,
+        observation_scale=config.observation_scale,
         precision=config.precision,
         policy=config.policy,
         policy_kwargs=dict(config.policy_kwargs),

@@ -79,6 +79,11 @@ class TrainConfig(BaseModel):
         False, description="rewards by the deviation of the discounted return, clipped to 10"
     )
 
+    observation_scale: Literal["auto", "off", "bytes"] = Field(
+        "auto",
+        description="how images are scaled; auto: to 0..1 by the bounds of the space, below 28x28 not at all; bytes: "
+        "every matrix of bytes by 255",
+    )
     rescale_action: bool = Field(
         True, description="Box actions with finite bounds rescaled from [-1, 1]; --no-rescale-action clips them"
     )
@@ -223,5 +228,5 @@ TRAIN = Schema(
     presets=LADDER,
     implied=implied,
     modules=("env", "wrapper", "policy"),
-    before={"rescale_action": False, "mask_key": None},
+    before={"observation_scale": "bytes", "rescale_action": False, "mask_key": None},
 )
