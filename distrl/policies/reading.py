@@ -27,7 +27,7 @@ Scale = Literal["auto", "off", "bytes"]
 MIN_SIDE = 28  # of an image
 MIN_SIDE_ASKED = 3  # of one that `--network cnn` is given
 MAX_ONE_HOT = 4096
-EMBEDDING = 32  # width
+EMBEDDING = 16  # width
 _LIGHT = ((0.0, 255.0), (0.0, 1.0), (-1.0, 1.0))
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.wild import data, environments, models, rewards, tokenizers
+from tests.wild import data, environments, models, rewards, spaces, tokenizers
 from tests.wild.situation import AREAS, Situation, judge
 
-ALL = [one for area in (models, tokenizers, data, rewards, environments) for one in area.SITUATIONS]
+ALL = [one for area in (models, tokenizers, data, rewards, environments, spaces) for one in area.SITUATIONS]
 
 
 @pytest.mark.parametrize(
