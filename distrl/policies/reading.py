@@ -198,6 +198,5 @@ def _brief(space: spaces.Space) -> str:
     """Shape, dtype and bounds: `Box(8, 8) uint8 0..1`."""
     if not isinstance(space, spaces.Box):
         return " ".join(str(space).split())
-    with np.errstate(all="ignore"):
-        low, high = np.min(space.low, initial=np.inf), np.max(space.high, initial=-np.inf)
+    low, high = float(np.nanmin(space.low)), float(np.nanmax(space.high))
     return f"Box({', '.join(map(str, space.shape))}) {space.dtype} {low:g}..{high:g}"
