@@ -85,7 +85,8 @@ class TrainConfig(BaseModel):
         "every matrix of bytes by 255",
     )
     rescale_action: bool = Field(
-        True, description="Box actions with finite bounds rescaled from [-1, 1]; --no-rescale-action clips them"
+        True,
+        description="Box actions with finite bounds rescaled from [-1, 1]; --no-rescale-action clips them",
     )
 
     # the policy

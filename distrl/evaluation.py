@@ -165,9 +165,7 @@ def load_run(
     policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed).to(device)
     load_parameters(policy, content.trees["learner"]["policy"])
     kind = spec.path("inference") if device == "cpu" else "torch"
-    return Loaded(
-        policy, spec.env, config, content, kind, (spec.observation_space, spec.action_space)
-    )
+    return Loaded(policy, spec.env, config, content, kind, (spec.observation_space, spec.action_space))
 
 
 def find_checkpoint(run_dir: Path, which: str) -> Checkpoint:

@@ -289,7 +289,9 @@ class EnvGroup:
         """Action masks of `rows`, which have new observations or are `over`, and restarts."""
         masks = mask_parts(self.action_space)
         if KEY in infos and not masks:
-            self._warn(f"{self.spec.env_id} gives an action_mask, which {self.action_space} does not take: ignored")
+            self._warn(
+                f"{self.spec.env_id} gives an action_mask, which {self.action_space} does not take: ignored"
+            )
         elif KEY in infos:
             told = info_arrays.mask_of(infos, KEY, self.num_envs)
             given = read_masks(self.action_space, infos[KEY], told & rows, self._who_now, over)

@@ -33,7 +33,9 @@ class MaskFromObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._key = key
         rest = {name: inner for name, inner in space.spaces.items() if name != key}
         if not rest:
-            raise BadInput(f"mask_key={key!r} is the only key of the observation: there is nothing left to see")
+            raise BadInput(
+                f"mask_key={key!r} is the only key of the observation: there is nothing left to see"
+            )
         self.observation_space = gymnasium.spaces.Dict(rest)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:

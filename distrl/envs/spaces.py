@@ -203,7 +203,9 @@ def _reader(space: spaces.Space[Any]) -> Callable[[Any], tuple[Tree, bool]]:
         return _read_float64
     if kind in _AS_OTHERS:
         other = _AS_OTHERS[kind]
-        return lambda raw: _read_float64(np.asarray(raw, np.float64)) if other is None else (np.array(raw, other), True)
+        return lambda raw: (
+            _read_float64(np.asarray(raw, np.float64)) if other is None else (np.array(raw, other), True)
+        )
     return _read_float if kind.kind == "f" else lambda raw: (np.array(raw), True)
 
 

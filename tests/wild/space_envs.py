@@ -153,7 +153,9 @@ class Aims(gym.Env[Any, Any]):
     def _off(self, action: Any) -> float:
         space = self.action_space
         if not isinstance(space, spaces.Box):
-            return float(np.mean(np.asarray(action) != np.asarray(space.start if hasattr(space, "start") else 0)))
+            return float(
+                np.mean(np.asarray(action) != np.asarray(space.start if hasattr(space, "start") else 0))
+            )
         low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
         low, high = np.where(np.isfinite(low), low, high - 2), np.where(np.isfinite(high), high, low + 2)
         width = np.where(high > low, high - low, 1.0)
@@ -193,7 +195,9 @@ class Masked(gym.Env[Any, Any]):
             "multi binary": spaces.MultiBinary(3),
             "box": spaces.Box(-1, 1, (2,), np.float32),
         }[space]
-        self.sizes = {"discrete": [5], "multi discrete": [3, 2, 4], "multi binary": [2, 2, 2], "box": [1]}[space]
+        self.sizes = {"discrete": [5], "multi discrete": [3, 2, 4], "multi binary": [2, 2, 2], "box": [1]}[
+            space
+        ]
         self.form, self.space, self.steps = form, space, 0
         seen: spaces.Space[Any] = spaces.Box(-10, 10, (3,), np.float32)
         if form == "key":

@@ -13,7 +13,19 @@ from tests.wild.situation import Ended, Situation, distrl
 
 SEES, ACTS = "tests.wild.space_envs:Wild/Says-v0", "tests.wild.space_envs:Wild/Aims-v0"
 MASKED = "tests.wild.space_envs:Wild/Masked-v0"
-SHORT = ("--workers", "0", "--no-tensorboard", "--gamma", "0.5", "--epochs", "6", "--learning-rate", "3e-3", "--num-envs", "8")
+SHORT = (
+    "--workers",
+    "0",
+    "--no-tensorboard",
+    "--gamma",
+    "0.5",
+    "--epochs",
+    "6",
+    "--learning-rate",
+    "3e-3",
+    "--num-envs",
+    "8",
+)
 
 
 def train(folder: Path, env: str, *more: str, steps: int = 4096, **kwargs: Any) -> Ended:
