@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+import play
 import pytest
 import torch
 from gymnasium import spaces
 
+from distrl.envs import EnvSpec
 from distrl.envs.masks import read_mask, read_masks
 from distrl.errors import RunFailed
 from distrl.policies import make_distribution
@@ -111,3 +115,31 @@ def test_masked_bits_are_never_taken_and_count_for_nothing() -> None:
     )
     (log_prob.sum() + entropy.sum()).backward()
     assert output.grad is not None and torch.isfinite(output.grad).all() and (output.grad[:, 1:] == 0).all()
+
+
+def test_a_group_does_not_keep_the_mask_of_an_observation_before() -> None:
+    """Every other step gives none, and no info at all."""
+    group = play.make(EnvSpec("tests.wild.space_envs:Wild/Masked-v0", {"form": "missing"}))
+    group.start()
+    mask = group.action_mask
+    assert mask is not None and mask.shape == (2, 5) and not mask.all()
+    action = np.array([2 + int(row.argmax()) for row in mask])
+    group.step(action)
+    assert group.action_mask is not None and group.action_mask.all()
+    assert any("at some steps and none at others" in warning for warning in group.warnings)
+    group.close()
+
+
+def test_masks_of_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "action_masks.md").read_text()
+    source = text.split("```python\n")[1].split("```")[0]
+    namespace: dict[str, object] = {"__name__": "nim"}
+    exec(compile(source, "nim.py", "exec"), namespace)
+    env = gym.make("Nim-v0", disable_env_checker=True)
+    for seed in range(20):
+        _, info = env.reset(seed=seed)
+        over = False
+        while not over:
+            legal = read_mask(env.action_space, info["action_mask"], "nim")
+            _, _, over, _, info = env.step(int(np.flatnonzero(legal)[-1]))
+    del gym.registry["Nim-v0"]
