@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 
 from distrl.envs import repro, snapshots
+from distrl.envs.masks import MaskReader
 from distrl.envs.spaces import check_observation, leaf_spaces
 from distrl.envs.spec import EnvSpec
 from distrl.errors import RunFailed
@@ -62,6 +63,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._reset_pending = False
         box = len(list(leaf_spaces(self.observation_space))) == 1 and self.observation_space.shape
         self._shape = tuple(box) if box else None
+        self._masks = MaskReader(self.env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._episode += 1
@@ -80,7 +82,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             check_observation(self.observation_space, observation, self._who)
             self._checked = True
         self._last = observation
-        return observation, info
+        return observation, self._masks.put(self.env, info, self._who, 0)
 
     def step(self, action: Any) -> Any:
         if self._reset_pending:
@@ -97,6 +99,10 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         if self._shape is not None and getattr(observation, "shape", None) != self._shape:
             check_observation(self.observation_space, observation, self._who)
         self._last = observation
+        if result[4] or self._masks.has_method:
+            over = bool(result[2]) or bool(result[3])
+            masked = self._masks.put(self.env, result[4], self._who, len(self._actions), over)
+            return (*result[:4], masked)
         return result
 
     def episode_number(self, episode: int) -> None:

@@ -16,6 +16,7 @@ from gymnasium import wrappers
 
 from distrl.envs.atari import AtariGame
 from distrl.envs.frame_stack import FrameStack
+from distrl.envs.mask_key import MaskFromObservation
 
 # Wrapper -> the attributes that it changes while an episode runs.
 _MEMORY: dict[type, tuple[str, ...]] = {
@@ -32,6 +33,7 @@ _MEMORY: dict[type, tuple[str, ...]] = {
     wrappers.RescaleObservation: (),
     wrappers.ReshapeObservation: (),
     wrappers.ResizeObservation: (),
+    MaskFromObservation: (),
 }
 _LAYERS = (AtariGame, FrameStack)
 

@@ -46,6 +46,7 @@ class EnvSpec:
     the process (0: never). max_env_restarts: times that a group's envs may raise. repro_dir: where the
     failing episode of an env that raises is written. backend: who steps the envs; "native" is a compiled loop over
     a `NativeEnv`, "ale" and "envpool" are a library's pools (`distrl.envs.pools`), "auto" is decided by `settled`.
+    mask_key: the key of the observation that holds the action mask.
     """
 
     env_id: str
@@ -62,6 +63,7 @@ class EnvSpec:
     nonfinite: str = "fail"
     repro_dir: str | None = None
     backend: str = "gymnasium"
+    mask_key: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -129,6 +131,7 @@ class EnvSpec:
                 ("atari", bool(self.atari), False),
                 ("vectorization", self.vectorization, "sync"),
                 ("autoreset", self.autoreset, "disabled"),
+                ("mask_key", self.mask_key, None),
             )
             if value != plain
         ]
@@ -175,6 +178,10 @@ class EnvSpec:
             env = self._preprocess(env, sticky)
         if self.wrapper is not None:
             env = _wrap(self.wrapper, env)
+        if self.mask_key is not None:
+            from distrl.envs.mask_key import MaskFromObservation
+
+            env = MaskFromObservation(env, self.mask_key)
         if not atari and (self.frame_stack or 1) > 1:
             from distrl.envs.frame_stack import FrameStack
 
