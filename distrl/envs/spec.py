@@ -20,6 +20,7 @@ VECTORIZATIONS = ("sync", "async", "vector_entry_point")
 BACKENDS = ("auto", "gymnasium", "envpool", "ale", "native")
 AUTORESETS = ("disabled", "next_step", "same_step")
 NONFINITE = ("fail", "drop")
+CHECK_OBSERVATIONS = ("error", "warn", "off")
 ATARI_FRAME_STACK = 4
 
 # What registers a namespace's ids, the extra that installs it, and what says that it is missing.
@@ -46,6 +47,7 @@ class EnvSpec:
     the process (0: never). max_env_restarts: times that a group's envs may raise. repro_dir: where the
     failing episode of an env that raises is written. backend: who steps the envs; "native" is a compiled loop over
     a `NativeEnv`, "ale" and "envpool" are a library's pools (`distrl.envs.pools`), "auto" is decided by `settled`.
+    check_observations: what a value outside a Box's bounds is, an error, a warning or nothing (`observations.py`).
     """
 
     env_id: str
@@ -62,6 +64,7 @@ class EnvSpec:
     nonfinite: str = "fail"
     repro_dir: str | None = None
     backend: str = "gymnasium"
+    check_observations: str = "warn"
 
     def __post_init__(self) -> None:
         problems = [
@@ -71,6 +74,7 @@ class EnvSpec:
                 ("autoreset", self.autoreset, AUTORESETS),
                 ("nonfinite", self.nonfinite, NONFINITE),
                 ("backend", self.backend, BACKENDS),
+                ("check_observations", self.check_observations, CHECK_OBSERVATIONS),
             )
             if given not in allowed
         ]
