@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 from gymnasium import spaces
 
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
+from distrl.envs.registrations import registrations
+from distrl.envs.trial import Verdict, try_env
 from distrl.errors import BadInput
 from distrl.machine import resolve_device
 from distrl.policies import PolicySpec
@@ -31,6 +36,7 @@ def env_spec(config: TrainConfig, repro_dir: str | None = None) -> EnvSpec:
         nonfinite=config.nonfinite,
         repro_dir=repro_dir,
         backend=config.env_backend,
+        check_observations=config.check_observations,
     )
 
 
@@ -48,13 +54,25 @@ def policy_spec(config: TrainConfig) -> PolicySpec:
     )
 
 
-def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = None) -> WorkSpec:
-    """All that workers need. Makes one env to learn its spaces; BadInput where env and policy do not fit."""
+def work_spec(
+    config: TrainConfig, device: str = "cpu", repro_dir: str | None = None, tried: bool = False
+) -> WorkSpec:
+    """All that workers need. Makes one env to learn its spaces; BadInput where env and policy do not fit.
+
+    `tried`: what the env claims is tried too, as before a run.
+    """
     spec = env_spec(config, repro_dir).settled()
-    probe = EnvGroup(spec, index=0, num_envs=1, first_env=0, seed=config.seed)
+    started = time.monotonic()
+    asynchronous = spec.vectorization == "async"  # one env needs no process of its own to be looked at
+    probed = replace(spec, vectorization="sync") if asynchronous else spec
+    probe = EnvGroup(probed, index=0, num_envs=1, first_env=0, seed=config.seed)
+    verdict = Verdict()
     try:
         observation_space, action_space = probe.observation_space, probe.action_space
         time_limit = probe.max_episode_steps
+        if tried and probe.is_wrapped:
+            verdict = try_env(spec, probe.first_single_env, time.monotonic() - started, config.seed)
+            spec = replace(spec, own_snapshots=verdict.own_snapshots)
     finally:
         probe.close()
     if config.recipe.collects == "episodes" and time_limit is None:
@@ -77,6 +95,9 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
         paths=_paths(config, spec, device, observation_space, action_space),
         overlap=config.overlap,
         rollout_device=config.rollout_device,
+        reproducibility=verdict.reproducibility,
+        notes=verdict.notes,
+        registrations=registrations(spec),
     )
 
 

@@ -132,6 +132,10 @@ class TrainConfig(BaseModel):
     wandb_project: str = Field("distrl", description="its project")
 
     # when things break
+    check_observations: Literal["error", "warn", "off"] = Field(
+        "warn",
+        description="observation outside its Box bounds: error, warn (error in the first one only), or off",
+    )
     nonfinite: Literal["fail", "drop"] = Field(
         "fail", description="a NaN or Inf from an env: fail, or drop and count"
     )
@@ -187,7 +191,7 @@ SECTIONS: dict[str, str] = {
     "the policy": "network",
     "who does the work": "workers",
     "what is kept": "run_dir",
-    "when things break": "nonfinite",
+    "when things break": "check_observations",
     "what is collected": "collects",
     "how credit is given": "gamma",
     "how a batch is used": "clip",
@@ -200,7 +204,7 @@ CHANGEABLE = (
     "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "rollout_device", "address",
     "checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "tensorboard",
     "wandb", "wandb_project", "step_timeout_sec", "max_save_failures", "max_skipped_updates",
-    "max_env_restarts", "max_worker_restarts", "max_replay_steps",
+    "max_env_restarts", "max_worker_restarts", "max_replay_steps", "check_observations",
 )  # fmt: skip
 
 TRAIN = Schema(

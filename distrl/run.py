@@ -67,6 +67,10 @@ class Run(RunKeeper[RunState]):
         self.config = config
         self.spec = spec
         self.runtime = runtime
+        if spec.reproducibility != "exact":
+            state.reproducibility = spec.reproducibility
+        for note in spec.notes:
+            self.warn(note)
         self._eval_policy: Any = None
         self._eval_inference: Any = None
 
@@ -118,7 +122,7 @@ class Run(RunKeeper[RunState]):
         state.episodes += len(ended)
         state.dropped = sum(report.dropped for report in collected)
         for report in collected:
-            if report.reproducibility != "exact":
+            if report.reproducibility != "exact" and state.reproducibility != "unknown":
                 state.reproducibility = report.reproducibility
             for message in report.warnings:
                 self.warn(message)

@@ -81,7 +81,7 @@ def run_training(
     created = False
     with Interrupts() as interrupts:
         try:
-            spec = work_spec(config, device, str(directory / "faults"))
+            spec = work_spec(config, device, str(directory / "faults"), tried=True)
             spec = replace(spec, record_events=record_events)
             if resume is None:
                 _create(directory, resolved, spec)

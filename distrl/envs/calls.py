@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from distrl.envs.spec import EnvSpec
 from distrl.envs.vector import abandon, explain
 from distrl.envs.watchdog import Beat
@@ -35,11 +37,12 @@ class Calls:
     def unwatched(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """The same for what may take long, such as a replay."""
         try:
-            return function(*arguments, **named)
+            with np.errstate():  # an env may set another, which is not ours
+                return function(*arguments, **named)
         except (RunFailed, BadInput):
             self._failed = True
             raise
-        except Exception as error:  # an env may raise anything
+        except (Exception, SystemExit) as error:  # an env may raise anything
             self._failed = True
             raise explain(self.vector, self._group, self.who, error) from error
         except BaseException:  # Ctrl-C in the middle of it

@@ -76,7 +76,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             observation, info = self.env.reset(seed=self._seed, options=options or None)
         except RunFailed:
             raise
-        except Exception as error:  # an env may raise anything
+        except (Exception, SystemExit) as error:  # an env may raise anything
             (observation, info), restarted = self._recover(error)
         if self._check_first:
             check_observation(self.observation_space, observation, self._who)
@@ -93,7 +93,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             observation, reward, terminated, truncated, info = self.env.step(action)
         except RunFailed:
             raise
-        except Exception as error:  # an env may raise anything
+        except (Exception, SystemExit) as error:  # an env may raise anything
             result, restarted = self._recover(error, kept)
             observation, reward, terminated, truncated, info = result
         self._actions.append(kept)
@@ -113,7 +113,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         state: dict[str, Any] = {"episode": self._episode, "seed": self._seed, "strategy": "pending"}
         if reset_pending[self._slot]:
             return state
-        layers = snapshots.capture(self.env)
+        layers = snapshots.capture(self.env, self._spec.own_snapshots)
         if layers is not None:
             self._base, self._base_at = layers, len(self._actions)
             if self._base_at > self._spec.max_replay_steps:
@@ -162,7 +162,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._last = self._take(self._last)
         self._actions = actions
 
-    def _recover(self, error: Exception, action: Any = None) -> tuple[Any, str]:
+    def _recover(self, error: BaseException, action: Any = None) -> tuple[Any, str]:
         """The result of the reset or step that raised, by a new env put back to where the old one was; what is told."""
         first = f"{type(error).__name__}: {' '.join(str(error).split())}"
         while self._restarts.value > 0:
@@ -180,11 +180,11 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
                     break
                 self._replay(self._actions)
                 return self.env.step(_copied(action)), message
-            except Exception as again:  # the same bug, at the same place of the replay
+            except (Exception, SystemExit) as again:  # the same bug, at the same place of the replay
                 error = again
         raise self._failure(error, action) from error
 
-    def _failure(self, error: Exception, action: Any) -> RunFailed:
+    def _failure(self, error: BaseException, action: Any) -> RunFailed:
         where = "its reset" if action is None else f"step {len(self._actions)} of its episode"
         trace = "".join(traceback.format_exception(error))
         actions = self._actions if action is None else [*self._actions, action]

@@ -192,6 +192,12 @@ class EnvGroup:
                 env.unwrapped.np_random = generator
 
     @property
+    def first_single_env(self) -> gymnasium.Env[Any, Any]:
+        """The first env with all its wrappers but distrl's own, for envs of this process (`sync`)."""
+        env: gymnasium.Env[Any, Any] = self._vector.envs[0].env
+        return env
+
+    @property
     def max_episode_steps(self) -> int | None:
         """The time limit of an episode, in steps; None where there is none that Gymnasium knows of."""
         if self.spec.max_episode_steps is not None:

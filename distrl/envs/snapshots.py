@@ -67,11 +67,12 @@ _KINEMATICS = (
 Layers = list[dict[str, Any]]
 
 
-def capture(env: gymnasium.Env[Any, Any]) -> Layers | None:
-    """The state of all layers as a state tree, or None where it cannot be taken."""
+def capture(env: gymnasium.Env[Any, Any], own_snapshots: bool = True) -> Layers | None:
+    """The state of all layers as a state tree, or None where it cannot be taken. Without `own_snapshots`, an env's own
+    `snapshot` is not one."""
     layers: Layers = []
     while True:
-        if has_own(env):
+        if own_snapshots and has_own(env):
             own = copy.deepcopy(env.snapshot())  # type: ignore[attr-defined]  # its arrays may be the env's memory
             layers.append({"own": own, "random": _random_state(env)})
             return layers

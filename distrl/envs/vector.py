@@ -175,7 +175,7 @@ def reset_rows(vector: VectorEnv[Any, Any, Any], mask: NDArray[np.bool_], seeds:
 
 
 def explain(
-    vector: VectorEnv[Any, Any, Any], group: str, env_name: Callable[[int], str], error: Exception
+    vector: VectorEnv[Any, Any, Any], group: str, env_name: Callable[[int], str], error: BaseException
 ) -> RunFailed:
     """What `error` of a call into `vector` means: where an observation does not fit its space, the env, key and
     what it got; else the error itself, said of the group."""
