@@ -12,8 +12,7 @@ from distrl.recipes import Recipe
 from distrl.resolve import CONFIG_FILE, config_file, resolve, resolve_resume
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from distrl.loaded import LoadedPolicy
     from distrl.session import Outcome
 
 PathLike = str | os.PathLike[str]
@@ -145,8 +144,13 @@ def _stage(command: str, named: dict[str, Any], config: PathLike | None, fields:
     return run_stage_of(command, given, None if config is None else Path(config))
 
 
-def load(run_dir: PathLike, checkpoint: str | int = "latest", *, trust_run: bool = False) -> nn.Module:
-    """The policy of a checkpoint, ready to act; its observation moments are in it. Raises BadInput."""
-    from distrl.evaluation import load_run
+def load(run_dir: PathLike, checkpoint: str | int = "latest", *, trust_run: bool = False) -> LoadedPolicy:
+    """The policy of a checkpoint, ready to act in the env; its observation moments are in it. Raises BadInput.
 
-    return load_run(Path(run_dir), str(checkpoint), trust_run).policy
+    `load(run_dir).predict(observation)` gives (the env's action, the policy's memory after it); see `LoadedPolicy`.
+    """
+    from distrl.evaluation import load_run
+    from distrl.loaded import LoadedPolicy
+
+    loaded = load_run(Path(run_dir), str(checkpoint), trust_run)
+    return LoadedPolicy(loaded.policy, *loaded.spaces, loaded.inference, loaded.env.mask_key)

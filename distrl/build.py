@@ -37,6 +37,7 @@ def env_spec(config: TrainConfig, repro_dir: str | None = None) -> EnvSpec:
         repro_dir=repro_dir,
         backend=config.env_backend,
         check_observations=config.check_observations,
+        mask_key=config.mask_key,
     )
 
 
@@ -48,6 +49,8 @@ def policy_spec(config: TrainConfig) -> PolicySpec:
         activation=config.activation,
         lstm_size=config.lstm_size,
         normalize_observation=config.normalize_observation,
+        rescale_action=config.rescale_action,
+        observation_scale=config.observation_scale,
         precision=config.precision,
         policy=config.policy,
         policy_kwargs=dict(config.policy_kwargs),

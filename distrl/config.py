@@ -69,11 +69,24 @@ class TrainConfig(BaseModel):
         None, description="stack the last observations; default: 4 for Atari, else 1"
     )
     max_episode_steps: Count | None = Field(None, description="the time limit, where it is not the env's own")
+    mask_key: str | None = Field(
+        None, description="key of the observation that holds the action mask (docs/action_masks.md)"
+    )
     normalize_observation: bool = Field(
         False, description="observations to mean 0 and deviation 1, clipped to 10"
     )
     normalize_reward: bool = Field(
         False, description="rewards by the deviation of the discounted return, clipped to 10"
+    )
+
+    observation_scale: Literal["auto", "off", "bytes"] = Field(
+        "auto",
+        description="how images are scaled; auto: to 0..1 by the bounds of the space, below 28x28 not at all; bytes: "
+        "every matrix of bytes by 255",
+    )
+    rescale_action: bool = Field(
+        True,
+        description="Box actions with finite bounds rescaled from [-1, 1]; --no-rescale-action clips them",
     )
 
     # the policy
@@ -220,4 +233,10 @@ TRAIN = Schema(
     presets=LADDER,
     implied=implied,
     modules=("env", "wrapper", "policy"),
+    before={
+        "observation_scale": "bytes",
+        "rescale_action": False,
+        "mask_key": None,
+        "check_observations": "warn",
+    },
 )

@@ -43,7 +43,11 @@ def _space_problem(env: Any, which: str, name: str) -> str | None:
             "set it in __init__ as a gymnasium.spaces space"
         )
     kind = type(space)
-    old = "; the old gym package's spaces are not Gymnasium's" if kind.__module__.partition(".")[0] == "gym" else ""
+    old = (
+        "; the old gym package's spaces are not Gymnasium's"
+        if kind.__module__.partition(".")[0] == "gym"
+        else ""
+    )
     return (
         f"env {name!r}: {which} must be a gymnasium.spaces space, got {kind.__module__}.{kind.__qualname__} "
         f"{' '.join(repr(space).split())[:60]}{old}; use gymnasium.spaces"
@@ -76,9 +80,7 @@ def check_reset(result: Any, name: str) -> tuple[Any, Any]:
     if isinstance(result, tuple) and len(result) == 2 and (result[1] is None or hasattr(result[1], "keys")):
         return result
     got = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
-    raise BadInput(
-        f"env {name!r}: reset must return (observation, info), got {got}, {_OLD}; write {_RESET}"
-    )
+    raise BadInput(f"env {name!r}: reset must return (observation, info), got {got}, {_OLD}; write {_RESET}")
 
 
 def check_step(result: Any, name: str) -> tuple[Any, ...]:

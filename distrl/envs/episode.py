@@ -16,6 +16,7 @@ import numpy as np
 
 from distrl.envs import repro, snapshots
 from distrl.envs.infos import told
+from distrl.envs.masks import MaskReader
 from distrl.envs.observations import Taker, flag_of, reward_of
 from distrl.envs.spaces import check_observation
 from distrl.envs.spec import EnvSpec
@@ -63,6 +64,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._check_first = spec.check_observations != "off"
         self._reset_pending = False
         self._take = Taker(self.observation_space, self._who)
+        self._masks = MaskReader(self.env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._episode += 1
@@ -82,6 +84,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             check_observation(self.observation_space, observation, self._who)
             self._check_first = False
         self._last = self._take(observation)
+        info = self._masks.put(self.env, info or {}, self._who, 0)
         return self._last, told(info, over=False, restarted=restarted)
 
     def step(self, action: Any) -> Any:
@@ -101,7 +104,10 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         number = reward_of(reward, self._who)
         terminated = flag_of(terminated, "terminated", self._who)
         truncated = flag_of(truncated, "truncated", self._who)
-        return self._last, number, terminated, truncated, told(info, terminated or truncated, restarted)
+        over = terminated or truncated
+        if info or self._masks.has_method:
+            info = self._masks.put(self.env, info or {}, self._who, len(self._actions), over)
+        return self._last, number, terminated, truncated, told(info, over, restarted)
 
     def episode_number(self, episode: int) -> None:
         """The next reset starts episode `episode`."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from distrl.envs import group_state
 from distrl.envs import infos as info_arrays
 from distrl.envs.calls import Calls
+from distrl.envs.masks import KEY, mask_parts, read_masks
 from distrl.envs.native.single import NativeSingleEnv
 from distrl.envs.native.vector import NativeVectorEnv
 from distrl.envs.observations import LARGEST_REWARD, Outside, Ranges
@@ -137,8 +138,8 @@ class EnvGroup:
         over, final, bad = ended, observation, None
         if start is None:
             start = ended
-        if infos:
-            infos = self._own_infos(infos, self.num_envs)
+        if infos or self.action_mask is not None:
+            infos = self._own_infos(infos, self.num_envs) if infos else infos
             final, lost_life = self._read_infos(infos, ended, observation)
             if lost_life is not None:
                 terminated, start = terminated | lost_life, start | lost_life
@@ -280,8 +281,8 @@ class EnvGroup:
         self, infos: dict[str, Any], ended: Array, observation: Tree
     ) -> tuple[Tree, Array | None]:
         """(where the transitions truly arrived, who lost a life and plays on [N] or None)."""
-        self._notice(infos, self._all_valid)
         final, same_step = observation, self.spec.autoreset == "same_step"
+        self._notice(infos, self._all_valid, None if same_step else ended)
         if "unlearned_reward" in infos:
             self.running_return += (
                 infos["unlearned_reward"] * ~ended if same_step else infos["unlearned_reward"]
@@ -297,11 +298,17 @@ class EnvGroup:
             final, infos["life_final_obs"], lost_life, self.observation_space
         ), lost_life
 
-    def _notice(self, infos: dict[str, Any], rows: Array) -> None:
-        """Action masks of `rows`, which have new observations, and restarts."""
-        if "action_mask" in infos:
-            given = infos["action_mask"].astype(np.bool_)
-            given[~infos["_action_mask"]] = True
+    def _notice(self, infos: dict[str, Any], rows: Array, over: Array | None = None) -> None:
+        """Action masks of `rows`, which have new observations or are `over`, and restarts."""
+        masks = mask_parts(self.action_space)
+        if KEY in infos and not masks:
+            self._warn(
+                f"{self.spec.env_id} gives an action_mask, which {self.action_space} does not take: ignored"
+            )
+        elif KEY in infos:
+            told = infos["_action_mask"]
+            given = read_masks(self.action_space, infos[KEY], told & rows, self._who_now, over)
+            self._miss_masks(rows & ~told if over is None else rows & ~told & ~over)
             if self.action_mask is None and self.observation is not None:
                 raise RunFailed(
                     f"env group {self.index} ({self.spec.env_id}) gives its first action_mask in the info of "
@@ -311,9 +318,21 @@ class EnvGroup:
             old = self.action_mask if self.action_mask is not None else np.ones_like(given)
             self.action_mask = np.where(rows[:, None], given, old)
         elif self.action_mask is not None:
+            self._miss_masks(rows if over is None else rows & ~over)
             self.action_mask = self.action_mask | rows[:, None]
         for message in infos.get("env_restarted", ()):
             self._warn(message)
+
+    def _who_now(self, slot: int) -> str:
+        return f"{self.calls.who(slot)}: step {int(self.running_length[slot])} of its episode"
+
+    def _miss_masks(self, rows: Array) -> None:
+        """Says once that `rows` gave no mask where others were given before."""
+        if rows.any():
+            self._warn(
+                f"{self.spec.env_id} gives an action_mask at some steps and none at others: without one, every action "
+                "is taken as legal"
+            )
 
     def _nonfinite(self, observation: Tree, reward: Array | None, among: Array) -> Array:
         """Rows [N] of `among` with a NaN or Inf: counted where they may be dropped, else RunFailed."""

@@ -144,12 +144,14 @@ def read_entry_point(infos: dict[str, Any], num_envs: int) -> dict[str, Any]:
         numbers = infos
     own["numbers"] = lambda slot: entry_point_numbers(numbers, slot)
     if MASK in infos:
-        own[MASK] = np.asarray(infos[MASK])
+        own[MASK] = infos[MASK]
         own[f"_{MASK}"] = np.asarray(infos.get(f"_{MASK}", np.ones(num_envs)), np.bool_)
     return own
 
 
-def entry_point_numbers(infos: Mapping[Any, Any], slot: int, prefix: str = "", depth: int = 0) -> dict[str, float]:
+def entry_point_numbers(
+    infos: Mapping[Any, Any], slot: int, prefix: str = "", depth: int = 0
+) -> dict[str, float]:
     """One env's numeric entries of a vector env's infos."""
     found: dict[str, float] = {}
     for key, value in infos.items():
@@ -162,8 +164,8 @@ def entry_point_numbers(infos: Mapping[Any, Any], slot: int, prefix: str = "", d
             if depth < _DEEPEST:
                 found |= entry_point_numbers(value, slot, f"{prefix}{key}/", depth + 1)
         elif isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > slot:
-            if (number := _number(value[slot])) is not None:
-                found[f"{prefix}{key}"] = number
+            number = _number(value[slot])
+            found |= {} if number is None else {f"{prefix}{key}": number}
     return found
 
 

@@ -66,9 +66,7 @@ def _taker(space: spaces.Space[Any]) -> Callable[[Any], Tree]:
         return take_dict
     if isinstance(space, spaces.Tuple):
         placed = [_taker(inner) for inner in space.spaces]
-        return lambda observation: tuple(
-            take(part) for take, part in zip(placed, observation, strict=True)
-        )
+        return lambda observation: tuple(take(part) for take, part in zip(placed, observation, strict=True))
     shape, dtype = tuple(space.shape or ()), np.dtype(space.dtype)
 
     def take(value: Any) -> Any:
@@ -224,7 +222,9 @@ def _leaf_of(key: str, path: tuple[Any, ...], space: Any) -> _Leaf | None:
         low, high = np.zeros(space.shape, np.int64), np.ones(space.shape, np.int64)
     else:
         low = np.asarray(space.start, np.int64)
-        high = low + np.asarray(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n, np.int64) - 1
+        high = (
+            low + np.asarray(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n, np.int64) - 1
+        )
     if low.size and (low == low.flat[0]).all() and (high == high.flat[0]).all():
         low, high = low.flat[0].reshape(()), high.flat[0].reshape(())
     return _Leaf(key, path, np.asarray(low), np.asarray(high), isinstance(space, spaces.Box))

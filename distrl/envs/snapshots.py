@@ -17,6 +17,7 @@ from gymnasium import wrappers
 
 from distrl.envs.atari import AtariGame
 from distrl.envs.frame_stack import FrameStack
+from distrl.envs.mask_key import MaskFromObservation
 
 # Wrapper -> the attributes that it changes while an episode runs.
 _MEMORY: dict[type, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ _MEMORY: dict[type, tuple[str, ...]] = {
     wrappers.RescaleObservation: (),
     wrappers.ReshapeObservation: (),
     wrappers.ResizeObservation: (),
+    MaskFromObservation: (),
 }
 _LAYERS = (AtariGame, FrameStack)
 

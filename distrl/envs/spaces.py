@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from distrl.envs.actions import ActionMap
 from distrl.errors import BadInput, RunFailed
 from distrl.trees import Tree
 
@@ -56,16 +57,7 @@ def leaf_spaces(space: spaces.Space[Any], key: str = "") -> Iterator[tuple[str, 
 def to_env_action(space: spaces.Space[Any], action: NDArray[Any]) -> NDArray[Any]:
     """A policy's action [N, ...] in the env's own format: integers from 0 are moved to `start`, Box actions
     are clipped to the bounds, and shape and dtype become the space's."""
-    if isinstance(space, spaces.Discrete):
-        return action.astype(np.int64) + int(space.start) if space.start else action.astype(np.int64)
-    shaped = action.reshape(len(action), *(space.shape or ()))
-    if isinstance(space, spaces.MultiDiscrete):
-        moved: NDArray[Any] = shaped + space.start
-        return moved.astype(space.dtype)
-    if isinstance(space, spaces.Box):
-        clipped: NDArray[Any] = np.clip(shaped, space.low, space.high)
-        return clipped.astype(space.dtype)
-    return shaped.astype(space.dtype)
+    return ActionMap(space)(action)
 
 
 def check_observation(space: spaces.Space[Any], observation: Any, who: str) -> None:

@@ -50,6 +50,7 @@ class EnvSpec:
     a `NativeEnv`, "ale" and "envpool" are a library's pools (`distrl.envs.pools`), "auto" is decided by `settled`.
     check_observations: what a value outside a Box's bounds is, an error, a warning or nothing (`observations.py`).
     own_snapshots: whether an env's own `snapshot` and `restore` are used; a trial of them decides (`trial.py`).
+    mask_key: the key of the observation that holds the action mask.
     """
 
     env_id: str
@@ -68,6 +69,7 @@ class EnvSpec:
     backend: str = "gymnasium"
     check_observations: str = "warn"
     own_snapshots: bool = True
+    mask_key: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -136,6 +138,7 @@ class EnvSpec:
                 ("atari", bool(self.atari), False),
                 ("vectorization", self.vectorization, "sync"),
                 ("autoreset", self.autoreset, "disabled"),
+                ("mask_key", self.mask_key, None),
             )
             if value != plain
         ]
@@ -188,6 +191,10 @@ class EnvSpec:
                     env = self._preprocess(env, sticky)
                 if self.wrapper is not None:
                     env = _wrap(self.wrapper, env)
+                if self.mask_key is not None:
+                    from distrl.envs.mask_key import MaskFromObservation
+
+                    env = MaskFromObservation(env, self.mask_key)
             except BaseException:
                 with contextlib.suppress(Exception):  # the first error is the one that counts
                     env.close()
@@ -245,8 +252,9 @@ class EnvSpec:
             missing = [name for name in _EXTRAS[extra] if importlib.util.find_spec(name) is None]
             if word in said.lower() and missing:
                 return f"env {self.env_id!r} needs {', '.join(missing)}: pip install 'distrl[{extra}]'"
-        return f"env {self.env_id!r} cannot be made with env_kwargs {self.kwargs}: {type(error).__name__}: {said}" + (
-            "" if said and not isinstance(error, SystemExit) else place_of(error)
+        return (
+            f"env {self.env_id!r} cannot be made with env_kwargs {self.kwargs}: {type(error).__name__}: {said}"
+            + ("" if said and not isinstance(error, SystemExit) else place_of(error))
         )
 
 

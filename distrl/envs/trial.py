@@ -269,9 +269,7 @@ def same_tree(one: Any, other: Any) -> bool:
             and all(same_tree(one[k], other[k]) for k in one)
         )
     if isinstance(one, tuple | list):
-        return (
-            isinstance(other, tuple | list) and len(one) == len(other) and all(map(same_tree, one, other))
-        )
+        return isinstance(other, tuple | list) and len(one) == len(other) and all(map(same_tree, one, other))
     left, right = np.asarray(one), np.asarray(other)
     return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
 

@@ -113,7 +113,7 @@ def _become_child(parent: int) -> None:
 
 
 def _entry_point(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    unused = [name for name in ("wrapper", "frame_stack") if getattr(spec, name) not in (None, 1)]
+    unused = [name for name in ("wrapper", "frame_stack", "mask_key") if getattr(spec, name) not in (None, 1)]
     if unused:
         raise BadInput(
             f"{', '.join(unused)} cannot go around env {spec.env_id!r} as vector_entry_point; use sync"

@@ -79,13 +79,13 @@ class Categorical:
 
 
 class MultiCategorical:
-    """MultiDiscrete(nvec): independent categories; log-probs and entropies add."""
+    """MultiDiscrete(nvec), of any shape: independent categories; log-probs and entropies add."""
 
-    def __init__(self, sizes: list[int]) -> None:
+    def __init__(self, sizes: list[int], shape: tuple[int, ...] | None = None) -> None:
         self.parts = [Categorical(size) for size in sizes]
         self.sizes = sizes
         self.num_outputs = sum(sizes)
-        self.action_shape: tuple[int, ...] = (len(sizes),)
+        self.action_shape: tuple[int, ...] = (len(sizes),) if shape is None else shape
         self.action_dtype = np.dtype(np.int64)
 
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
@@ -102,7 +102,8 @@ class MultiCategorical:
             self._split(action_mask),
             strict=True,
         )
-        return torch.stack([part.sample(*row) for part, *row in rows], dim=-1)
+        action = torch.stack([part.sample(*row) for part, *row in rows], dim=-1)
+        return action.reshape(*output.shape[:-1], *self.action_shape)
 
     def log_prob_and_entropy(
         self, output: Tensor, action: Tensor, action_mask: Tensor | None
@@ -110,7 +111,7 @@ class MultiCategorical:
         rows = zip(
             self.parts,
             output.split(self.sizes, dim=-1),
-            action.unbind(-1),
+            action.reshape(*output.shape[:-1], len(self.sizes)).unbind(-1),
             self._split(action_mask),
             strict=True,
         )
@@ -147,7 +148,8 @@ class Bernoulli:
 class DiagonalGaussian(nn.Module):
     """Box: a Gaussian per dimension, log-std a parameter of its own and not of the state; log-probs are summed.
 
-    The log-prob is the unclipped action's; what the env gets is clipped to the Box on its way.
+    The log-prob is that of the Gaussian's own number; what the env gets is rescaled or clipped to the Box on its way
+    (`distrl.envs.actions`).
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -178,13 +180,13 @@ def make_distribution(space: spaces.Space) -> Distribution:
     """The distribution of an action space. ValueError for a space that has none."""
     if isinstance(space, spaces.Discrete):
         return Categorical(int(space.n))
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        return MultiCategorical([int(size) for size in space.nvec])
+    if isinstance(space, spaces.MultiDiscrete):
+        return MultiCategorical([int(size) for size in space.nvec.flat], tuple(space.shape))
     if isinstance(space, spaces.MultiBinary):
         return Bernoulli(space.shape)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+    if isinstance(space, spaces.Box):
         return DiagonalGaussian(space.shape)
     raise ValueError(
-        f"actions must be Discrete, MultiDiscrete, MultiBinary or a Box of floats, got {space}: "
+        f"actions must be Discrete, MultiDiscrete, MultiBinary or Box, got {space}: "
         "wrap the env (--wrapper) so that they are"
     )

@@ -60,6 +60,12 @@ class Policy(Protocol):
         ...
 
 
+def rescales_action(policy: Any) -> bool:
+    """Whether its Box actions lie in [-1, 1] and are rescaled to the bounds: what `make_policy` settles for the
+    built-in ones; a custom policy may set `rescales_action` itself."""
+    return bool(getattr(policy, "rescales_action", False))
+
+
 def parameters_and_buffers(policy: nn.Module) -> dict[str, np.ndarray]:
     """Copies of all parameters and buffers, by name, on the CPU."""
     return host_arrays(policy.state_dict())

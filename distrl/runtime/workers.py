@@ -48,9 +48,13 @@ class WorkSpec:
     rollout_device: str = "cpu"
     overlap: int = 0  # versions that a fragment's policy is behind the learner's
     record_events: bool = False  # spans with their moments: a profile wants them
-    reproducibility: str = "exact"  # what the env's trial found; "unknown" where it is not known to be a function of its seed
+    reproducibility: str = (
+        "exact"  # what the env's trial found; "unknown" where it is not known to be a function of its seed
+    )
     notes: tuple[str, ...] = ()  # what the trial tells
-    registrations: tuple[Any, ...] = ()  # Gymnasium's specs of env ids that only the driver's script registered
+    registrations: tuple[
+        Any, ...
+    ] = ()  # Gymnasium's specs of env ids that only the driver's script registered
 
     def first_env(self, group: int) -> int:
         """Number in the run of a group's first env."""
