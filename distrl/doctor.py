@@ -120,7 +120,7 @@ def environment(config: TrainConfig) -> Iterator[Finding]:
     """Whether the env can be made, keeps its spaces, is a function of its seed, and how fast it is."""
     from distrl.build import env_spec
     from distrl.envs.spaces import check_supported
-    from distrl.envs.trial import close_quietly
+    from distrl.envs.closing import LONGEST_SEC, within
     from distrl.preflight import check_env
 
     try:
@@ -142,7 +142,7 @@ def environment(config: TrainConfig) -> Iterator[Finding]:
         if spec.is_pool:
             yield _pool(spec, config)
     finally:
-        close_quietly(env)
+        within(env.close, LONGEST_SEC)
 
 
 def _pool(spec: EnvSpec, config: TrainConfig) -> Finding:
@@ -226,7 +226,8 @@ def _walk(env: gymnasium.Env[Any, Any], config: TrainConfig) -> Iterator[Finding
 def _trial(env: gymnasium.Env[Any, Any], spec: EnvSpec, config: TrainConfig) -> Iterator[Finding]:
     """What every run tries for a few steps (`envs/trial.py`), tried for longer."""
     from distrl.envs import snapshots
-    from distrl.envs.trial import checks, close_quietly, has_own_snapshot
+    from distrl.envs.closing import LONGEST_SEC, within
+    from distrl.envs.trial import checks, has_own_snapshot
 
     what = "reset(seed)"
     try:
@@ -244,6 +245,6 @@ def _trial(env: gymnasium.Env[Any, Any], spec: EnvSpec, config: TrainConfig) -> 
                 status: Literal["pass", "warn", "fail"] = "pass" if check.problem is None else "fail"
                 yield Finding("warn" if what == "snapshot" and status == "fail" else status, what, found)
         finally:
-            close_quietly(other)
+            within(other.close, LONGEST_SEC)
     except (Exception, SystemExit) as error:  # as in _walk
         yield Finding("fail", what, f"raised {type(error).__name__}: {error}")

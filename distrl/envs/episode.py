@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 
 from distrl.envs import repro, snapshots
+from distrl.envs.closing import LONGEST_SEC, within
 from distrl.envs.infos import told
 from distrl.envs.masks import MaskReader
 from distrl.envs.observations import Taker, flag_of, reward_of
@@ -174,10 +175,8 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         while self._restarts.value > 0:
             self._restarts.value -= 1
             try:
-                try:
-                    self.env.close()
-                except Exception as closing:  # half broken; it is thrown away in any case
-                    error.add_note(f"close raised {closing!r} too")
+                if problem := within(self.env.close, LONGEST_SEC):  # half broken; it is thrown away in any case
+                    error.add_note(f"close() {problem}, too")
                 self.env = self._spec.make_one()
                 message = f"{self._who} raised {first} and was made anew"
                 if action is None:

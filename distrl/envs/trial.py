@@ -23,6 +23,8 @@ import numpy as np
 
 from distrl.envs import snapshots
 from distrl.envs.api import check_reset, check_step, explain_step
+from distrl.envs.closing import LONGEST_SEC as LONGEST_CLOSE_SEC
+from distrl.envs.closing import within
 from distrl.envs.infos import MASK
 from distrl.envs.spec import EnvSpec
 from distrl.envs.watchdog import Beat
@@ -82,6 +84,7 @@ def try_env(spec: EnvSpec, env: gymnasium.Env[Any, Any], made_sec: float, seed: 
         if made_sec > LONGEST_MAKING_SEC:
             raise _OutOfTime
         other = spec.make_one()
+        _require_same_spaces(env, other, name)
         found = list(checks(env, other, name, seed, NUM_STEPS, call))
     except _OutOfTime:
         return _unknown(name, "was not tried, because it is slow to make or to step")
@@ -96,8 +99,18 @@ def try_env(spec: EnvSpec, env: gymnasium.Env[Any, Any], made_sec: float, seed: 
     finally:
         beat.close()
         if other is not None:
-            close_quietly(other)
+            within(other.close, LONGEST_CLOSE_SEC)
     return _verdict(name, found)
+
+
+def _require_same_spaces(env: gymnasium.Env[Any, Any], other: gymnasium.Env[Any, Any], name: str) -> None:
+    for which in ("observation_space", "action_space"):
+        one, two = getattr(env, which), getattr(other, which)
+        if one != two:
+            raise BadInput(
+                f"env {name!r}: {which} must be the same in every env that is made with the same arguments, got {one} "
+                f"and then {two}; let env_kwargs decide it"
+            )
 
 
 def _verdict(name: str, found: list[Check]) -> Verdict:
@@ -272,11 +285,3 @@ def same_tree(one: Any, other: Any) -> bool:
         return isinstance(other, tuple | list) and len(one) == len(other) and all(map(same_tree, one, other))
     left, right = np.asarray(one), np.asarray(other)
     return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
-
-
-def close_quietly(env: gymnasium.Env[Any, Any]) -> None:
-    """Closes an env that is of no more use, whatever its `close` raises."""
-    try:
-        env.close()
-    except (Exception, SystemExit):  # nothing was lost by it
-        return
