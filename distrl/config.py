@@ -31,7 +31,7 @@ class TrainConfig(BaseModel):
     # what is trained
     env: str = Field(
         "CartPole-v1",
-        description="env id: Name-v0, namespace/Name-v0 or module:namespace/Name-v0; or module:NAME of a NativeEnv",
+        description="env id (Name-v0, namespace/Name-v0, module:Name-v0), or module:Name of an Env class, factory or NativeEnv",
     )
     env_kwargs: dict[str, Any] = Field(
         {}, description="the env's own arguments: --env-kwargs.goal-velocity 0.1"

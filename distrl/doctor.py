@@ -119,8 +119,8 @@ def _device(config: TrainConfig) -> Finding:
 def environment(config: TrainConfig) -> Iterator[Finding]:
     """Whether the env can be made, keeps its spaces, is a function of its seed, and how fast it is."""
     from distrl.build import env_spec
-    from distrl.envs.spaces import check_supported
     from distrl.envs.closing import LONGEST_SEC, within
+    from distrl.envs.spaces import check_supported
     from distrl.preflight import check_env
 
     try:

@@ -1,8 +1,8 @@
 """Closing envs: each of them, bounded in time, whatever the others do. What goes wrong is told, and stops nothing.
 
-    in the main thread   an alarm interrupts a `close` that does not return (it may need the thread that made the env)
-    in another thread    `close` runs in a thread beside, which is left behind where it does not return
-    in a subprocess      it is asked, awaited, and killed
+in the main thread   an alarm interrupts a `close` that does not return (it may need the thread that made the env)
+in another thread    `close` runs in a thread beside, which is left behind where it does not return
+in a subprocess      it is asked, awaited, and killed
 """
 
 from __future__ import annotations

@@ -175,7 +175,9 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         while self._restarts.value > 0:
             self._restarts.value -= 1
             try:
-                if problem := within(self.env.close, LONGEST_SEC):  # half broken; it is thrown away in any case
+                if problem := within(
+                    self.env.close, LONGEST_SEC
+                ):  # half broken; it is thrown away in any case
                     error.add_note(f"close() {problem}, too")
                 self.env = self._spec.make_one()
                 message = f"{self._who} raised {first} and was made anew"

@@ -212,10 +212,10 @@ class EnvSpec:
         module, _, name = self.env_id.rpartition(":")
         if module:
             imported = import_named(module, f"env {self.env_id!r}")
-            if name not in gymnasium.registry and hasattr(imported, name):
-                from distrl.envs.native.single import registered_as
+            if name not in gymnasium.registry:
+                from distrl.envs.registrations import registered_object
 
-                if (own := registered_as(name, getattr(imported, name))) is not None:
+                if (own := registered_object(imported, name, self.env_id)) is not None:
                     return own
         if name.startswith("ALE/") or (name not in gymnasium.registry and importlib.util.find_spec("ale_py")):
             _register_atari(name)
