@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from gymnasium import spaces
 
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.envs.registrations import registrations
+from distrl.envs.spaces import leaf_spaces
 from distrl.envs.trial import Verdict, try_env
 from distrl.errors import BadInput
 from distrl.machine import resolve_device
@@ -102,6 +106,36 @@ def work_spec(
         notes=verdict.notes,
         registrations=registrations(spec),
     )
+
+
+def spaces_meta(spec: WorkSpec) -> dict[str, str]:
+    """What a checkpoint remembers of the env's spaces: kinds, shapes and dtypes, not bounds."""
+    told = {}
+    for name, space in (("observation", spec.observation_space), ("action", spec.action_space)):
+        told[name] = ", ".join(
+            f"{key}{': ' if key else ''}{type(leaf).__name__}{_size(leaf)} {leaf.dtype}"
+            for key, leaf in leaf_spaces(space)
+        )
+    return told
+
+
+def _size(leaf: spaces.Space) -> str:
+    if isinstance(leaf, spaces.Discrete):
+        return f"({leaf.n})"
+    return f"({leaf.nvec.tolist()})" if isinstance(leaf, spaces.MultiDiscrete) else str(leaf.shape)
+
+
+def require_same_spaces(meta: Mapping[str, Any], spec: WorkSpec, run_dir: Path) -> None:
+    """Raises BadInput where the env has other spaces now than when the checkpoint of `meta` was written."""
+    now = spaces_meta(spec)
+    problems = [
+        f"env {spec.env.env_id!r}: its {name} space was {trained} when {run_dir} was trained, and is {now[name]} now; go "
+        "back to the env's version of then, or train anew"
+        for name, trained in meta.get("spaces", {}).items()
+        if trained != now[name]
+    ]
+    if problems:
+        raise BadInput(*problems)
 
 
 def _paths(

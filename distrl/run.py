@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distrl.config import TrainConfig
+from distrl.envs.group import LEAVES_SPACE
 from distrl.errors import RunFailed
 from distrl.evaluation import evaluate_policy
 from distrl.inference import make_inference
@@ -71,6 +72,7 @@ class Run(RunKeeper[RunState]):
             state.reproducibility = spec.reproducibility
         for note in spec.notes:
             self.warn(note)
+        self._outside: set[str] = set()
         self._eval_policy: Any = None
         self._eval_inference: Any = None
 
@@ -125,7 +127,10 @@ class Run(RunKeeper[RunState]):
             if report.reproducibility != "exact" and state.reproducibility != "unknown":
                 state.reproducibility = report.reproducibility
             for message in report.warnings:
-                self.warn(message)
+                kind, leaves, _ = message.partition(LEAVES_SPACE)
+                if not leaves or kind not in self._outside:  # once a leaf, and not once a group
+                    self._outside.add(kind)
+                    self.warn(message)
         for message in self.runtime.take_warnings():
             self.note(message)
         learner = {name: updated.metrics.get(name) for name in LEARNER_KEYS}

@@ -41,6 +41,7 @@ from distrl.trees import Tree
 Array = NDArray[Any]
 _MAX_FIRST_OBSERVATIONS = 10
 SAFE_SQUARES = 1e70  # a sum of squared rewards below it: none is infinite in float32
+LEAVES_SPACE = " leaves its space: "
 CORRECT_SPACE = "; correct the env's observation_space, or clip with a wrapper"
 HOW_TO_GO_ON = "; fix the env, or go on without such episodes by --nonfinite drop"
 
@@ -368,7 +369,7 @@ class EnvGroup:
             )
         self._ranges.forget_boxes(found.key)
         self._warn(
-            f"{self.spec.env_id}: observation{found.key} leaves its space: {got} (env "
+            f"{self.spec.env_id}: observation{found.key}{LEAVES_SPACE}{got} (env "
             f"{self.first_env + found.slot}){CORRECT_SPACE}; --check-observations error makes it an error"
         )
 

@@ -171,6 +171,7 @@ class _Leaf:
     path: tuple[Any, ...]
     low: Array  # [...] with slack; one number where all are the same
     high: Array
+    bounds: tuple[Array, Array]  # without slack
     is_box: bool
 
     def is_outside(self, array: Array) -> bool:
@@ -181,7 +182,7 @@ class _Leaf:
 
     def describe(self, array: Array) -> Outside | None:
         place = np.unravel_index(np.argmax((array < self.low) | (array > self.high)), array.shape)
-        low, high = (np.broadcast_to(bound, array.shape[1:])[place[1:]] for bound in (self.low, self.high))
+        low, high = (np.broadcast_to(bound, array.shape[1:])[place[1:]] for bound in self.bounds)
         return Outside(int(place[0]), self.key, float(array[place]), float(low), float(high), self.is_box)
 
 
@@ -207,7 +208,7 @@ def _leaf_of(key: str, path: tuple[Any, ...], space: Any) -> _Leaf | None:
     if dtype.kind == "b" or 0 in (space.shape or ()):
         return None
     if isinstance(space, spaces.Box):
-        low, high = space.low, space.high
+        low, high = bounds = space.low, space.high
         if dtype.kind == "f":
             with np.errstate(over="ignore"):
                 low = low - (_SLACK * (1 + np.abs(low))).astype(dtype)
@@ -219,12 +220,13 @@ def _leaf_of(key: str, path: tuple[Any, ...], space: Any) -> _Leaf | None:
         if free:
             return None
     elif isinstance(space, spaces.MultiBinary):
-        low, high = np.zeros(space.shape, np.int64), np.ones(space.shape, np.int64)
+        low, high = bounds = np.zeros(space.shape, np.int64), np.ones(space.shape, np.int64)
     else:
         low = np.asarray(space.start, np.int64)
         high = (
             low + np.asarray(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n, np.int64) - 1
         )
+        bounds = low, high
     if low.size and (low == low.flat[0]).all() and (high == high.flat[0]).all():
         low, high = low.flat[0].reshape(()), high.flat[0].reshape(())
-    return _Leaf(key, path, np.asarray(low), np.asarray(high), isinstance(space, spaces.Box))
+    return _Leaf(key, path, np.asarray(low), np.asarray(high), bounds, isinstance(space, spaces.Box))
