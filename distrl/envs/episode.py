@@ -102,13 +102,16 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             observation, reward, terminated, truncated, info = result
         self._actions.append(kept)
         self._last = self._take(observation)
-        number = reward_of(reward, self._who)
-        terminated = flag_of(terminated, "terminated", self._who)
-        truncated = flag_of(truncated, "truncated", self._who)
+        if type(reward) is not float:
+            reward = reward_of(reward, self._who)
+        if type(terminated) is not bool:
+            terminated = flag_of(terminated, "terminated", self._who)
+        if type(truncated) is not bool:
+            truncated = flag_of(truncated, "truncated", self._who)
         over = terminated or truncated
         if info or self._masks.has_method:
             info = self._masks.put(self.env, info or {}, self._who, len(self._actions), over)
-        return self._last, number, terminated, truncated, told(info, over, restarted)
+        return self._last, reward, terminated, truncated, told(info, over, restarted)
 
     def episode_number(self, episode: int) -> None:
         """The next reset starts episode `episode`."""

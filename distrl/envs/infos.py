@@ -48,6 +48,8 @@ class Said:
 
 def told(info: Any, over: bool, restarted: str | None = None) -> dict[str, Any]:
     """The info of a vector env for an env's own `info`, which may be None: `Said` under one key, or nothing."""
+    if not info and not over and restarted is None:
+        return {}
     if not isinstance(info, Mapping):
         info = {}
     mask, game = info.get(MASK), info.get(GAME)

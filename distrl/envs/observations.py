@@ -97,8 +97,8 @@ def _take_otherwise(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
 
 def reward_of(reward: Any, who: str) -> float:
     """The reward as a float; RunFailed where it is no number."""
-    if type(reward) is float:
-        return reward
+    if isinstance(reward, float | np.floating):
+        return float(reward)
     try:
         array = np.asarray(reward)
         if array.size == 1 and array.dtype.kind in "biuf":
@@ -112,7 +112,7 @@ def reward_of(reward: Any, who: str) -> float:
 
 def flag_of(flag: Any, name: str, who: str) -> bool:
     """`terminated` or `truncated` as a bool; RunFailed where it is none."""
-    if type(flag) is bool or type(flag) is np.bool_:
+    if isinstance(flag, bool | np.bool_):
         return bool(flag)
     try:
         array = np.asarray(flag)
