@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ PathLike = str | os.PathLike[str]
 
 
 def train(
-    env: str = "CartPole-v1",
+    env: str | Callable[..., Any] = "CartPole-v1",
     algo: str = "ppo",
     *,
     recipe: Recipe | None = None,
@@ -29,19 +30,31 @@ def train(
     """Trains as `distrl train` does and returns the run's outcome.
 
     `fields` are the flags by name (`workers=0`, `learning_rate=1e-3`, `env_kwargs={...}`); `recipe` gives
-    all of an algorithm's fields at once, below single ones; `config` is a TOML file. Raises BadInput with
+    all of an algorithm's fields at once, below single ones; `config` is a TOML file. `env` may be an Env class or a function
+    that makes an env, `wrapper` and `policy` functions. Raises BadInput with
     all that is wrong before anything starts, RunFailed where the run cannot go on.
     """
     given = (
         {} if recipe is None else {one.name: getattr(recipe, one.name) for one in dataclass_fields(Recipe)}
     )
     given |= {"env": env, "algo": algo, **fields}
+    for name in ("env", "wrapper", "policy"):
+        if given.get(name) is not None:
+            given[name] = _named(given[name], name)
     resolved = resolve(given, None if config is None else Path(config))
     from distrl.preflight import check_before_run
     from distrl.session import run_training
 
     check_before_run(resolved.config)
     return run_training(resolved, resume=None)
+
+
+def _named(given: Any, what: str) -> str:
+    if isinstance(given, str):
+        return given
+    from distrl.envs.given import name_of
+
+    return name_of(given, what)
 
 
 def resume(run_dir: PathLike, *, trust_run: bool = False, **fields: Any) -> Outcome:
