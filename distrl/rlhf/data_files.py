@@ -121,33 +121,45 @@ def records(path: str | Path) -> Iterator[Record]:
 
 def _records_of(path: Path) -> Iterator[Record]:
     with translated(f"{path} cannot be read", "is it complete? download or write it again"):
-        with path.open("rb") as raw:
-            head = raw.read(HEAD_BYTES)
-        if not head.strip() and path.stat().st_size == len(head):
-            raise BadInput(f"{path} is empty: it has nothing to learn from")
-        if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
-            from distrl.rlhf.data_tables import arrow_rows
+        try:
+            yield from _read_records(path)
+        except UnicodeDecodeError as error:
+            raise BadInput(
+                f"{path} is not {error.encoding.upper()} ({error.reason}, byte 0x{error.object[error.start]:02x}); convert "
+                "it with iconv -t UTF-8"
+            ) from error
 
-            yield from (Record(f"{path}:row {n}", row) for n, row in enumerate(arrow_rows(path, head), 1))
-            return
-        with open_stream(path, compression_of(head)) as stream:
-            inside = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
-        if (why := refusal(inside)) is not None:
-            raise BadInput(f"{path} {why}")
-        if _suffix(path) in TABLES:
-            from distrl.rlhf.data_tables import csv_rows
 
-            yield from (Record(*one) for one in csv_rows(path, inside, tabs=_suffix(path) != ".csv"))
-            return
-        yield from _json_records(path, inside)
+def _read_records(path: Path) -> Iterator[Record]:
+    with path.open("rb") as raw:
+        head = raw.read(HEAD_BYTES)
+    if not head.strip() and path.stat().st_size == len(head):
+        raise BadInput(f"{path} is empty: it has nothing to learn from")
+    if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+        from distrl.rlhf.data_tables import arrow_rows
+
+        yield from (Record(f"{path}:row {n}", row) for n, row in enumerate(arrow_rows(path, head), 1))
+        return
+    with open_stream(path, compression_of(head)) as stream:
+        inside = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+    if not inside:
+        raise BadInput(f"{path} is empty: it has nothing to learn from")
+    if (why := refusal(inside)) is not None:
+        raise BadInput(f"{path} {why}")
+    if _suffix(path) in TABLES:
+        from distrl.rlhf.data_tables import csv_rows
+
+        yield from (Record(*one) for one in csv_rows(path, inside, tabs=_suffix(path) != ".csv"))
+        return
+    yield from _json_records(path, inside)
 
 
 def _json_records(path: Path, head: bytes) -> Iterator[Record]:
     how = Stream(path, encoding_of(head))
+    if head.decode(how.encoding, "ignore").lstrip("\ufeff \t\r\n").startswith("["):
+        return _unwrapped(path, _items(how, in_list=True))
     first = next((line for _, line in how.lines() if not isinstance(line, str) or line.strip()), "")
     begins = first.lstrip()[:1] if isinstance(first, str) else ""
-    if begins == "[":
-        return _unwrapped(path, _items(how, in_list=True))
     if begins == "{" and _spans_lines(how, str(first)):
         return _unwrapped(path, _items(how, in_list=False))
     if begins and begins != "{" and _no_line_is_json(how):
@@ -170,7 +182,7 @@ def _no_line_is_json(how: Stream) -> bool:
 def _spans_lines(how: Stream, first: str) -> bool:
     """Whether the file's first object ends on a later line than it begins."""
     try:
-        json.loads(first)
+        json.JSONDecoder().raw_decode(first.strip())
         return False
     except (ValueError, RecursionError):
         pass

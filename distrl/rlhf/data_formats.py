@@ -244,11 +244,17 @@ class RowReader:
         self.unknown: tuple[str, dict[str, Any]] | None = (
             None  # the first row in no format: its place and columns
         )
+        self.misnamed: str | None = None  # the first row without a column that `--field` names
         self.num_unknown = 0
 
     def read(self, where: str, fields: dict[str, Any]) -> Canonical:
         """Raises UnusableText with what is wrong with the row."""
-        fields = renamed(fields, self.field)
+        try:
+            fields = renamed(fields, self.field)
+        except UnusableText as error:
+            self.misnamed = self.misnamed or f"{where}: {error}"
+            self.num_unknown += 1
+            raise
         if self.format is None or any(name not in fields for name in self.format.columns):
             found = self._recognized(fields)
             if found is None:
@@ -283,17 +289,26 @@ class RowReader:
 
     def refusal(self) -> BadInput | None:
         """Why no row of the file was read, where none is in a format of the job; None otherwise."""
-        if self.format is not None or self.unknown is None:
+        if self.format is not None or (self.unknown is None and self.misnamed is None):
             return None
+        if self.unknown is None:
+            return BadInput(str(self.misnamed))
         where, fields = self.unknown
         wanted = f"`distrl {READ_BY[self.job]}` reads {self.job}"
         looks = self._looks_like(fields)
         if looks:
             return BadInput(f"{where} looks like {looks[0]}, and {wanted}: {looks[1]}")
-        shapes = "; ".join(" + ".join(one.columns) for one in FORMATS if self.job in one.jobs)
+        shapes = "; ".join(" + ".join(columns) for columns in self._shapes())
         advice = self._flags(fields) or " give the columns' names, such as --field.prompt question"
         has = ", ".join(map(repr, fields)) or "none"
         return BadInput(f"{where} has the columns {has}, and {wanted} ({shapes});{advice}")
+
+    def _shapes(self) -> list[tuple[str, ...]]:
+        """The columns of the job's formats, without those that another format is content with fewer of."""
+        every = [one.columns for one in FORMATS if self.job in one.jobs]
+        return [
+            one for one in every if self.job == "preferences" or not any(set(o) < set(one) for o in every)
+        ]
 
     def _looks_like(self, fields: Fields) -> tuple[str, str] | None:
         """Data for another stage, and what to do with it."""
