@@ -3,66 +3,50 @@
     Text      str, or a list of messages {"role", "content", ...}, which go through the tokenizer's chat template
     prompt    up to where the model goes on
 
-`UnusableText` says what is wrong with a row; BadInput what is wrong with all of them (no chat template).
+A text is tokenized as a whole, so that what is learned is what the tokenizer makes of it: an answer is the continuation
+of its prompt. `UnusableText` says what is wrong with a row; BadInput what is wrong with all of them (no chat template).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-from distrl.errors import BadInput
-from distrl.rlhf.tokenizers import completion_tokens, prompt_tokens, render
+from distrl.rlhf.templates import (
+    PLAIN,
+    Ids,
+    Message,
+    Spans,
+    Template,
+    TemplateOptions,
+    Text,
+    Turns,
+    check_content,
+    plain_text,
+)
+from distrl.rlhf.tokenizers import UnusableText, continued, ended, prompt_ids, whole_text
 
-Message = dict[str, Any]
-Text = str | list[Message]
-Ids = tuple[int, ...]
-Spans = tuple[tuple[int, int], ...]
-Turns = Literal["all", "last"]
-
-
-class UnusableText(ValueError):
-    """What is wrong with a row's text; a file's reader adds file:line."""
-
-
-@dataclass(frozen=True)
-class TemplateOptions:
-    """How texts go through a chat template.
-
-    `chat` puts prompts that are text into it as a user's message. `arguments` (`enable_thinking` ...) and `tools` are
-    handed to it. `system` is put in front of conversations that have no system message.
-    """
-
-    chat: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    tools: tuple[Mapping[str, Any], ...] = ()
-    system: str | None = None
-
-    def messages(self, prompt: Text) -> list[Message] | None:
-        """What is rendered; None where the prompt stays text."""
-        if isinstance(prompt, str):
-            if not self.chat:
-                return None
-            prompt = [{"role": "user", "content": prompt}]
-        if self.system is None or (prompt and prompt[0].get("role") == "system"):
-            return list(prompt)
-        return [{"role": "system", "content": self.system}, *prompt]
-
-
-PLAIN = TemplateOptions()
+__all__ = [
+    "PLAIN", "Message", "Spans", "TemplateOptions", "Text", "Turns", "UnusableText", "demonstration_ids", "plain_text",
+    "preference_ids", "prompt_text_and_ids", "response_text",
+]  # fmt: skip
 
 
 def prompt_text_and_ids(tokenizer: Any, prompt: Text, template: TemplateOptions = PLAIN) -> tuple[str, Ids]:
-    """What the model reads before it goes on: as text, rendered, and as ids, one at least."""
+    """What the model reads before it goes on: as text, rendered, and as ids, one at least.
+
+    Messages that end with the assistant's are continued; behind others the assistant's turn begins.
+    """
     messages = template.messages(prompt)
-    text = str(prompt) if messages is None else _rendered(tokenizer, messages)
-    tokens = prompt_tokens(tokenizer, text, messages is not None)
-    if not tokens and tokenizer.bos_token_id is not None:
-        tokens = (int(tokenizer.bos_token_id),)
-    if not tokens:
-        raise UnusableText("'prompt' is empty, and the tokenizer has no bos_token to begin with")
-    return text, tokens
+    if messages is None:
+        return str(prompt), prompt_ids(tokenizer, str(prompt))
+    check_content(messages)
+    rendered = Template(tokenizer, template)
+    text = rendered.text(messages, goes_on=True)
+    ids = rendered.ids(messages, goes_on=True)
+    if not ids:
+        raise UnusableText("the chat template writes nothing for these messages")
+    return text, ids
 
 
 def demonstration_ids(
@@ -74,44 +58,119 @@ def demonstration_ids(
 ) -> tuple[Ids, Spans]:
     """Ids of a whole text, and the half-open spans of them that are learned.
 
-    Without a prompt, a text is learned from its first token to its last, and of messages the assistant's turns.
+    Behind a prompt the completion is learned: of messages, those of the assistant, all of them or the last. Without a
+    prompt a text is learned from its first token on, and of a conversation every assistant's turn, or the last. A text
+    ends with the end of text; of messages, ids are the chat template's.
     """
-    _, begun = prompt_text_and_ids(tokenizer, prompt if prompt is not None else "", template)
-    ids = (*begun, *completion_tokens(tokenizer, _only_text(completion)))
-    return ids, ((len(begun), len(ids)),)
+    if prompt is None and isinstance(completion, str):
+        ids = ended(tokenizer, whole_text(tokenizer, completion))
+        return ids, _learned(((1, len(ids)),))
+    messages = template.messages([] if prompt is None else prompt)
+    if messages is None:
+        ids, begun = continued(tokenizer, str(prompt), _only_text(completion))
+        ids = ended(tokenizer, ids, _ends(tokenizer, template))
+        return ids, _learned(((begun, len(ids)),))
+    ids, spans = _answered(tokenizer, messages, completion, template, turns, strict=prompt is not None)
+    return ids, _learned(spans)
 
 
 def preference_ids(
     tokenizer: Any, prompt: Text, chosen: Text, rejected: Text, template: TemplateOptions = PLAIN
 ) -> tuple[Ids, Ids, int]:
-    """Ids of the two whole texts, and how many of them they share as the prompt."""
-    _, begun = prompt_text_and_ids(tokenizer, prompt, template)
-    better, worse = (
-        (*begun, *completion_tokens(tokenizer, _only_text(answer))) for answer in (chosen, rejected)
-    )
-    return better, worse, len(begun)
+    """Ids of the two whole texts, and how many of them they share as the prompt.
+
+    Either ends where generation does, with the end of the assistant's turn: there its score is read.
+    """
+    messages = template.messages(prompt)
+    texts, begun = [], len(prompt_text_and_ids(tokenizer, prompt, template)[1])
+    for answer in (chosen, rejected):
+        if messages is None:
+            ids, own = continued(tokenizer, str(prompt), _only_text(answer))
+            texts.append(ended(tokenizer, ids, _ends(tokenizer, template)))
+        else:
+            ids, spans = _answered(tokenizer, messages, answer, template, "all", strict=True)
+            texts.append(ids[: spans[-1][1]])
+            own = spans[0][0]
+        begun = min(begun, own)
+    return texts[0], texts[1], begun
 
 
 def response_text(
     tokenizer: Any, prompt: Sequence[int], response: Sequence[int], keep_special: bool = False
 ) -> str:
-    """What a response adds to its prompt, as text: the whole decoded, less the prompt decoded."""
-    text: str = tokenizer.decode(list(response), skip_special_tokens=not keep_special)
-    return text
+    """What a response adds to its prompt, as text: the whole decoded, less the prompt decoded.
+
+    So its first token's space is kept, which sentencepiece leaves out at the start of a text.
+    """
+    head, whole = (
+        str(tokenizer.decode([int(one) for one in ids], skip_special_tokens=not keep_special))
+        for ids in (prompt, (*prompt, *response))
+    )
+    if whole.startswith(head):
+        return whole[len(head) :]
+    alone: str = tokenizer.decode([int(one) for one in response], skip_special_tokens=not keep_special)
+    return alone
+
+
+def joined(messages: Sequence[Message], completion: Text) -> tuple[list[Message], int]:
+    """A conversation with its answer, and the number of the answer's first message.
+
+    Where the conversation ends with an assistant's beginning, an answer of the assistant's is its continuation.
+    """
+    answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    if not (messages and answer and messages[-1].get("role") == answer[0].get("role") == "assistant"):
+        return [*messages, *answer], len(messages)
+    begun, rest = messages[-1], answer[0]
+    text = plain_text(begun.get("content")) + plain_text(rest.get("content"))
+    return [*messages[:-1], {**begun, **rest, "content": text}, *answer[1:]], len(messages) - 1
+
+
+def _answered(
+    tokenizer: Any,
+    messages: list[Message],
+    completion: Text,
+    options: TemplateOptions,
+    turns: Turns,
+    strict: bool,
+) -> tuple[Ids, Spans]:
+    """Ids of a conversation with its completion, and what of it is learned; `strict`: it must end with the assistant's."""
+    template = Template(tokenizer, options)
+    whole, first = joined(messages, completion)
+    if not messages:
+        whole = options.messages(whole) or []
+        first = 0
+    check_content(whole)
+    mine = [n for n in range(first, len(whole)) if whole[n].get("role") == "assistant"]
+    if not mine or (strict and mine[-1] != len(whole) - 1):
+        role = whole[-1].get("role") if whole else None
+        raise UnusableText(f"an answer must end with a message of the assistant's, this ends with {role!r}")
+    begun = template.text(messages, goes_on=True) if messages and first < len(messages) else None
+    ids, spans = template.conversation(whole, mine if turns == "all" else mine[-1:], begun)
+    if not spans:
+        raise UnusableText("the chat template writes nothing for the assistant's messages")
+    return ids, spans
 
 
 def _only_text(completion: Text) -> str:
+    """That of an answer to a prompt that is text."""
     if isinstance(completion, str):
         return completion
-    return str(completion[-1]["content"])
-
-
-def _rendered(tokenizer: Any, messages: list[Message]) -> str:
-    try:
-        return render(tokenizer, messages)
-    except BadInput:
-        raise
-    except Exception as error:  # a template is code: it raises what it likes
+    check_content(completion)
+    if [message.get("role") for message in completion] != ["assistant"]:
         raise UnusableText(
-            f"the chat template refuses these messages: {type(error).__name__}: {error}"
-        ) from error
+            "an answer to a prompt that is text must be text or one message of the assistant's; give the prompt as "
+            "messages, or --chat"
+        )
+    return plain_text(completion[0].get("content"))
+
+
+def _ends(tokenizer: Any, options: TemplateOptions) -> tuple[int | None, ...]:
+    return (Template(tokenizer, options).end,) if tokenizer.chat_template else ()
+
+
+def _learned(spans: Spans) -> Spans:
+    """Spans that have a token; UnusableText where none has."""
+    found = tuple((begin, end) for begin, end in spans if begin < end)
+    if not found:
+        raise UnusableText("nothing to learn: the text has a single token, and nothing comes before it")
+    return found

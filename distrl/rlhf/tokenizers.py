@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from distrl.errors import BadInput
+from distrl.errors import BadInput, cause
 
-Message = dict[str, str]
 FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -16,6 +16,10 @@ FILES = (
     "vocab.txt",
     "spiece.model",
 )  # one of them holds it
+
+
+class UnusableText(ValueError):
+    """What is wrong with a row's text; a file's reader adds file:line."""
 
 
 def read_tokenizer(folder: str | Path) -> Any:
@@ -104,29 +108,76 @@ def end_tokens(tokenizer: Any, generation: Any = None) -> tuple[int, ...]:
     return tuple(sorted({int(tokenizer.eos_token_id), *(token for token in found if token < size)}))
 
 
-def render(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """A conversation as the model's chat template has it, up to where the assistant goes on."""
-    if not tokenizer.chat_template:
-        raise BadInput(
-            "prompts that are lists of messages want a chat template, and the tokenizer has none: give prompts as "
-            "text, or set tokenizer.chat_template"
-        )
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return text
+def encoded(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Ids of a text, and nothing around it. UnusableText where the tokenizer has none for it."""
+    try:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception as error:  # e.g. a vocabulary of words without an unknown one
+        raise UnusableText(f"the tokenizer cannot encode {text!r:.60}: {cause(error)}") from error
 
 
-def prompt_tokens(tokenizer: Any, text: str, templated: bool) -> tuple[int, ...]:
-    """Ids of a prompt. The tokenizer's own start of text is added where neither a template nor the text has one."""
-    started = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-    ids = list(tokenizer(text, add_special_tokens=not (templated or started))["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
-        ids.pop()  # some add an end too, behind which there would be nothing to say
-    return tuple(ids)
+def whole_text(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Ids of a text with the start that the tokenizer adds, where the text has none, and without the end it may add."""
+    ids = encoded(tokenizer, text)
+    start = _start(tokenizer)
+    return ids if ids[: len(start)] == start else (*start, *ids)
 
 
-def completion_tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Ids of what follows a prompt, ended by the end of text."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not ids or ids[-1] != tokenizer.eos_token_id:
-        ids.append(tokenizer.eos_token_id)
-    return tuple(ids)
+def prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Ids of a prompt: those of the text, or the start of text where there are none. UnusableText without one."""
+    ids = whole_text(tokenizer, text)
+    if not ids and tokenizer.bos_token_id is not None:
+        return (int(tokenizer.bos_token_id),)
+    if not ids:
+        raise UnusableText("'prompt' is empty, and the tokenizer has no bos_token to begin with")
+    return ids
+
+
+def continued(tokenizer: Any, prompt: str, completion: str) -> tuple[tuple[int, ...], int]:
+    """Ids of a prompt with its continuation, and how many of them are the prompt's.
+
+    The two are tokenized as one text. Where a token lies across the border between them, it is the continuation's: the
+    prompt then ends with the last token that it has with and without a continuation. They are tokenized one by one only
+    where that is no text the tokenizer knows: words without a space between them, to a tokenizer of whole words.
+    """
+    begun = prompt_ids(tokenizer, prompt)
+    ids = whole_text(tokenizer, prompt + completion)
+    if not prompt and ids[: len(begun)] != begun:
+        ids = (*begun, *ids)
+    common = shared(begun, ids)
+    apart = (*begun, *encoded(tokenizer, completion))
+    unknown = tokenizer.unk_token_id
+    if not common or (unknown is not None and ids.count(unknown) > apart.count(unknown)):
+        return apart, len(begun)
+    return ids, common
+
+
+def ended(tokenizer: Any, ids: Sequence[int], ends: Sequence[int | None] = ()) -> tuple[int, ...]:
+    """The ids, and an end of text where they have no end."""
+    if ids and ids[-1] in (tokenizer.eos_token_id, *ends):
+        return tuple(ids)
+    return (*ids, int(tokenizer.eos_token_id))
+
+
+def shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many elements two sequences begin with alike."""
+    if one == other[: len(one)]:
+        return len(one)
+    return next((n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(other))
+
+
+def added_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of tokens that were put into a vocabulary beside the text's: ends, roles, pads."""
+    try:
+        return frozenset(map(int, tokenizer.added_tokens_decoder))
+    except NotImplementedError:  # mistral-common's
+        return frozenset(map(int, tokenizer.all_special_ids))
+
+
+@lru_cache(maxsize=16)
+def _start(tokenizer: Any) -> tuple[int, ...]:
+    """What the tokenizer puts in front of a text."""
+    inner = encoded(tokenizer, "a")
+    around = tuple(tokenizer("a")["input_ids"])
+    places = range(len(around) - len(inner) + 1)
+    return around[: next((at for at in places if around[at : at + len(inner)] == inner), 0)]
