@@ -18,8 +18,9 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 
 from distrl.errors import BadInput
 from distrl.maths.random import stream
+from distrl.rlhf.data_columns import RowReader
 from distrl.rlhf.data_files import kind_of, records
-from distrl.rlhf.data_formats import Canonical, Job, RowReader
+from distrl.rlhf.data_formats import Canonical, Job
 from distrl.rlhf.texts import (
     Message,
     Spans,

@@ -25,6 +25,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", *TABLES)
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # beside shards
 CHUNK = 1 << 16  # characters
+LONGEST_WORD = len("-Infinity")  # of JSON, which a piece may cut in two
 WRAPPERS = ("data", "rows", "train", "examples", "instances")  # {"data": [row, ...]} is read as its rows
 
 
@@ -216,7 +217,7 @@ def _line(where: str, line: str | UnicodeDecodeError) -> Record:
         told = f"no JSON: not UTF-8 (byte 0x{line.object[line.start]:02x} in column {line.start + 1})"
         return Record(where, problem=f"{told}; convert the file with iconv -t UTF-8")
     try:
-        found = json.loads(line, object_pairs_hook=unique)
+        found = json.loads(line.strip(" \t\r\n"), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         return Record(where, problem=f"no JSON: {_why_no_json(line, error)}")
     except (ValueError, RecursionError) as error:
@@ -329,7 +330,8 @@ class _Growing:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                cut_off = error.pos >= len(self.text.rstrip()) or error.msg.startswith("Unterminated string")
+                near_end = error.pos >= len(self.text.rstrip()) - LONGEST_WORD
+                cut_off = near_end or error.msg.startswith("Unterminated string")
                 if not (cut_off and self._more()):
                     self.broken(f"{error.msg}", error.pos)
             except (ValueError, RecursionError) as error:

@@ -139,7 +139,9 @@ class Template:
                 end = len(ids)
                 ids = (*ids, int(self.tokenizer.eos_token_id))
                 end += 1
-            begin = max(begin, spans[-1][1] if spans else 1)  # nothing comes before the first token to learn it from
+            begin = max(
+                begin, spans[-1][1] if spans else 1
+            )  # nothing comes before the first token to learn it from
             if begin < end:
                 spans.append((begin, end))
         return ids, tuple(spans)
@@ -229,10 +231,14 @@ def _part_text(part: Any) -> str:
 @lru_cache(maxsize=16)
 def _reads(tokenizer: Any, source: str, said: str) -> frozenset[str]:
     forms = {"text": MARK, "parts": [{"type": "text", "text": MARK}]}
-    quoted = tuple(f"{one}text{one}:{gap}{one}" for one in "'\"" for gap in (" ", ""))  # a list, written as one
+    quoted = tuple(
+        f"{one}text{one}:{gap}{one}" for one in "'\"" for gap in (" ", "")
+    )  # a list, written as one
     found = set()
     for name, content in forms.items():
-        before, mark, _ = (_tried(tokenizer, said, [{"role": "user", "content": content}]) or "").partition(MARK)
+        before, mark, _ = (_tried(tokenizer, said, [{"role": "user", "content": content}]) or "").partition(
+            MARK
+        )
         if mark and not before.endswith(quoted):
             found.add(name)
     return frozenset(found or {"text"})
