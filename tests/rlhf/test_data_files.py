@@ -51,7 +51,7 @@ TEXTS: dict[str, tuple[str, bytes]] = {
     "rows within a line": ("x.json", json.dumps({"rows": ROWS}).encode()),
     "gzip": ("x.jsonl.gz", gzip.compress(LINES.encode())),
     "gzip by another name": ("x.jsonl", gzip.compress(LINES.encode())),
-    "two gzip members": ("x.gz", b"".join(gzip.compress(line.encode()) for line in LINES.split("\n"))),
+    "two gzip members": ("x.gz", b"".join(gzip.compress(f"{line}\n".encode()) for line in LINES.split("\n"))),
     "bz2": ("x.bz2", bz2.compress(LINES.encode())),
     "xz": ("x.xz", lzma.compress(LINES.encode())),
     "CSV": ("x.csv", CSV.encode()),
