@@ -159,9 +159,10 @@ def _json_records(path: Path, head: bytes) -> Iterator[Record]:
     how = Stream(path, encoding_of(head))
     if head.decode(how.encoding, "ignore").lstrip("\ufeff \t\r\n").startswith("["):
         return _unwrapped(path, _items(how, in_list=True))
-    first = next((line for _, line in how.lines() if not isinstance(line, str) or line.strip()), "")
-    begins = first.lstrip()[:1] if isinstance(first, str) else ""
-    if begins == "{" and _spans_lines(how, str(first)):
+    found = next((line for _, line in how.lines() if not isinstance(line, str) or line.strip()), "")
+    first = found if isinstance(found, str) else ""
+    begins = first.lstrip()[:1]
+    if begins == "{" and _spans_lines(how, first):
         return _unwrapped(path, _items(how, in_list=False))
     if begins and begins != "{" and _no_line_is_json(how):
         raise BadInput(

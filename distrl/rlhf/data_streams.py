@@ -64,7 +64,8 @@ def open_stream(path: Path, compression: str | None) -> io.BufferedReader:
             path.open("rb"), zstandard.ZstdDecompressor(max_window_size=2**31)
         )  # `zstd --long`
     else:
-        found = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[compression](path, "rb")
+        opener: Any = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[compression]
+        found = opener(path, "rb")
     return io.BufferedReader(cast("io.RawIOBase", found))
 
 
