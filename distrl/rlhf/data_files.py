@@ -73,7 +73,9 @@ def _suffix(path: Path) -> str:
 
 def _files_of_folder(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
-        splits = sorted(one.name for one in folder.iterdir() if one.is_dir())
+        splits = sorted(
+            (one.name for one in folder.iterdir() if one.is_dir()), key=lambda s: (s != "train", s)
+        )
         raise BadInput(
             f"{folder} holds the splits {', '.join(splits)} of a data set; name one: {folder / splits[0] if splits else ''}"
         )

@@ -62,13 +62,24 @@ def reader(tmp_path: Path, tokenizer: Any) -> Reader:
     return Reader(tmp_path, tokenizer)
 
 
-@pytest.mark.parametrize("kept_as", [list, json.dumps, str])
+def as_numpy_prints(rows: list[Any]) -> str:
+    return f"[{' '.join(map(str, rows))}]"
+
+
+@pytest.mark.parametrize("kept_as", [list, json.dumps, str, as_numpy_prints])
 def test_of_messages_the_assistants_turns_are_learned_also_from_printed_ones(
     kept_as: Any, reader: Reader
 ) -> None:
     text, learned = reader.demonstration({"messages": kept_as(CONVERSATION)})
     assert text == BEFORE + "me</s>" and learned == ["you</s>", "me</s>"]
     assert reader.demonstration({"messages": kept_as(CONVERSATION)}, turns="last")[1] == ["me</s>"]
+
+
+def test_what_numpy_printed_keeps_braces_in_its_texts(reader: Reader) -> None:
+    rows = [user("f() {} {x}"), said("it's a } {\n")]
+    assert reader.demonstration({"messages": as_numpy_prints(rows)}) == reader.demonstration(
+        {"messages": rows}
+    )
 
 
 def test_sharegpt_is_the_same_conversation_with_other_names(reader: Reader) -> None:
@@ -222,7 +233,7 @@ UNUSABLE: dict[str, tuple[str, Mapping[str, Any], str]] = {
     "from nobody": ("demonstrations", {"conversations": [{"from": "x", "value": "a"}]}, "is from 'x'"),
     "an image": ("demonstrations", {"messages": [user("a"), said([{"type": "image"}])]}, "'image'"),
     "an unwanted answer": ("demonstrations", {"prompt": "a", "completion": "b", "label": False}, "'label' is false"),
-    "a printed array": ("prompts", {"prompt": "[{'role': 'user', 'content': 'a'}\n {'role': 'x'}]"}, "was printed"),
+    "a printed array": ("prompts", {"prompt": "[{'role': 'user', 'content': array('a')}]"}, "was printed"),
     "a history": ("demonstrations", {"instruction": "a", "output": "b", "history": [["c", "d"]]}, "'history'"),
     "text and messages": ("preferences", {"prompt": "a", "chosen": "b", "rejected": [said("c")]}, "one of"),
     "two conversations": ("preferences", {"chosen": CONVERSATION, "rejected": [user("x"), said("y")]}, "share no first"),

@@ -78,6 +78,17 @@ class Frame:
         return [{"prompt": "a", "completion": float("nan")}, {"prompt": "b", "completion": "c"}]
 
 
+class Polars(Frame):
+    """What polars' DataFrame has."""
+
+    def to_dict(self) -> Any:  # type: ignore[override]
+        raise NotImplementedError("of columns")
+
+    def iter_rows(self, named: bool) -> Iterator[dict[str, Any]]:
+        assert named
+        yield {"prompt": "a"}
+
+
 class Table:
     """What pyarrow's Table has."""
 
@@ -106,6 +117,7 @@ GIVEN: list[tuple[Any, list[dict[str, Any]]]] = [
     ([{"prompt": "a"}], [{"prompt": "a"}]),
     (({"prompt": str(n)} for n in range(2)), [{"prompt": "0"}, {"prompt": "1"}]),
     (Frame(), [{"prompt": "a", "completion": None}, {"prompt": "b", "completion": "c"}]),
+    (Polars(), [{"prompt": "a"}]),
     (Table(), [{"prompt": "a"}]),
     (Indexed(), [{"prompt": "0"}, {"prompt": "1"}]),
     (
