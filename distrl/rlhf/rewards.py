@@ -26,7 +26,7 @@ from distrl.rlhf.models import ModelParts, filled_aside, read_scalar, save
 from distrl.rlhf.opinions import Part, first_fault, scores
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_process import Fault, FunctionProcess
-from distrl.rlhf.scoring import RewardSource, Scorer
+from distrl.rlhf.scoring import OfPrompts, RewardSource, Scorer
 
 SCALE_FILE = "reward_scale.json"
 LARGEST = float(np.finfo(np.float32).max)
@@ -190,6 +190,8 @@ def for_a_look(source: RewardSource, prompts: Sequence[Prompt]) -> RewardSource:
     """The same reward of responses to other prompts, which numbers them anew."""
     if isinstance(source, FunctionReward):
         return replace(source, prompts=tuple(prompts))
+    if isinstance(source, OfPrompts):
+        return source.with_prompts(prompts)
     if isinstance(source, Weighted):
         return Weighted(tuple((weight, for_a_look(one, prompts)) for weight, one in source.sources))
     return source

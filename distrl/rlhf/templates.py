@@ -6,21 +6,20 @@ what the assistant wrote is found in them by rendering the conversation again, u
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 from distrl.errors import BadInput, cause
-from distrl.rlhf.tokenizers import UnusableText, added_ids, encoded, shared
+from distrl.named import nearest
+from distrl.rlhf.tokenizers import MARK, UnusableText, content_forms, encoded, shared, template_end
 
 Message = dict[str, Any]
 Text = str | list[Message]
 Ids = tuple[int, ...]
 Spans = tuple[tuple[int, int], ...]
 Turns = Literal["all", "last"]
-MARK = "\ue005\ue00f\ue005"  # private characters, in no text and in no template
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,10 @@ class Template:
         UnusableText for what the template refuses.
         """
         given = [self._fitting(message) for message in messages]
+        if self.options.tools and not self.mentions("tools"):
+            raise UnusableText(
+                "it has tools, and the chat template reads none: leave them out, or give another template"
+            )
         try:
             return self._render(given, goes_on)
         except Exception as error:  # a template is code: it raises what it likes
@@ -79,6 +82,10 @@ class Template:
     def ids(self, messages: Sequence[Message], goes_on: bool = False) -> Ids:
         """The same as ids."""
         return encoded(self.tokenizer, self.text(messages, goes_on))
+
+    def mentions(self, name: str) -> bool:
+        """Whether the template reads a variable."""
+        return re.search(rf"\b{re.escape(name)}\b", str(self.tokenizer.chat_template)) is not None
 
     def _render(self, messages: Sequence[Message], goes_on: bool) -> str:
         continued = goes_on and bool(messages) and messages[-1].get("role") == "assistant"
@@ -95,29 +102,18 @@ class Template:
     def _fitting(self, message: Message) -> Message:
         """The message with its content in the form that the template reads: text, or parts."""
         content = message.get("content")
-        if isinstance(content, str):
-            if "text" in self.reads:
-                return message
+        forms = content_forms(self.tokenizer, str(self.tokenizer.chat_template))
+        if isinstance(content, str) and "text" not in forms:
             return {**message, "content": [{"type": "text", "text": content}]}
-        if not isinstance(content, list):
-            return message
-        texts = [_part_text(part) for part in content]
-        return message if "parts" in self.reads else {**message, "content": "".join(texts)}
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """Which forms of content it reads."""
-        return _reads(*self._key)
+        if isinstance(content, list):
+            parts = [{"type": "text", "text": _part_text(part)} for part in content]
+            return {**message, "content": parts if "parts" in forms else plain_text(content)}
+        return message
 
     @property
     def end(self) -> int | None:
         """The token that ends the assistant's turn; None where the template writes none."""
-        return _end(*self._key)
-
-    @property
-    def _key(self) -> tuple[Any, str, str]:
-        said = json.dumps([dict(self.options.arguments), [*self.options.tools]], sort_keys=True, default=str)
-        return self.tokenizer, str(self.tokenizer.chat_template), said
+        return template_end(self.tokenizer, str(self.tokenizer.chat_template))
 
     def conversation(
         self, messages: Sequence[Message], turns: Sequence[int], begun: str | None = None
@@ -203,6 +199,23 @@ class Template:
         return begin, end
 
 
+def check_template(tokenizer: Any, options: TemplateOptions) -> None:
+    """BadInput for arguments that the chat template does not read."""
+    if not (options.arguments or options.tools):
+        return
+    template = Template(tokenizer, options)
+    words = [*dict.fromkeys(re.findall(r"\b[a-z]\w{3,}\b", str(tokenizer.chat_template)))]
+    problems = [
+        f"--chat-kwargs.{name}: the chat template reads no {name!r}{nearest(name, words) or '; leave it out'}"
+        for name in options.arguments
+        if not template.mentions(name)
+    ]
+    if options.tools and not template.mentions("tools"):
+        problems.append("--tools: the chat template reads no tools; leave them out, or give another template")
+    if problems:
+        raise BadInput(*problems)
+
+
 def check_content(messages: Sequence[Message]) -> None:
     """UnusableText for content that no text model reads."""
     for message in messages:
@@ -222,45 +235,9 @@ def plain_text(content: Any) -> str:
 
 
 def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
     if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
         return str(part["text"])
     kind = part.get("type", "?") if isinstance(part, dict) else type(part).__name__
     raise UnusableText(f"a content part of type {kind!r} is not supported; models here read text alone")
-
-
-@lru_cache(maxsize=16)
-def _reads(tokenizer: Any, source: str, said: str) -> frozenset[str]:
-    forms = {"text": MARK, "parts": [{"type": "text", "text": MARK}]}
-    quoted = tuple(
-        f"{one}text{one}:{gap}{one}" for one in "'\"" for gap in (" ", "")
-    )  # a list, written as one
-    found = set()
-    for name, content in forms.items():
-        before, mark, _ = (_tried(tokenizer, said, [{"role": "user", "content": content}]) or "").partition(
-            MARK
-        )
-        if mark and not before.endswith(quoted):
-            found.add(name)
-    return frozenset(found or {"text"})
-
-
-@lru_cache(maxsize=16)
-def _end(tokenizer: Any, source: str, said: str) -> int | None:
-    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": MARK}]
-    if "text" not in _reads(tokenizer, source, said):
-        messages = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
-    shown = _tried(tokenizer, said, messages)
-    if shown is None or MARK not in shown:
-        return None
-    special = added_ids(tokenizer)
-    return next((token for token in encoded(tokenizer, shown.rpartition(MARK)[2]) if token in special), None)
-
-
-def _tried(tokenizer: Any, said: str, messages: list[Message]) -> str | None:
-    """As the template writes them; None where it refuses."""
-    arguments, tools = json.loads(said)
-    try:
-        text: str = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, **arguments)
-    except Exception:  # a template is code: it raises what it likes
-        return None
-    return text

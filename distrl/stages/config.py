@@ -28,6 +28,13 @@ class StageConfig(BaseModel):
     chat: bool = Field(
         False, description="put prompts that are text into the tokenizer's chat template, as a user's message"
     )
+    chat_kwargs: dict[str, Any] = Field(
+        {}, description="argument of the chat template: --chat-kwargs.enable_thinking false"
+    )
+    tools: str | None = Field(
+        None, description="JSON file with a list of tools for the chat template; a row's own tools come first"
+    )
+    system_prompt: str | None = Field(None, description="system message of conversations that have none")
     too_long: Literal["error", "drop"] = Field(
         "error", description="a text above the limit: an error, or left out and counted; never cut"
     )

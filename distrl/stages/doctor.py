@@ -27,7 +27,14 @@ from distrl.rlhf.opinions import join, log_probs
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import FunctionReward, check_function
 from distrl.rlhf.scoring import RewardSource
-from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
+from distrl.rlhf.tokenizers import (
+    check_rows,
+    check_vocabulary,
+    end_tokens,
+    read_tokenizer,
+    usable_ids,
+    vocabulary_size,
+)
 from distrl.stages.materials import reward_model
 
 NUM_PROMPTS = 8
@@ -77,13 +84,15 @@ def _findings(patient: Patient, device: str) -> Iterator[Finding]:
     )
     if parts is None or prompts is None:
         return
-    fits = yield from _try("vocabulary", lambda: _vocabulary(tokenizer, parts, patient.model), str)
+    fits = yield from _try("vocabulary", lambda: _vocabulary(tokenizer, parts, prompts, patient.model), str)
     yield _context(parts, prompts, patient)
     limit = context_length(parts.config)
     rows = [row for row in prompts.rows if limit is None or len(row.tokens) < limit]
     if fits is None or not rows:
         return
-    policy = LanguagePolicy(parts.build(device), None, patient.temperature, vocabulary_size(tokenizer))
+    policy = LanguagePolicy(
+        parts.build(device), None, patient.temperature, usable_ids(tokenizer, parts.config)
+    )
     ends = end_tokens(tokenizer, parts.generation)
     writer = replace(parts, dtype=patient.dtype).build(device)
     responses = _write(policy, writer, prompts, rows[:NUM_PROMPTS], ends, patient)
@@ -91,7 +100,10 @@ def _findings(patient: Patient, device: str) -> Iterator[Finding]:
     yield from invariants(policy, responses, patient.dtype)
     for folder in patient.reward:
         yield _reward(
-            folder, partial(reward_model, folder, tokenizer, dtype=patient.dtype), responses, device
+            folder,
+            partial(reward_model, folder, tokenizer, dtype=patient.dtype, prompts=prompts.rows),
+            responses,
+            device,
         )
     for function in patient.reward_function:
         make = partial(_function, function, prompts, tokenizer, patient.reward_timeout_sec)
@@ -205,8 +217,9 @@ def _pad(tokenizer: Any) -> Finding:
     return Finding("pass", "pad", repr(tokenizer.pad_token))
 
 
-def _vocabulary(tokenizer: Any, parts: ModelParts, folder: str) -> str:
+def _vocabulary(tokenizer: Any, parts: ModelParts, prompts: DataSet[Prompt], folder: str) -> str:
     check_vocabulary(tokenizer, parts.config, folder)
+    check_rows(tokenizer, parts.config, [row.tokens for row in prompts.rows], folder)
     return f"{vocabulary_size(tokenizer)} ids of the tokenizer's, {int(parts.config.vocab_size)} rows of the model's"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +19,22 @@ from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
 from distrl.rlhf.data_columns import check_field
+from distrl.rlhf.folders import require_folder
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
 from distrl.rlhf.rewards import FunctionReward, check_function
 from distrl.rlhf.scoring import RewardSource
-from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
+from distrl.rlhf.templates import TemplateOptions
+from distrl.rlhf.tokenizers import check_rows, check_vocabulary, end_tokens, read_tokenizer, usable_ids
 from distrl.session import has_ended
 from distrl.stages.evaluation import Evaluator
-from distrl.stages.materials import Problems, require_context, reward_model, trained_parts, weighted
+from distrl.stages.materials import (
+    Problems,
+    require_context,
+    reward_model,
+    template_options,
+    trained_parts,
+    weighted,
+)
 from distrl.stages.ppo_config import PPO, PPOConfig
 from distrl.trust import check_trust_as
 
@@ -127,6 +136,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     check_vocabulary(tokenizer, parts.config, str(where))
     recipe = config.recipe if config is not None else PPOConfig.model_fields["recipe"].default
     prompts = _prompts(asked, config, tokenizer)
+    check_rows(tokenizer, parts.config, [prompt.tokens for prompt in prompts], str(where))
     max_response = asked.max_response or recipe.max_response
     longest = max(len(prompt.tokens) for prompt in prompts)
     require_context(
@@ -145,7 +155,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
         seed=asked.seed,
         batch=asked.batch,
         device=device,
-        vocabulary=vocabulary_size(tokenizer),
+        vocabulary=usable_ids(tokenizer, parts.config),
         fast_paths=config is None or config.fast_paths,
         dtype=computing.dtype,
     )
@@ -167,6 +177,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
 
 def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
     """That of a run of `distrl rlhf ppo`; None for another run or a model's folder. BadInput for neither."""
+    require_folder(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise BadInput(f"{folder} is no run directory and no model folder: it has no config.json")
     try:
@@ -218,7 +229,8 @@ def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Pr
         )
     chat = asked.chat or (config is not None and config.chat)
     field = asked.field if asked.field is not None else config.field if config is not None else {}
-    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, chat=chat, field=field).rows
+    template = replace(TemplateOptions() if config is None else template_options(config), chat=chat)
+    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, template=template, field=field).rows
     return rows[: asked.limit] if asked.limit else rows
 
 
@@ -237,7 +249,8 @@ def _reward(
     problems = Problems()
     fast = config is None or config.fast_paths
     models = [
-        problems.of("--reward", reward_model, folder, tokenizer, fast, computing.dtype) for folder in folders
+        problems.of("--reward", reward_model, folder, tokenizer, fast, computing.dtype, prompts)
+        for folder in folders
     ]
     for function in functions:
         problems.of("--reward-function", check_function, function)

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distrl.errors import BadInput
+from distrl.errors import BadInput, translated
 from distrl.learner import digest
 from distrl.machine import resolve_device
-from distrl.rlhf import data
+from distrl.rlhf import data, retokenize
 from distrl.rlhf.data_files import sha256_of
 from distrl.rlhf.fixed import why_not
 from distrl.rlhf.models import (
@@ -25,6 +25,7 @@ from distrl.rlhf.models import (
     scalar_from,
     with_lora,
 )
+from distrl.rlhf.retokenize import reading_its_own
 from distrl.rlhf.rewards import (
     FunctionReward,
     ModelReward,
@@ -35,7 +36,9 @@ from distrl.rlhf.rewards import (
 )
 from distrl.rlhf.sampling import left_out
 from distrl.rlhf.scoring import RewardSource
+from distrl.rlhf.templates import TemplateOptions, check_template
 from distrl.rlhf.tokenizers import (
+    check_rows,
     check_same_tokenizer,
     check_vocabulary,
     end_tokens,
@@ -117,10 +120,17 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
     assert prompts is not None and tokenizer is not None
     models = _models(config, tokenizer, problems)
     rewards = [
-        problems.of("--reward", reward_model, folder, tokenizer, config.fast_paths, config.dtype)
+        problems.of(
+            "--reward", reward_model, folder, tokenizer, config.fast_paths, config.dtype, prompts.rows
+        )
         for folder in config.reward
     ]
     problems.stop()
+    for flag, some in (("--prompts", prompts), ("--eval-prompts", eval_prompts)):
+        if some is not None:
+            problems.of(
+                flag, check_rows, tokenizer, models["actor"].config, [one.tokens for one in some.rows]
+            )
     longest = max(len(prompt.tokens) for some in (prompts, eval_prompts) if some for prompt in some.rows)
     told = f"the longest prompt's {longest} + --max-response {config.recipe.max_response}"
     for parts in models.values():
@@ -132,6 +142,7 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
             prompts.note(),
             eval_prompts and eval_prompts.note(),
             padding_note(tokenizer),
+            *map(retokenize.note, config.reward, rewards),
             left_out(models["actor"].generation.to_dict(), config.recipe.temperature),
         )
         if note
@@ -167,15 +178,31 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
 
 def read_prompt_file(path: str, tokenizer: Any, config: Any) -> data.DataSet[data.Prompt]:
     """The prompts of a file, by a stage's own limits."""
-    return data.read_prompts(path, tokenizer, **reading(config, config.max_prompt_tokens))
+    return data.read_prompts(path, tokenizer, **reading(config, tokenizer, config.max_prompt_tokens))
 
 
-def reading(config: StageConfig, max_tokens: int) -> data.Reading:
-    """How a stage reads its texts."""
-    return {
-        "max_tokens": max_tokens, "too_long": config.too_long, "skip_bad": config.skip_bad, "chat": config.chat,
+def reading(config: StageConfig, tokenizer: Any, max_tokens: int) -> data.Reading:
+    """How a stage reads its texts. Raises BadInput for what the tokenizer's chat template does not read."""
+    template = template_options(config)
+    check_template(tokenizer, template)
+    found: data.Reading = {
+        "max_tokens": max_tokens, "too_long": config.too_long, "skip_bad": config.skip_bad, "template": template,
         "field": config.field,
     }  # fmt: skip
+    if (turns := getattr(config, "turns", None)) is not None:
+        found["turns"] = turns
+    return found
+
+
+def template_options(config: StageConfig) -> TemplateOptions:
+    """What a stage asks of the chat template. BadInput where --tools is no list of tools."""
+    tools: Any = []
+    if config.tools is not None:
+        with translated(f"--tools: {config.tools} cannot be read as JSON"):
+            tools = json.loads(Path(config.tools).read_text(encoding="utf-8"))
+        if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
+            raise BadInput(f"--tools: {config.tools} must be a JSON list of tools, each an object")
+    return TemplateOptions(config.chat, config.chat_kwargs, tuple(tools), config.system_prompt)
 
 
 def weighted(sources: Sequence[RewardSource], weights: Sequence[float]) -> RewardSource:
@@ -186,11 +213,14 @@ def weighted(sources: Sequence[RewardSource], weights: Sequence[float]) -> Rewar
 
 
 def reward_model(
-    folder: str, tokenizer: Any, fast_paths: bool = True, dtype: Dtype = "float32"
+    folder: str,
+    tokenizer: Any,
+    fast_paths: bool = True,
+    dtype: Dtype = "float32",
+    prompts: Sequence[data.Prompt] = (),
 ) -> ModelReward:
-    """The reward model of a folder, which must read the actor's tokens. Raises BadInput."""
-    found = read_reward(folder)
-    _check_reads(folder, tokenizer, found.parts, "--reward")
+    """The reward model of a folder; of another tokenizer than the actor's it reads texts with its own. Raises BadInput."""
+    found = reading_its_own(read_reward(folder), folder, tokenizer, prompts)
     return replace(found, parts=replace(found.parts, fused=fast_paths, dtype=dtype))
 
 

@@ -20,7 +20,7 @@ from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
 from distrl.rlhf.role_spec import RoleSpec
 from distrl.rlhf.roles import LearnReport, RoleWorker
-from distrl.rlhf.tokenizers import vocabulary_size
+from distrl.rlhf.tokenizers import usable_ids
 from distrl.runtime.placement import devices, idle_warnings, require_place
 from distrl.runtime.roles import Host, Roles, start_roles
 from distrl.stages.evaluation import Evaluator
@@ -265,7 +265,7 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         num_prompts=config.num_prompts,
         end_tokens=materials.end_tokens,
         reward=materials.reward,
-        vocabulary=vocabulary_size(materials.tokenizer),
+        vocabulary=usable_ids(materials.tokenizer, materials.models["actor"].config),
         value_head=config.value_head,
         critic_rate=config.critic_rate,
         generation_batch=config.generation_batch,
@@ -296,5 +296,5 @@ def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Eva
         device=device,
         fast_paths=config.fast_paths,
         dtype=config.dtype,
-        vocabulary=vocabulary_size(materials.tokenizer),
+        vocabulary=usable_ids(materials.tokenizer, materials.models["actor"].config),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -48,6 +48,9 @@ class SupervisedConfig(StageConfig):
 class SFTConfig(SupervisedConfig):
     """Supervised fine-tuning on demonstrations."""
 
+    turns: Literal["all", "last"] = Field(
+        "all", description="which of the assistant's turns of a conversation are learned"
+    )
     fresh: str | None = Field(
         None,
         description="config.json of a model to begin from scratch; --model then only gives the tokenizer",
@@ -108,7 +111,7 @@ def warnings(config: SupervisedConfig) -> list[str]:
 
 _SECTIONS: dict[str, str | tuple[str, ...]] = {
     "what is trained": ("model", "lora_rank", "fresh"),
-    "the texts": ("chat", "data"),
+    "the texts": ("chat", "data", "turns"),
     "how it is trained": "learning_rate",
     "the scores": "normalize",
     "who does the work": "device",

@@ -247,8 +247,9 @@ def test_a_reward_model_must_read_the_same_tokens(tokenizer: Any) -> None:
     check_same_tokenizer(tokenizer, train_tokenizer(), ("actor", "reward"))
     other = train_tokenizer()
     other.add_tokens(["<new>"])
+    check_same_tokenizer(tokenizer, other, ("actor", "reward"))
     with pytest.raises(BadInput, match="actor and reward must have one tokenizer.*1 tokens.*'<new>'"):
-        check_same_tokenizer(tokenizer, other, ("actor", "reward"))
+        check_same_tokenizer(other, tokenizer, ("actor", "reward"))
 
 
 def test_responses_end_with_the_tokenizers_end_and_those_of_the_folder(
