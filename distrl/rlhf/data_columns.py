@@ -105,6 +105,8 @@ class RowReader:
     def _looks_like(self, fields: Fields) -> tuple[str, str] | None:
         """Data for another stage, and what to do with it."""
         has = set(fields)
+        if "input_ids" in has:
+            return "tokenized data (input_ids)", "give the texts, which the model's own tokenizer reads"
         if self.job == "demonstrations" and {"chosen", "rejected"} <= has:
             flag = (
                 "--field.messages chosen"

@@ -129,7 +129,8 @@ def _from_sharegpt(where: str, message: Message) -> Message:
     said = message["from"]
     if not isinstance(said, str) or said not in SHAREGPT:
         raise UnusableText(f"{where} is from {said!r}; ShareGPT's are {', '.join(SHAREGPT)}")
-    return {"role": SHAREGPT[said], "content": message.get("value")}
+    weight = {"weight": message["weight"]} if "weight" in message else {}
+    return {"role": SHAREGPT[said], "content": message.get("value"), **weight}
 
 
 def _check_parts(where: str, parts: list[Any]) -> None:

@@ -230,7 +230,8 @@ def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Pr
     chat = asked.chat or (config is not None and config.chat)
     field = asked.field if asked.field is not None else config.field if config is not None else {}
     template = replace(TemplateOptions() if config is None else template_options(config), chat=chat)
-    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, template=template, field=field).rows
+    own = config is not None and config.skip_bad and not asked.prompts
+    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad or own, template=template, field=field).rows
     return rows[: asked.limit] if asked.limit else rows
 
 

@@ -82,6 +82,15 @@ def test_what_numpy_printed_keeps_braces_in_its_texts(reader: Reader) -> None:
     )
 
 
+def test_turns_of_weight_0_are_read_and_not_learned(reader: Reader) -> None:
+    rows = [dict(one) for one in CONVERSATION]
+    rows[1]["weight"], rows[3]["weight"] = 0, 1
+    text, learned = reader.demonstration({"messages": rows})
+    assert text == BEFORE + "me</s>" and learned == ["me</s>"]
+    turns = [{**one, "weight": n} for n, one in enumerate(SHAREGPT)]
+    assert reader.demonstration({"conversations": turns})[1] == ["yo</s>"]
+
+
 def test_sharegpt_is_the_same_conversation_with_other_names(reader: Reader) -> None:
     text = "<|user|>hi<|assistant|>yo</s>"
     assert reader.demonstration({"conversations": SHAREGPT}) == (text, ["yo</s>"])
@@ -205,6 +214,7 @@ REFUSED_ONCE: dict[str, tuple[str, Mapping[str, Any], str]] = {
         "preferences", {"question": "q", "response_j": "a", "response_k": "b"},
         "--field.prompt question --field.chosen response_j --field.rejected response_k",
     ),
+    "tokens": ("demonstrations", {"input_ids": [1], "labels": [1]}, r"looks like tokenized data \(input_ids\)"),
     "nothing known": ("demonstrations", {"x": 1}, "reads demonstrations .*prompt \\+ completion; messages"),
 }  # fmt: skip
 
@@ -231,6 +241,7 @@ UNUSABLE: dict[str, tuple[str, Mapping[str, Any], str]] = {
     "an unknown role": ("demonstrations", {"messages": [{"role": "asistant", "content": "a"}]}, "mean 'assistant'"),
     "human as a role": ("demonstrations", {"messages": [{"role": "human", "content": "a"}]}, "did you mean 'user'"),
     "from nobody": ("demonstrations", {"conversations": [{"from": "x", "value": "a"}]}, "is from 'x'"),
+    "no weight": ("demonstrations", {"messages": [user("a"), {**said("b"), "weight": 0}]}, "the weight 0"),
     "an image": ("demonstrations", {"messages": [user("a"), said([{"type": "image"}])]}, "'image'"),
     "an unwanted answer": ("demonstrations", {"prompt": "a", "completion": "b", "label": False}, "'label' is false"),
     "a printed array": ("prompts", {"prompt": "[{'role': 'user', 'content': array('a')}]"}, "was printed"),
