@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from distrl.errors import BadInput
 from distrl.named import nearest
-from distrl.rlhf.data_formats import FORMATS, Canonical, Fields, Format, Job
+from distrl.rlhf.data_formats import FORMATS, HH_TURN, Canonical, Fields, Format, Job
 from distrl.rlhf.texts import UnusableText
 
 # the columns that a format reads; `--field.NAME COLUMN` gives another name to each
@@ -20,6 +21,8 @@ OTHERS = {
     "prompt": ("question", "query", "problem", "instruction", "input", "prompts", "context", "text", "user"),
     "completion": ("answer", "response", "output", "solution", "completions", "target", "chosen", "label", "assistant"),
     "messages": ("conversation", "dialog", "dialogue", "chat", "conversations"),
+    "output": ("response", "answer", "completion", "target"),
+    "input": ("context",),
     "chosen": ("chosen_response", "response_chosen", "better", "preferred", "response_j", "winner", "accepted"),
     "rejected": ("rejected_response", "response_rejected", "worse", "dispreferred", "response_k", "loser"),
 }  # fmt: skip
@@ -49,7 +52,7 @@ class RowReader:
             raise
         if self.format is None or any(name not in fields for name in self.format.columns):
             found = self._recognized(fields)
-            if found is None:
+            if found is None or self._lacks_its_prompt(found, fields):
                 self.unknown = self.unknown or (where, fields)
                 self.num_unknown += 1
                 raise UnusableText(_lacking(fields, self.format or self._nearest(fields)))
@@ -73,6 +76,15 @@ class RowReader:
             )
         )  # fmt: skip
         return here[0] if here else None
+
+    def _lacks_its_prompt(self, found: Format, fields: Fields) -> bool:
+        """Whether two answers are no conversations, and a column that may be their prompt stands beside them."""
+        return (
+            found.columns == ("chosen", "rejected")
+            and isinstance(fields["chosen"], str)
+            and HH_TURN not in fields["chosen"]
+            and any(name in fields for name in OTHERS["prompt"])
+        )
 
     def _nearest(self, fields: Fields) -> Format:
         """The job's format of which the most columns are there."""
@@ -140,6 +152,8 @@ class RowReader:
             "prompts": ("prompt",), "demonstrations": ("prompt", "completion"),
             "preferences": ("prompt", "chosen", "rejected"),
         }[self.job]  # fmt: skip
+        if self.job == "demonstrations" and "instruction" in fields:
+            wanted = ("output", "input")  # Alpaca's, but for names
         flags, free = [], [name for name in fields if name not in wanted]
         for name in wanted:
             if name in fields:
@@ -156,12 +170,12 @@ class RowReader:
 
 
 def _near(name: str, columns: list[str]) -> str | None:
-    guess = nearest(name, columns)
-    return guess.split("'")[1] if "'" in guess else None
+    """A column of that name but for a slip."""
+    return next(iter(difflib.get_close_matches(name, columns, n=1, cutoff=0.8)), None)
 
 
 def _lacking(fields: Fields, form: Format) -> str:
-    missing = next(name for name in form.columns if name not in fields)
+    missing = next((name for name in form.columns if name not in fields), "prompt")
     has = ", ".join(map(repr, fields)) or "none"
     return f"no field {missing!r}; it has {has}"
 

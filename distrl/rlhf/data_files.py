@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,8 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def _missing(path: Path) -> str:
+    if path.is_symlink():
+        return f"; it is a link to {os.readlink(path)}"
     if path.parent.is_dir() and (near := nearest(path.name, [one.name for one in path.parent.iterdir()])):
         return near
     if len(path.parts) == 2 and not path.is_absolute() and not path.suffix and not path.parent.exists():

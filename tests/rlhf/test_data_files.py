@@ -325,6 +325,9 @@ def test_a_path_to_nothing_is_refused_with_the_nearest_name(tmp_path: Path) -> N
     _shard(tmp_path, "train.jsonl", "a")
     with pytest.raises(BadInput, match=r"No such file or directory; did you mean 'train.jsonl'"):
         files_of(tmp_path / "trian.jsonl")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(BadInput, match="it is a link to gone"):
+        files_of(tmp_path / "link")
     with pytest.raises(BadInput, match="data sets are not downloaded: huggingface-cli download"):
         files_of("no-such-owner/no-such-data")
 

@@ -214,6 +214,11 @@ REFUSED_ONCE: dict[str, tuple[str, Mapping[str, Any], str]] = {
         "preferences", {"question": "q", "response_j": "a", "response_k": "b"},
         "--field.prompt question --field.chosen response_j --field.rejected response_k",
     ),
+    "Orca's preferences": ("preferences", {"question": "q", "chosen": "a", "rejected": "b"}, "--field.prompt question$"),
+    "Dolly": (
+        "demonstrations", {"instruction": "a", "context": "b", "response": "c"},
+        "with --field.output response --field.input context$",
+    ),
     "tokens": ("demonstrations", {"input_ids": [1], "labels": [1]}, r"looks like tokenized data \(input_ids\)"),
     "nothing known": ("demonstrations", {"x": 1}, "reads demonstrations .*prompt \\+ completion; messages"),
 }  # fmt: skip
