@@ -23,9 +23,10 @@ from distrl.policies.lm import LanguagePolicy, core
 from distrl.rlhf.data import DataSet, Prompt, read_prompts
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import Dtype, ModelParts, context_length, read_causal
-from distrl.rlhf.opinions import join, log_probs
+from distrl.rlhf.opinions import first_fault, join, log_probs
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.rewards import FunctionReward, check_function
+from distrl.rlhf.reward_trial import try_function
+from distrl.rlhf.rewards import FunctionReward
 from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.tokenizers import (
     check_rows,
@@ -285,8 +286,9 @@ def _close(what: str, distance: float, between: str, advice: str) -> Finding:
 
 
 def _function(name: str, prompts: DataSet[Prompt], tokenizer: Any, timeout_sec: float) -> RewardSource:
-    check_function(name)
-    return FunctionReward(name, prompts.rows, tokenizer, timeout_sec)
+    source = FunctionReward(name, prompts.rows, tokenizer, timeout_sec)
+    try_function(source)
+    return source
 
 
 def _reward(name: str, make: Callable[[], RewardSource], responses: Responses, device: str) -> Finding:
@@ -302,7 +304,8 @@ def _reward(name: str, make: Callable[[], RewardSource], responses: Responses, d
     rate = responses.num_responses / max(time.monotonic() - began, 1e-9)
     good = score_N[np.isfinite(score_N)]
     if len(good) < len(score_N):
-        why = f"; the first: {part.fault[1]}" if part.fault is not None else ""
+        fault = first_fault([part])
+        why = f"; the first: {fault[1]}" if fault is not None else ""
         return Finding(
             "fail", "reward", f"{name}: {len(score_N) - len(good)} of {len(score_N)} have no score{why}"
         )

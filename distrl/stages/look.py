@@ -20,8 +20,10 @@ from distrl.resolve import CONFIG_FILE, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
 from distrl.rlhf.data_formats import check_field
 from distrl.rlhf.folders import require_folder
+from distrl.rlhf.given_functions import named
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
-from distrl.rlhf.rewards import FunctionReward, check_function
+from distrl.rlhf.reward_trial import try_function
+from distrl.rlhf.rewards import function_rewards
 from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.templates import TemplateOptions
 from distrl.rlhf.tokenizers import check_rows, check_vocabulary, end_tokens, read_tokenizer, usable_ids
@@ -62,6 +64,7 @@ class Asked:
     device: str | None = None
     threads: int | None = None
     reward_timeout_sec: float | None = None
+    reward_concurrency: int | None = None
     dtype: Dtype | None = None
     checkpoint: str = "latest"
 
@@ -71,7 +74,7 @@ class Asked:
             raise BadInput(
                 f"--out: must name a file in a folder that exists, got {str(self.out)!r}; name another"
             )
-        for name in ("samples", "max_response", "limit", "batch", "threads"):
+        for name in ("samples", "max_response", "limit", "batch", "threads", "reward_concurrency"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise BadInput(f"--{name.replace('_', '-')} must be 1 or more, got {value!r}")
         for name in ("temperature", "reward_timeout_sec"):
@@ -103,6 +106,9 @@ def ask(given: Mapping[str, Any]) -> Asked:
                 for name in unknown
             )
         )
+    given = (
+        {**given, "reward_function": named(given["reward_function"])} if "reward_function" in given else given
+    )
     plain = {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()
     }
@@ -117,11 +123,12 @@ def ask(given: Mapping[str, Any]) -> Asked:
 
 
 class Computing(NamedTuple):
-    """`--device`, `--threads`, `--reward-timeout-sec` and `--dtype`."""
+    """`--device`, `--threads`, `--reward-timeout-sec`, `--reward-concurrency` and `--dtype`."""
 
     device: str
     threads: int
     reward_timeout_sec: float
+    reward_concurrency: int
     dtype: Dtype
 
 
@@ -142,12 +149,13 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     require_context(
         parts, longest + max_response, f"the longest prompt's {longest} + --max-response {max_response}"
     )
+    ends = end_tokens(tokenizer, parts.generation)
     reference = asked.reference or (config and (config.reference or config.model))
     evaluator = Evaluator(
         prompts=prompts,
         reference=read_causal(reference) if reference else None,
-        reward=_reward(asked, config, tokenizer, prompts, computing),
-        end_tokens=end_tokens(tokenizer, parts.generation),
+        reward=_reward(asked, config, tokenizer, prompts, computing, ends),
+        end_tokens=ends,
         max_response=max_response,
         temperature=asked.temperature or recipe.temperature,
         greedy=not asked.sample,
@@ -240,6 +248,7 @@ def _reward(
     tokenizer: Any,
     prompts: tuple[Prompt, ...],
     computing: Computing,
+    ends: tuple[int, ...],
 ) -> RewardSource | None:
     """What was asked for, else the run's own, else none."""
     folders, functions = asked.reward, asked.reward_function
@@ -252,10 +261,18 @@ def _reward(
         problems.of("--reward", reward_model, folder, tokenizer, fast, computing.dtype, prompts)
         for folder in folders
     ]
-    for function in functions:
-        problems.of("--reward-function", check_function, function)
+    own = problems.of(
+        "--reward-function",
+        function_rewards,
+        functions,
+        prompts,
+        tokenizer,
+        timeout_sec=computing.reward_timeout_sec,
+        concurrency=computing.reward_concurrency,
+        end_tokens=ends,
+    )
+    for one in own or ():
+        problems.of("--reward-function", try_function, one)
     problems.stop()
-    timeout_sec = computing.reward_timeout_sec
-    named = [FunctionReward(function, prompts, tokenizer, timeout_sec) for function in functions]
-    sources: list[RewardSource] = [*(one for one in models if one is not None), *named]
+    sources: list[RewardSource] = [*(one for one in models if one is not None), *(own or ())]
     return weighted(sources, weights) if sources else None

@@ -47,6 +47,11 @@ COUNT = click.IntRange(min=1)
     help="a call of a reward function may take this long  (default: the run's, else 60)",
 )
 @click.option(
+    "--reward-concurrency",
+    type=COUNT,
+    help="calls of a function at the same time  (default: the run's, else 1)",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="write prompts and responses here"
 )
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object on standard output")
