@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODEL_OPTIONS = [
     click.Option(["--model"], metavar="FOLDER", help="check this language model for RLHF instead of an env"),
-    click.Option(["--data"], metavar="FILE.jsonl", help='prompts for it: {"prompt": ...} a line'),
+    click.Option(["--data"], metavar="FILE", help="data file of prompts for it"),
     click.Option(["--reward"], metavar="FOLDER", help="a reward model; several with commas"),
     click.Option(["--reward-function"], metavar="MODULE:NAME", help="a reward function; several with commas"),
     click.Option(["--threads"], metavar="N", help="CPU threads of a model's passes  (default: 1)"),

@@ -18,7 +18,7 @@ from distrl.fields import nearest
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
-from distrl.rlhf.data_formats import check_field
+from distrl.rlhf.data_columns import check_field
 from distrl.rlhf.folders import require_folder
 from distrl.rlhf.given_functions import named
 from distrl.rlhf.models import Dtype, ModelParts, read_causal

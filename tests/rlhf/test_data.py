@@ -151,7 +151,7 @@ def test_demonstrations_and_preferences_name_what_they_lack(write: Write, tokeni
 def test_many_corrupt_lines_are_told_in_a_few(write: Write, tokenizer: Any) -> None:
     with pytest.raises(BadInput) as refused:
         read_prompts(write(*[b"{"] * 30), tokenizer)
-    assert len(refused.value.problems) == 5 and "and 27 more lines" in str(refused.value)
+    assert len(refused.value.problems) == 3 and "and 29 more rows" in str(refused.value)
 
 
 @pytest.mark.parametrize("lines", [[], [b"", b"  "]])
