@@ -205,8 +205,8 @@ def test_generation_stops_at_the_templates_end_of_turn() -> None:
 
 def test_a_template_without_an_end_of_turn_gets_the_end_of_text() -> None:
     tokenizer = chat("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}assistant:")
-    ids, ((begin, end),) = demonstration_ids(tokenizer, [user("hi")], "yes")
-    assert ids[-1] == tokenizer.eos_token_id and end == len(ids)
+    ids, (span,) = demonstration_ids(tokenizer, [user("hi")], "yes")
+    assert ids[-1] == tokenizer.eos_token_id and span[1] == len(ids)
 
 
 def test_an_assistants_beginning_is_continued_and_not_closed(chatml: Any) -> None:
