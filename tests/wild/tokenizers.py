@@ -195,6 +195,7 @@ SITUATIONS: list[Situation] = [
         "--chat-kwargs.enable_thinking",
         expected="refused",
     ),
+    _situation("eval with an argument of the template", asked_quietly, check=prompts_are_quiet),
     _situation("sft on conversations without a template", _on(byte_level, CHATS), "chat template", expected="refused"),
     _situation(
         "a system message that the template refuses",
