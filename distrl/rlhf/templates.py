@@ -168,7 +168,10 @@ class Template:
             return begin, None if last else self._ids_of(behind, text, ids)
         around = around or self._around(messages, turn, text)
         inner = self._ids_of(text[: around[1]], text, ids)
-        return begin, next((at + 1 for at in range(inner, len(ids)) if ids[at] in ends), inner)
+        following = (
+            len(ids) if last else self._ids_of(text[: self._around(messages, turn + 1, text)[0]], text, ids)
+        )
+        return begin, next((at + 1 for at in range(inner, following) if ids[at] in ends), inner)
 
     def _ids_of(self, part: str, text: str, ids: Ids) -> int:
         return len(ids) if part == text else shared(encoded(self.tokenizer, part), ids)

@@ -229,6 +229,15 @@ def test_earlier_turns_that_a_template_shortens_are_found() -> None:
     ]
 
 
+def test_a_turn_that_the_template_does_not_end_stops_before_the_next() -> None:
+    tokenizer = chat(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% else %}{{ eos_token }}{% endif %}"
+    )
+    ids, spans = demonstration_ids(tokenizer, None, CONVERSATION)
+    assert [tokenizer.decode(ids[a:b]).strip() for a, b in spans] == ["hello there", "fine\n<|endoftext|>"]
+
+
 def test_arguments_are_handed_to_the_template_and_unknown_ones_refused() -> None:
     tokenizer = chat(THINKS)
     quiet = TemplateOptions(arguments={"enable_thinking": False})
