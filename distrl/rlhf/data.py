@@ -44,13 +44,15 @@ MOST_UNKNOWN = 1000  # rows in no known format, after which the rest of a file i
 class Prompt:
     """What a response answers. `text` is as the model reads it; `fields` are the rest of its line.
 
-    `messages` are what the chat template rendered it from; None where it was text.
+    `messages` are what the chat template rendered it from; None where it was text. `conversational`: the row itself had
+    messages.
     """
 
     text: str
     tokens: tuple[int, ...]
     fields: dict[str, Any]
     messages: tuple[Message, ...] | None = None
+    conversational: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def read_prompts(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> Da
         text, tokens = prompt_text_and_ids(tokenizer, value, template)
         rest = {name: field for name, field in row.fields.items() if name != "prompt"}
         messages = template.messages(value)
-        return Prompt(text, tokens, rest, None if messages is None else tuple(messages)), len(tokens)
+        rendered = None if messages is None else tuple(messages)
+        return Prompt(text, tokens, rest, rendered, not isinstance(value, str)), len(tokens)
 
     return _read(path, "prompts", make, **how)
 

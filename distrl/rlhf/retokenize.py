@@ -95,7 +95,7 @@ class _RetokenizedScorer:
         said = part.said.copy()
         said[np.isin(part.columns, [*faults])] = np.nan
         first = min([*faults.items(), *([part.fault] if part.fault is not None else [])], default=None)
-        return replace(part, said=said, fault=first)
+        return replace(part, said=said, fault=first, named=dict.fromkeys(part.named, said))
 
     def _texts(
         self, responses: Responses, columns: Sequence[Ints]

@@ -23,10 +23,12 @@ from distrl.policies.lm import LanguagePolicy, core
 from distrl.rlhf.data import DataSet, Prompt, read_prompts
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import Dtype, ModelParts, context_length, read_causal
-from distrl.rlhf.opinions import join, log_probs
+from distrl.rlhf.opinions import first_fault, join, log_probs
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.rewards import FunctionReward, check_function
+from distrl.rlhf.reward_trial import try_function
+from distrl.rlhf.rewards import FunctionReward
 from distrl.rlhf.scoring import RewardSource
+from distrl.rlhf.templates import TemplateOptions, check_template, read_arguments
 from distrl.rlhf.tokenizers import (
     check_rows,
     check_vocabulary,
@@ -55,6 +57,7 @@ class Patient:
     temperature: float = 0.7  # not 1, so that a forgotten division shows
     max_response: int = 32
     chat: bool = False
+    chat_kwargs: str | None = None  # arguments of the chat template, as JSON
     seed: int = 0
     device: str = "auto"
     threads: int = 1
@@ -79,9 +82,7 @@ def _findings(patient: Patient, device: str) -> Iterator[Finding]:
     parts = yield from _try(
         "model", lambda: read_causal(patient.model), lambda found: type(found.config).__name__
     )
-    prompts = yield from _try(
-        "data", lambda: read_prompts(patient.data, tokenizer, chat=patient.chat), _describe_prompts
-    )
+    prompts = yield from _try("data", lambda: _prompts(patient, tokenizer), _describe_prompts)
     if parts is None or prompts is None:
         return
     fits = yield from _try("vocabulary", lambda: _vocabulary(tokenizer, parts, prompts, patient.model), str)
@@ -200,6 +201,12 @@ def _describe_tokenizer(tokenizer: Any) -> str:
     return f"{vocabulary_size(tokenizer)} ids, end of text {tokenizer.eos_token!r}"
 
 
+def _prompts(patient: Patient, tokenizer: Any) -> DataSet[Prompt]:
+    template = TemplateOptions(patient.chat, read_arguments(patient.chat_kwargs or {}))
+    check_template(tokenizer, template)
+    return read_prompts(patient.data, tokenizer, template=template)
+
+
 def _describe_prompts(prompts: DataSet[Prompt]) -> str:
     longest = max(len(row.tokens) for row in prompts.rows)
     return f"{len(prompts.rows)} prompts, the longest of {longest} tokens"
@@ -285,8 +292,9 @@ def _close(what: str, distance: float, between: str, advice: str) -> Finding:
 
 
 def _function(name: str, prompts: DataSet[Prompt], tokenizer: Any, timeout_sec: float) -> RewardSource:
-    check_function(name)
-    return FunctionReward(name, prompts.rows, tokenizer, timeout_sec)
+    source = FunctionReward(name, prompts.rows, tokenizer, timeout_sec)
+    try_function(source)
+    return source
 
 
 def _reward(name: str, make: Callable[[], RewardSource], responses: Responses, device: str) -> Finding:
@@ -302,7 +310,8 @@ def _reward(name: str, make: Callable[[], RewardSource], responses: Responses, d
     rate = responses.num_responses / max(time.monotonic() - began, 1e-9)
     good = score_N[np.isfinite(score_N)]
     if len(good) < len(score_N):
-        why = f"; the first: {part.fault[1]}" if part.fault is not None else ""
+        fault = first_fault([part])
+        why = f"; the first: {fault[1]}" if fault is not None else ""
         return Finding(
             "fail", "reward", f"{name}: {len(score_N) - len(good)} of {len(score_N)} have no score{why}"
         )

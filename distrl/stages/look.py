@@ -20,15 +20,18 @@ from distrl.resolve import CONFIG_FILE, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
 from distrl.rlhf.data_columns import check_field
 from distrl.rlhf.folders import require_folder
+from distrl.rlhf.given_functions import named
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
-from distrl.rlhf.rewards import FunctionReward, check_function
+from distrl.rlhf.reward_trial import try_function
+from distrl.rlhf.rewards import function_rewards
 from distrl.rlhf.scoring import RewardSource
-from distrl.rlhf.templates import TemplateOptions
+from distrl.rlhf.templates import TemplateOptions, check_template, read_arguments
 from distrl.rlhf.tokenizers import check_rows, check_vocabulary, end_tokens, read_tokenizer, usable_ids
 from distrl.session import has_ended
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import (
     Problems,
+    read_tools,
     require_context,
     reward_model,
     template_options,
@@ -55,6 +58,9 @@ class Asked:
     seed: int = 0
     batch: int = 64
     chat: bool = False
+    chat_kwargs: Mapping[str, Any] | str | None = None  # text: as JSON
+    tools: str | None = None
+    system_prompt: str | None = None
     skip_bad: bool = False
     field: Mapping[str, str | None] | None = None
     out: Path | None = None
@@ -62,6 +68,7 @@ class Asked:
     device: str | None = None
     threads: int | None = None
     reward_timeout_sec: float | None = None
+    reward_concurrency: int | None = None
     dtype: Dtype | None = None
     checkpoint: str = "latest"
 
@@ -71,7 +78,7 @@ class Asked:
             raise BadInput(
                 f"--out: must name a file in a folder that exists, got {str(self.out)!r}; name another"
             )
-        for name in ("samples", "max_response", "limit", "batch", "threads"):
+        for name in ("samples", "max_response", "limit", "batch", "threads", "reward_concurrency"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise BadInput(f"--{name.replace('_', '-')} must be 1 or more, got {value!r}")
         for name in ("temperature", "reward_timeout_sec"):
@@ -103,6 +110,9 @@ def ask(given: Mapping[str, Any]) -> Asked:
                 for name in unknown
             )
         )
+    given = (
+        {**given, "reward_function": named(given["reward_function"])} if "reward_function" in given else given
+    )
     plain = {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()
     }
@@ -117,11 +127,12 @@ def ask(given: Mapping[str, Any]) -> Asked:
 
 
 class Computing(NamedTuple):
-    """`--device`, `--threads`, `--reward-timeout-sec` and `--dtype`."""
+    """`--device`, `--threads`, `--reward-timeout-sec`, `--reward-concurrency` and `--dtype`."""
 
     device: str
     threads: int
     reward_timeout_sec: float
+    reward_concurrency: int
     dtype: Dtype
 
 
@@ -142,12 +153,13 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     require_context(
         parts, longest + max_response, f"the longest prompt's {longest} + --max-response {max_response}"
     )
+    ends = end_tokens(tokenizer, parts.generation)
     reference = asked.reference or (config and (config.reference or config.model))
     evaluator = Evaluator(
         prompts=prompts,
         reference=read_causal(reference) if reference else None,
-        reward=_reward(asked, config, tokenizer, prompts, computing),
-        end_tokens=end_tokens(tokenizer, parts.generation),
+        reward=_reward(asked, config, tokenizer, prompts, computing, ends),
+        end_tokens=ends,
         max_response=max_response,
         temperature=asked.temperature or recipe.temperature,
         greedy=not asked.sample,
@@ -227,12 +239,24 @@ def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Pr
         raise BadInput(
             '--prompts: must be given; a file of rows, such as JSONL with {"prompt": "..."} a line'
         )
-    chat = asked.chat or (config is not None and config.chat)
     field = asked.field if asked.field is not None else config.field if config is not None else {}
-    template = replace(TemplateOptions() if config is None else template_options(config), chat=chat)
+    template = _template(asked, config)
+    check_template(tokenizer, template)
     own = config is not None and config.skip_bad and not asked.prompts
     rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad or own, template=template, field=field).rows
     return rows[: asked.limit] if asked.limit else rows
+
+
+def _template(asked: Asked, config: PPOConfig | None) -> TemplateOptions:
+    """What was asked of the chat template, else what the run asked."""
+    found = TemplateOptions() if config is None else template_options(config)
+    if asked.chat_kwargs is not None:
+        found = replace(found, arguments=read_arguments(asked.chat_kwargs))
+    if asked.tools is not None:
+        found = replace(found, tools=read_tools(asked.tools))
+    if asked.system_prompt is not None:
+        found = replace(found, system=asked.system_prompt)
+    return replace(found, chat=asked.chat or found.chat)
 
 
 def _reward(
@@ -241,6 +265,7 @@ def _reward(
     tokenizer: Any,
     prompts: tuple[Prompt, ...],
     computing: Computing,
+    ends: tuple[int, ...],
 ) -> RewardSource | None:
     """What was asked for, else the run's own, else none."""
     folders, functions = asked.reward, asked.reward_function
@@ -253,10 +278,18 @@ def _reward(
         problems.of("--reward", reward_model, folder, tokenizer, fast, computing.dtype, prompts)
         for folder in folders
     ]
-    for function in functions:
-        problems.of("--reward-function", check_function, function)
+    own = problems.of(
+        "--reward-function",
+        function_rewards,
+        functions,
+        prompts,
+        tokenizer,
+        timeout_sec=computing.reward_timeout_sec,
+        concurrency=computing.reward_concurrency,
+        end_tokens=ends,
+    )
+    for one in own or ():
+        problems.of("--reward-function", try_function, one)
     problems.stop()
-    timeout_sec = computing.reward_timeout_sec
-    named = [FunctionReward(function, prompts, tokenizer, timeout_sec) for function in functions]
-    sources: list[RewardSource] = [*(one for one in models if one is not None), *named]
+    sources: list[RewardSource] = [*(one for one in models if one is not None), *(own or ())]
     return weighted(sources, weights) if sources else None

@@ -26,13 +26,16 @@ from distrl.rlhf.models import (
     with_lora,
 )
 from distrl.rlhf.retokenize import reading_its_own
+from distrl.rlhf.reward_trial import try_function
 from distrl.rlhf.rewards import (
     FunctionReward,
     ModelReward,
     Weighted,
     check_function,
     function_file,
+    function_rewards,
     read_reward,
+    require_portable,
 )
 from distrl.rlhf.sampling import left_out
 from distrl.rlhf.scoring import RewardSource
@@ -109,13 +112,15 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
     """Reads and checks it all; data before models, since it is cheap. Raises one BadInput with what is wrong."""
     problems = Problems()
     tokenizer = problems.of("--model", read_tokenizer, config.folder)
-    for function in config.reward_function:
-        problems.of("--reward-function", check_function, function)
+    if problems.found:
+        for function in config.reward_function:
+            problems.of("--reward-function", check_function, function)
     problems.stop()
     prompts = problems.of("--prompts", read_prompt_file, str(config.prompts), tokenizer, config)
     eval_prompts = None
     if config.eval_prompts:
         eval_prompts = problems.of("--eval-prompts", read_prompt_file, config.eval_prompts, tokenizer, config)
+    functions, warnings = _functions(config, prompts, tokenizer, problems)
     problems.stop()
     assert prompts is not None and tokenizer is not None
     models = _models(config, tokenizer, problems)
@@ -142,16 +147,15 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
             prompts.note(),
             eval_prompts and eval_prompts.note(),
             padding_note(tokenizer),
+            border_note(prompts.rows),
             *map(retokenize.note, config.reward, rewards),
             left_out(models["actor"].generation.to_dict(), config.recipe.temperature),
+            *warnings,
         )
         if note
     ]
-    functions = [
-        FunctionReward(function, prompts.rows, tokenizer, config.reward_timeout_sec, config.max_timeouts)
-        for function in config.reward_function
-    ]
     ends = end_tokens(tokenizer, models["actor"].generation)
+    functions = [replace(one, end_tokens=ends) for one in functions]
     facts = {name: digest(parts.arrays) for name, parts in models.items()}
     for i, one in enumerate(filter(None, rewards)):
         facts |= {
@@ -176,6 +180,44 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
     )
 
 
+def _functions(
+    config: PPOConfig, prompts: data.DataSet[data.Prompt] | None, tokenizer: Any, problems: Problems
+) -> tuple[list[FunctionReward], list[str]]:
+    """The reward functions, tried on the prompts where those could be read, and warnings; problems are kept."""
+    warnings: list[str] = []
+    if prompts is None:
+        for function in config.reward_function:
+            problems.of("--reward-function", check_function, function)
+        return [], warnings
+    several = problems.of(
+        "--reward-function",
+        function_rewards,
+        config.reward_function,
+        prompts.rows,
+        tokenizer,
+        timeout_sec=config.reward_timeout_sec,
+        max_timeouts=config.max_timeouts,
+        concurrency=config.reward_concurrency,
+    )
+    for one in several or ():
+        warnings += problems.of("--reward-function", try_function, one) or []
+    if config.placement != "in-process":
+        for one in several or ():
+            problems.of("--reward-function", require_portable, one)
+    return several or [], warnings
+
+
+def border_note(prompts: Sequence[data.Prompt]) -> str | None:
+    """What to say of prompts whose last token would be another with a word behind them."""
+    count = sum(prompt.messages is None and prompt.text.endswith(" ") for prompt in prompts)
+    if not count:
+        return None
+    return (
+        f"{count} of {len(prompts)} prompts end with a space, which most tokenizers take into the word behind it: a model "
+        "that learned the two as one text has not seen it alone; end them before the space"
+    )
+
+
 def read_prompt_file(path: str, tokenizer: Any, config: Any) -> data.DataSet[data.Prompt]:
     """The prompts of a file, by a stage's own limits."""
     return data.read_prompts(path, tokenizer, **reading(config, tokenizer, config.max_prompt_tokens))
@@ -196,17 +238,28 @@ def reading(config: StageConfig, tokenizer: Any, max_tokens: int) -> data.Readin
 
 def template_options(config: StageConfig) -> TemplateOptions:
     """What a stage asks of the chat template. BadInput where --tools is no list of tools."""
-    tools: Any = []
-    if config.tools is not None:
-        with translated(f"--tools: {config.tools} cannot be read as JSON"):
-            tools = json.loads(Path(config.tools).read_text(encoding="utf-8"))
-        if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
-            raise BadInput(f"--tools: {config.tools} must be a JSON list of tools, each an object")
-    return TemplateOptions(config.chat, config.chat_kwargs, tuple(tools), config.system_prompt)
+    tools = read_tools(config.tools) if config.tools is not None else ()
+    return TemplateOptions(config.chat, config.chat_kwargs, tools, config.system_prompt)
+
+
+def read_tools(path: str) -> tuple[dict[str, Any], ...]:
+    """The tools in a JSON file. BadInput where it has none."""
+    with translated(f"--tools: {path} cannot be read as JSON"):
+        tools = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
+        raise BadInput(f"--tools: {path} must be a JSON list of tools, each an object")
+    return tuple(tools)
 
 
 def weighted(sources: Sequence[RewardSource], weights: Sequence[float]) -> RewardSource:
-    """One source of several."""
+    """One source of several; names of their metrics that are the same get a number."""
+    names = [one.title if isinstance(one, FunctionReward) else getattr(one, "name", "") for one in sources]
+    sources = [
+        replace(one, name=f"{name}_{names[: place + 1].count(name)}")  # type: ignore[type-var]
+        if name and names.count(name) > 1
+        else one
+        for place, (one, name) in enumerate(zip(sources, names, strict=True))
+    ]
     if len(sources) == 1 and (not weights or weights[0] == 1.0):
         return sources[0]
     return Weighted(tuple(zip(weights or [1.0] * len(sources), sources, strict=True)))
@@ -221,7 +274,8 @@ def reward_model(
 ) -> ModelReward:
     """The reward model of a folder; of another tokenizer than the actor's it reads texts with its own. Raises BadInput."""
     found = reading_its_own(read_reward(folder), folder, tokenizer, prompts)
-    return replace(found, parts=replace(found.parts, fused=fast_paths, dtype=dtype))
+    parts = replace(found.parts, fused=fast_paths, dtype=dtype)
+    return replace(found, parts=parts, name=Path(folder).resolve().name)
 
 
 def _check_reads(folder: str, tokenizer: Any, parts: ModelParts, flag: str) -> None:

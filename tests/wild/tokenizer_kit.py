@@ -106,7 +106,27 @@ KINDS: dict[str, Callable[[], Any]] = {
     "metaspace with a start": lambda: around(metaspace("first"), "<s> $A"),
     "unigram": unigram,
     "word piece": word_piece,
-    "words": lambda: words("the cat sat on mat what is two plus ? four 2 + = 4 yes no".split()),
+    "words": lambda: words(
+        [
+            "the",
+            "cat",
+            "sat",
+            "on",
+            "mat",
+            "what",
+            "is",
+            "two",
+            "plus",
+            "?",
+            "four",
+            "2",
+            "+",
+            "=",
+            "4",
+            "yes",
+            "no",
+        ]
+    ),
 }
 
 

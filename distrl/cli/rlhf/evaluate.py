@@ -33,6 +33,13 @@ COUNT = click.IntRange(min=1)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="of what is sampled")
 @click.option("--batch", type=COUNT, default=64, show_default=True, help="responses written together")
 @click.option("--chat", is_flag=True, help="put prompts that are text into the chat template")
+@click.option("--chat-kwargs", metavar="JSON", help="arguments of the chat template  (default: the run's)")
+@click.option(
+    "--tools", metavar="FILE.json", help="list of tools for the chat template  (default: the run's)"
+)
+@click.option(
+    "--system-prompt", metavar="TEXT", help="system message where there is none  (default: the run's)"
+)
 @click.option(
     "--field.prompt",
     "prompt_column",
@@ -51,6 +58,11 @@ COUNT = click.IntRange(min=1)
     "--reward-timeout-sec",
     type=click.FloatRange(min=0, min_open=True),
     help="a call of a reward function may take this long  (default: the run's, else 60)",
+)
+@click.option(
+    "--reward-concurrency",
+    type=COUNT,
+    help="calls of a function at the same time  (default: the run's, else 1)",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="write prompts and responses here"
