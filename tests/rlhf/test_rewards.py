@@ -24,7 +24,8 @@ from distrl.rlhf.data import Prompt
 from distrl.rlhf.models import read_causal, scalar_from
 from distrl.rlhf.opinions import Part, first_fault
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.reward_process import Fault, FunctionProcess
+from distrl.rlhf.reward_calls import Row
+from distrl.rlhf.reward_process import FunctionProcess
 from distrl.rlhf.rewards import (
     FunctionReward,
     ModelReward,
@@ -115,7 +116,7 @@ FAULTS = {
     "nan": "returned nan",
     "infinite": "returned -inf",
     "text": "returned str '1.0', not a number",
-    "none": "returned NoneType",
+    "none": "every reward function returned None",
     "large": "returned -1e+39, more than float32 holds",
     "list": "returned list",
     "array": "ValueError",
@@ -127,19 +128,20 @@ FAULTS = {
 def test_a_call_without_a_number_masks_its_response_alone(fault: str, tokenizer: Any) -> None:
     part = say(tokenizer, ["good", fault, "good", "good"])
     np.testing.assert_array_equal(part.said, [1.0, np.nan, 1.0, 1.0])
-    assert part.fault is not None
-    assert part.fault[0] == 1 and f"reward function {HERE}:obeys: " in part.fault[1]
-    assert FAULTS[fault] in part.fault[1]
+    found = first_fault([part])
+    assert found is not None and found[0] == 1 and FAULTS[fault] in found[1]
+    assert fault == "none" or f"reward function {HERE}:obeys: " in found[1]
 
 
 @pytest.mark.parametrize("hang", ["hang", "stuck", "child"])
 def test_a_call_that_takes_too_long_is_ended_with_all_it_started(hang: str, tokenizer: Any) -> None:
     process = FunctionProcess(f"{HERE}:obeys", timeout_sec=2.0)
     first = process.child
-    assert process.call("", hang, {}) == Fault("no answer within 2 s", timed_out=True)
+    ((outcome,), _) = process.call([Row("", hang)])
+    assert (outcome.fault, outcome.timed_out) == ("no answer within 2 s", True)
     assert first.returncode == -signal.SIGKILL
     assert not alive_in_group(first.pid)
-    assert process.call("", "good", {}) == 1.0, "another took its place"
+    assert process.call([Row("", "good")])[0][0].score == 1.0, "another took its place"
     process.close()
 
 
@@ -171,12 +173,12 @@ def test_a_process_that_was_killed_between_calls_costs_no_response() -> None:
     process = FunctionProcess(f"{HERE}:obeys", timeout_sec=30.0)
     process.child.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.child.pid, os.WEXITED | os.WNOWAIT)
-    assert process.call("", "good", {}) == 1.0
+    assert process.call([Row("", "good")])[0][0].score == 1.0
     process.close()
 
 
 def test_a_scorer_ends_no_run_and_says_why_its_first_column_has_no_score(tokenizer: Any) -> None:
-    texts = ["good", "nan", "raise", "none", "raise"]
+    texts = ["good", "nan", "raise", "text", "raise"]
     prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
     responses = answered(tokenizer, prompts, texts)
     obeys = FunctionReward(f"{HERE}:obeys", prompts, tokenizer)
@@ -224,7 +226,8 @@ def test_no_function_outlives_a_run_that_was_killed(tmp_path: Path) -> None:
         "from distrl.rlhf.reward_process import FunctionProcess\n"
         f"process = FunctionProcess('{HERE}:obeys', 60.0)\n"
         "print(process.child.pid, flush=True)\n"
-        "process.call('', 'hang', {})\n"
+        "from distrl.rlhf.reward_calls import Row\n"
+        "process.call([Row('', 'hang')])\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
