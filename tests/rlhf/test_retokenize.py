@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def test_the_score_is_that_of_its_own_template_at_the_last_token(family: str, tm
     np.testing.assert_allclose(
         join([scaled.build("cpu").score(responses, pieces)], 3), (said - 1) / 2, rtol=1e-4, atol=1e-5
     )
+    travelled = pickle.loads(pickle.dumps(reward))
+    np.testing.assert_array_equal(join([travelled.build("cpu").score(responses, pieces)], 3), said)
     other = for_a_look(reward, [prompts[2]])
     again = written(actor, [prompts[2]], [(" sat", True)])
     np.testing.assert_allclose(other.build("cpu").score(again, [np.array([0])]).said, said[2:], rtol=1e-5)
