@@ -133,8 +133,9 @@ def rlhf_ppo(
     """Trains a language model on a reward, as `distrl rlhf ppo` does; what came of it is in `outcome.run_dir / "model"`.
 
     `fields` are the flags by name (`reward=FOLDER`, `reward_function="my_module:score"`, `algo="grpo"`, `beta=0.1`);
-    data is a path or rows, which the run directory then keeps; `config` is a TOML file. Raises BadInput with all that is wrong before anything starts, RunFailed where the run
-    cannot go on. `resume` continues it.
+    `reward_function` may be a Python object or several, which `resume` must be given again (docs/rewards.md). Data is a
+    path or rows, which the run directory then keeps; `config` is a TOML file. Raises BadInput with all that is wrong
+    before anything starts, RunFailed where the run cannot go on. `resume` continues it.
     """
     return _stage("distrl rlhf ppo", {"model": model, "prompts": prompts}, config, fields)
 

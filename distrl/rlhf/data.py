@@ -52,7 +52,7 @@ class Prompt:
     tokens: tuple[int, ...]
     fields: dict[str, Any]
     messages: tuple[Message, ...] | None = None
-    conversational: bool = False
+    conversational: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

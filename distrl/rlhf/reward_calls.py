@@ -17,7 +17,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from distrl.errors import BadInput, cause
 
@@ -105,17 +105,17 @@ def form_of(function: Callable[..., Any]) -> Form:
 def as_function(found: Any) -> Callable[..., Any]:
     """A class is made an object, without arguments, that is called. BadInput where it cannot be, or is not callable."""
     if not inspect.isclass(found):
-        return found  # type: ignore[no-any-return]
+        return cast("Callable[..., Any]", found)
     if "__call__" not in dir(found):
         raise BadInput(f"is the class {found.__name__}, whose objects cannot be called; give it a __call__")
     try:
-        made: Callable[..., Any] = found()
+        made: Any = found()
     except Exception as error:  # a user's __init__ may raise anything
         raise BadInput(
             f"is the class {found.__name__}, which cannot be made without arguments ({cause(error)}); name an object "
             "of it"
         ) from error
-    return made
+    return cast("Callable[..., Any]", made)
 
 
 class Callee:

@@ -121,6 +121,7 @@ class Pool:
         if self._concurrency == 1 or len(requests) < 2:
             for number in range(len(requests)):
                 work(self.callers[0], number)
+                self._alive()
         else:
             self._at_once(len(requests), work)
         found = [

@@ -44,7 +44,7 @@ def try_function(source: FunctionReward) -> list[str]:
                 raise BadInput(f"reward function {source.function!r} on a row of the data: {outcome.fault}")
             if not warnings:
                 warnings.append(
-                    f"reward function {source.function!r} gave no score where it was tried, with a prompt in the place of a "
+                    f"reward function {source.function!r} failed where it was tried, with a prompt in the place of a "
                     f"response: {outcome.fault}"
                 )
         return warnings

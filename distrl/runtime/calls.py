@@ -157,7 +157,7 @@ class Calls:
             call = worker.queue[0]
             # the time of a reward function is its own: a worker that waits for one says so
             if call.method == "scores" and (
-                call.running_since is None or now - call.running_since > self.timeout_sec / 2
+                call.running_since is None or now - call.running_since > self.timeout_sec / 10
             ):
                 before, call.pulse = call.pulse, last_pulse(worker.actor._actor_id.hex())
                 if call.pulse != before:

@@ -228,7 +228,7 @@ class PPOStage:
         config = self.config
         return (
             f"more than {config.max_timeouts} calls of a reward function for {num_responses} responses gave no answer within "
-            f"--reward-timeout-sec {config.reward_timeout_sec:g}, which is as many as may; raise it where the function is "
+            f"--reward-timeout-sec {config.reward_timeout_sec:g}; raise it where the function is "
             f"only slow; the first: {why}"
         )
 

@@ -32,8 +32,8 @@ def clashes(config: PPOConfig) -> Iterator[Clash]:
         if not FUNCTION.match(function) and not is_file(function):
             yield Clash(
                 ("reward_function",),
-                f"--reward-function: must be module:function or file.py:function, got {function!r}; for example "
-                "my_package.mine:score",
+                f"--reward-function: must be module:function, got {function!r}; for example my_package.mine:score, or "
+                "path/to/mine.py:score",
             )
     count = len(config.reward) + len(config.reward_function)
     if config.reward_weights and len(config.reward_weights) != count:

@@ -20,7 +20,7 @@ from distrl.rlhf.written import ends_of, response_text
 from distrl.runtime.roles import Roles
 from distrl.stages.materials import PPOMaterials
 from distrl.stages.ppo_config import PPOConfig
-from distrl.telemetry.samples import SCHEMA
+from distrl.telemetry.sinks.samples import SCHEMA
 
 
 def is_due(config: PPOConfig, iteration: int) -> bool:

@@ -1,29 +1,16 @@
-"""samples.jsonl: what a policy wrote to the same prompts over a run, and how a report shows it."""
+"""What a policy wrote to the same prompts over a run, as a report shows it."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distrl.telemetry.sinks.jsonl import as_json, read_jsonl
+from distrl.telemetry.sinks.jsonl import read_jsonl
+from distrl.telemetry.sinks.samples import SAMPLES_FILE
 
-SAMPLES_FILE = "samples.jsonl"
-SCHEMA = 1
 MOST_CHARACTERS = 1200  # of a text in the report; the file has all of it
-
-
-def append_samples(path: Path, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Adds lines, on the disk when this returns."""
-    with path.open("ab") as file:
-        for one in samples:
-            text = json.dumps(as_json(one), ensure_ascii=False, allow_nan=False)
-            file.write(text.encode("utf-8", "backslashreplace") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)

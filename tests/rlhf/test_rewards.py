@@ -22,7 +22,7 @@ from distrl.errors import BadInput
 from distrl.policies.lm import ScalarModel
 from distrl.rlhf.data import Prompt
 from distrl.rlhf.models import read_causal, scalar_from
-from distrl.rlhf.opinions import Part, first_fault
+from distrl.rlhf.opinions import SKIPPED, Part, first_fault
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_calls import Row
 from distrl.rlhf.reward_process import FunctionProcess
@@ -167,6 +167,43 @@ def test_who_has_met_too_many_timeouts_calls_no_more_and_others_count_their_own(
     np.testing.assert_array_equal(np.concatenate([one.said for one in shares]), [1, nan, nan, nan, 1, 1])
     assert [one.timeouts for one in shares] == [1, 1], "the same 2 for whoever sees all"
     assert first_fault(shares) == (1, hung)
+
+
+def test_a_batch_function_sees_all_responses_whoever_scores_which(tokenizer: Any) -> None:
+    texts = ["the cat", "a dog", "zebra", "moon"]
+    prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
+    responses = answered(tokenizer, prompts, texts)
+    scorer = FunctionReward(f"{HERE}:rank", prompts, tokenizer).build("cpu")
+    whole = scorer.score(responses, every(responses)).said
+    np.testing.assert_array_equal(whole, [2, 0, 3, 1])
+    shares = [scorer.score(responses, [np.array(mine)]) for mine in ([3, 0], [1, 2])]
+    np.testing.assert_array_equal(np.concatenate([one.said for one in shares]), whole[[3, 0, 1, 2]])
+    assert scorer.score(responses, []).said.shape == (0,)
+
+
+def test_a_reward_that_does_not_score_a_response_is_left_out_of_its_sum(tokenizer: Any) -> None:
+    texts = ["the cat", "a dog", "moon"]
+    prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
+    responses = answered(tokenizer, prompts, texts)
+    some = FunctionReward(f"{HERE}:told_as_batch", prompts, tokenizer)
+    other = FunctionReward(f"{HERE}:letters", prompts, tokenizer, name="other")
+    part = Weighted(((2.0, some), (10.0, other))).build("cpu").score(responses, every(responses))
+    np.testing.assert_array_equal(part.said, [84.0, 50.0, 48.0])
+    np.testing.assert_array_equal(part.named["told_as_batch"], [7.0, np.nan, 4.0])
+    assert (
+        set(part.named) == {"told_as_batch", "told_as_batch/tokens", "other"} and first_fault([part]) is None
+    )
+    alone = some.build("cpu").score(responses, every(responses))
+    assert first_fault([alone]) == (1, SKIPPED) and np.isnan(alone.said[1])
+
+
+def test_special_tokens_reach_a_function_and_the_end_does_not(tokenizer: Any) -> None:
+    prompts = (prompt_of(tokenizer, "say"),)
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    tokens = [user, *tokenizer("the cat")["input_ids"], user, tokenizer.eos_token_id]
+    responses = Responses.write([prompts[0].tokens], [tokens], [[0.0] * len(tokens)], [True], [0])
+    scorer = FunctionReward(f"{HERE}:letters", prompts, tokenizer).build("cpu")
+    assert scorer.score(responses, every(responses)).said[0] == len("<|user|>the cat<|user|>")
 
 
 def test_a_process_that_was_killed_between_calls_costs_no_response() -> None:

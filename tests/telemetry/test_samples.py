@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from distrl.telemetry.samples import append_samples, shown_samples
+from distrl.telemetry.samples import shown_samples
 from distrl.telemetry.sinks import open_sinks
+from distrl.telemetry.sinks.samples import append_samples
 from tests.telemetry.test_wandb import end_of_process, history, wandb_home  # noqa: F401
 
 

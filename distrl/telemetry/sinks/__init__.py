@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from distrl.telemetry.samples import SAMPLES_FILE, append_samples
 from distrl.telemetry.sinks.jsonl import JsonlSink, truncate_jsonl
+from distrl.telemetry.sinks.samples import SAMPLES_FILE, append_samples
 
 
 class Sink(Protocol):
