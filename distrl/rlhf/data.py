@@ -18,8 +18,9 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 
 from distrl.errors import BadInput
 from distrl.maths.random import stream
+from distrl.rlhf.data_columns import RowReader
 from distrl.rlhf.data_files import kind_of, records
-from distrl.rlhf.data_formats import Canonical, Job, RowReader
+from distrl.rlhf.data_formats import Canonical, Job
 from distrl.rlhf.texts import (
     Message,
     Spans,
@@ -200,20 +201,21 @@ def _decoded(name: str, value: Any, kind: type) -> Any:
 
 @dataclass
 class _Problems:
-    """The first of many, and how many there are."""
+    """The first of each kind, and how many there are."""
 
     count: int = 0
-    first: list[str] = field(default_factory=list)
+    first: dict[str, str] = field(default_factory=dict)  # what is wrong -> where it is first
 
-    def add(self, problem: str) -> None:
+    def add(self, where: str, problem: str) -> None:
         self.count += 1
-        if self.count <= SHOWN:
-            self.first.append(problem)
+        if len(self.first) < SHOWN:
+            self.first.setdefault(problem, where)
 
     def told(self, advice: str) -> list[str]:
-        """The first problems, how many more there are, and what to do."""
-        more = self.count - SHOWN
-        return [*self.first, *([f"and {more} more lines"] if more > 0 else []), advice]
+        """The first problems, how many more rows have one, and what to do."""
+        more = self.count - len(self.first)
+        shown = [f"{where}: {problem}" for problem, where in self.first.items()]
+        return [*shown, *([f"and {more} more {'row' if more == 1 else 'rows'}"] if more > 0 else []), advice]
 
 
 def _read(
@@ -241,12 +243,12 @@ def _read(
             read = _Row(reader.read(record.where, record.fields), record.fields)
             row, length = make(read, read.template(template), turns)
         except UnusableText as error:
-            bad.add(f"{record.where}: {error}")
+            bad.add(record.where, str(error))
             if reader.num_unknown >= MOST_UNKNOWN and reader.format is None:
                 break
             continue
         if max_tokens is not None and length > max_tokens:
-            long.add(f"{record.where}: {length} tokens, the limit is {max_tokens}")
+            long.add(record.where, f"{length} tokens, the limit is {max_tokens}")
             continue
         rows.append(row)
     if (refusal := reader.refusal()) is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", *TABLES)
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # beside shards
 CHUNK = 1 << 16  # characters
+LONGEST_WORD = len("-Infinity")  # of JSON, which a piece may cut in two
 WRAPPERS = ("data", "rows", "train", "examples", "instances")  # {"data": [row, ...]} is read as its rows
 
 
@@ -58,6 +60,8 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def _missing(path: Path) -> str:
+    if path.is_symlink():
+        return f"; it is a link to {os.readlink(path)}"
     if path.parent.is_dir() and (near := nearest(path.name, [one.name for one in path.parent.iterdir()])):
         return near
     if len(path.parts) == 2 and not path.is_absolute() and not path.suffix and not path.parent.exists():
@@ -72,7 +76,9 @@ def _suffix(path: Path) -> str:
 
 def _files_of_folder(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
-        splits = sorted(one.name for one in folder.iterdir() if one.is_dir())
+        splits = sorted(
+            (one.name for one in folder.iterdir() if one.is_dir()), key=lambda s: (s != "train", s)
+        )
         raise BadInput(
             f"{folder} holds the splits {', '.join(splits)} of a data set; name one: {folder / splits[0] if splits else ''}"
         )
@@ -121,34 +127,47 @@ def records(path: str | Path) -> Iterator[Record]:
 
 def _records_of(path: Path) -> Iterator[Record]:
     with translated(f"{path} cannot be read", "is it complete? download or write it again"):
-        with path.open("rb") as raw:
-            head = raw.read(HEAD_BYTES)
-        if not head.strip() and path.stat().st_size == len(head):
-            raise BadInput(f"{path} is empty: it has nothing to learn from")
-        if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
-            from distrl.rlhf.data_tables import arrow_rows
+        try:
+            yield from _read_records(path)
+        except UnicodeDecodeError as error:
+            raise BadInput(
+                f"{path} is not {error.encoding.upper()} ({error.reason}, byte 0x{error.object[error.start]:02x}); convert "
+                "it with iconv -t UTF-8"
+            ) from error
 
-            yield from (Record(f"{path}:row {n}", row) for n, row in enumerate(arrow_rows(path, head), 1))
-            return
-        with open_stream(path, compression_of(head)) as stream:
-            inside = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
-        if (why := refusal(inside)) is not None:
-            raise BadInput(f"{path} {why}")
-        if _suffix(path) in TABLES:
-            from distrl.rlhf.data_tables import csv_rows
 
-            yield from (Record(*one) for one in csv_rows(path, inside, tabs=_suffix(path) != ".csv"))
-            return
-        yield from _json_records(path, inside)
+def _read_records(path: Path) -> Iterator[Record]:
+    with path.open("rb") as raw:
+        head = raw.read(HEAD_BYTES)
+    if not head.strip() and path.stat().st_size == len(head):
+        raise BadInput(f"{path} is empty: it has nothing to learn from")
+    if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+        from distrl.rlhf.data_tables import arrow_rows
+
+        yield from (Record(f"{path}:row {n}", row) for n, row in enumerate(arrow_rows(path, head), 1))
+        return
+    with open_stream(path, compression_of(head)) as stream:
+        inside = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+    if not inside:
+        raise BadInput(f"{path} is empty: it has nothing to learn from")
+    if (why := refusal(inside)) is not None:
+        raise BadInput(f"{path} {why}")
+    if _suffix(path) in TABLES:
+        from distrl.rlhf.data_tables import csv_rows
+
+        yield from (Record(*one) for one in csv_rows(path, inside, tabs=_suffix(path) != ".csv"))
+        return
+    yield from _json_records(path, inside)
 
 
 def _json_records(path: Path, head: bytes) -> Iterator[Record]:
     how = Stream(path, encoding_of(head))
-    first = next((line for _, line in how.lines() if not isinstance(line, str) or line.strip()), "")
-    begins = first.lstrip()[:1] if isinstance(first, str) else ""
-    if begins == "[":
+    if head.decode(how.encoding, "ignore").lstrip("\ufeff \t\r\n").startswith("["):
         return _unwrapped(path, _items(how, in_list=True))
-    if begins == "{" and _spans_lines(how, str(first)):
+    found = next((line for _, line in how.lines() if not isinstance(line, str) or line.strip()), "")
+    first = found if isinstance(found, str) else ""
+    begins = first.lstrip()[:1]
+    if begins == "{" and _spans_lines(how, first):
         return _unwrapped(path, _items(how, in_list=False))
     if begins and begins != "{" and _no_line_is_json(how):
         raise BadInput(
@@ -170,7 +189,7 @@ def _no_line_is_json(how: Stream) -> bool:
 def _spans_lines(how: Stream, first: str) -> bool:
     """Whether the file's first object ends on a later line than it begins."""
     try:
-        json.loads(first)
+        json.JSONDecoder().raw_decode(first.strip())
         return False
     except (ValueError, RecursionError):
         pass
@@ -204,7 +223,7 @@ def _line(where: str, line: str | UnicodeDecodeError) -> Record:
         told = f"no JSON: not UTF-8 (byte 0x{line.object[line.start]:02x} in column {line.start + 1})"
         return Record(where, problem=f"{told}; convert the file with iconv -t UTF-8")
     try:
-        found = json.loads(line, object_pairs_hook=unique)
+        found = json.loads(line.strip(" \t\r\n"), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         return Record(where, problem=f"no JSON: {_why_no_json(line, error)}")
     except (ValueError, RecursionError) as error:
@@ -317,7 +336,8 @@ class _Growing:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                cut_off = error.pos >= len(self.text.rstrip()) or error.msg.startswith("Unterminated string")
+                near_end = error.pos >= len(self.text.rstrip()) - LONGEST_WORD
+                cut_off = near_end or error.msg.startswith("Unterminated string")
                 if not (cut_off and self._more()):
                     self.broken(f"{error.msg}", error.pos)
             except (ValueError, RecursionError) as error:

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
+import tokenize
 from typing import Any
 
 from distrl.named import nearest
@@ -75,16 +77,27 @@ def _printed(name: str, text: str) -> Any:
         return None
     if not any(f"{sign}{key}{sign}" in begin for sign in "\"'" for key in ("role", "from", "content")):
         return None
-    for read in (json.loads, ast.literal_eval):  # the latter reads literals alone
+    for read in (json.loads, ast.literal_eval, _numpy_list):
         try:
             found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
             continue
         if isinstance(found, list):
             return found
     raise UnusableText(
         f"{name!r} looks like a list of messages that was printed and cannot be read back; write it with json.dumps"
     )
+
+
+def _numpy_list(text: str) -> Any:
+    """An array of dicts as NumPy prints it, without commas: `datasets` and pandas leave it so in a CSV file."""
+    words: list[tuple[int, str]] = []
+    for word in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
+        if words and words[-1][1] == "}" and word.string == "{":
+            words.append((tokenize.OP, ","))
+        if word.type not in (tokenize.NL, tokenize.NEWLINE):
+            words.append((word.type, word.string))
+    return ast.literal_eval(tokenize.untokenize(words))
 
 
 def _message(where: str, value: Any) -> Message:
@@ -116,7 +129,8 @@ def _from_sharegpt(where: str, message: Message) -> Message:
     said = message["from"]
     if not isinstance(said, str) or said not in SHAREGPT:
         raise UnusableText(f"{where} is from {said!r}; ShareGPT's are {', '.join(SHAREGPT)}")
-    return {"role": SHAREGPT[said], "content": message.get("value")}
+    weight = {"weight": message["weight"]} if "weight" in message else {}
+    return {"role": SHAREGPT[said], "content": message.get("value"), **weight}
 
 
 def _check_parts(where: str, parts: list[Any]) -> None:

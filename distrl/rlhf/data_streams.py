@@ -41,7 +41,7 @@ OTHERS: dict[bytes, str] = {
     b"<?xml": "looks like XML: save its rows as JSONL",
 }
 HTML = "looks like an HTML page and not the data: a download that asked for a login, or the page of a file and not the file"
-CONTROL = bytes([*range(9), *range(14, 32)])
+CONTROL = bytes([*range(1, 9), *range(14, 32), 127])
 
 
 def compression_of(head: bytes) -> str | None:
@@ -60,11 +60,49 @@ def open_stream(path: Path, compression: str | None) -> io.BufferedReader:
             raise BadInput(
                 f"{path} is compressed with zstd, which needs zstandard: pip install 'distrl[data]'"
             ) from error
-        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)  # as `zstd --long` writes
-        found: Any = decompressor.stream_reader(path.open("rb"), read_across_frames=True)
+        found: Any = _Zstd(
+            path.open("rb"), zstandard.ZstdDecompressor(max_window_size=2**31)
+        )  # `zstd --long`
     else:
-        found = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[compression](path, "rb")
+        opener: Any = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[compression]
+        found = opener(path, "rb")
     return io.BufferedReader(cast("io.RawIOBase", found))
+
+
+class _Zstd(io.RawIOBase):
+    """Frames one after the other; EOFError for a file that ends within one, which zstandard's own reader passes over."""
+
+    def __init__(self, source: IO[bytes], decompressor: Any) -> None:
+        self.source = source
+        self.decompressor = decompressor
+        self.frame: Any = None
+        self.ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        rest = b""
+        while not self.ready:
+            rest = rest or self.source.read(1 << 16)
+            if not rest:
+                if self.frame is not None:
+                    raise EOFError("compressed file ended before the end of its last frame")
+                return 0
+            self.frame = self.frame or self.decompressor.decompressobj()
+            self.ready = self.frame.decompress(rest)
+            rest = b""
+            if self.frame.eof:
+                rest, self.frame = self.frame.unused_data, None
+                if self.ready and rest:
+                    self.source.seek(-len(rest), io.SEEK_CUR)
+        size = min(len(buffer), len(self.ready))
+        buffer[:size], self.ready = self.ready[:size], self.ready[size:]
+        return size
+
+    def close(self) -> None:
+        self.source.close()
+        super().close()
 
 
 def refusal(head: bytes) -> str | None:
@@ -80,7 +118,7 @@ def refusal(head: bytes) -> str | None:
     text = head.lstrip(b"\0") and encoding_of(head) not in ("utf-8", "utf-8-sig")
     if not text and head.count(b"\0") > len(head) // 2:
         return "is NUL bytes from its beginning: the file is damaged (a broken download?)"
-    if not text and len(head.translate(None, CONTROL + b"\x7f")) < 0.9 * len(head):
+    if not text and len(head.translate(None, CONTROL)) < 0.9 * len(head):
         return "looks like a binary file: data is read from JSONL, JSON, CSV, Parquet or Arrow"
     return None
 

@@ -6,12 +6,13 @@ what the assistant wrote is found in them by rendering the conversation again, u
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from distrl.errors import BadInput, cause
+from distrl.errors import BadInput, cause, translated
 from distrl.named import nearest
 from distrl.rlhf.tokenizers import MARK, UnusableText, content_forms, encoded, shared, template_end
 
@@ -167,7 +168,10 @@ class Template:
             return begin, None if last else self._ids_of(behind, text, ids)
         around = around or self._around(messages, turn, text)
         inner = self._ids_of(text[: around[1]], text, ids)
-        return begin, next((at + 1 for at in range(inner, len(ids)) if ids[at] in ends), inner)
+        following = (
+            len(ids) if last else self._ids_of(text[: self._around(messages, turn + 1, text)[0]], text, ids)
+        )
+        return begin, next((at + 1 for at in range(inner, following) if ids[at] in ends), inner)
 
     def _ids_of(self, part: str, text: str, ids: Ids) -> int:
         return len(ids) if part == text else shared(encoded(self.tokenizer, part), ids)
@@ -214,6 +218,14 @@ def check_template(tokenizer: Any, options: TemplateOptions) -> None:
         problems.append("--tools: the chat template reads no tools; leave them out, or give another template")
     if problems:
         raise BadInput(*problems)
+
+
+def read_arguments(given: Mapping[str, Any] | str) -> dict[str, Any]:
+    """Arguments of a chat template, as a mapping or as JSON. Raises BadInput."""
+    with translated(
+        f'--chat-kwargs: must be a JSON object, such as {{"enable_thinking": false}}, got {given!r:.60}'
+    ):
+        return dict(json.loads(given) if isinstance(given, str) else given)
 
 
 def check_content(messages: Sequence[Message]) -> None:

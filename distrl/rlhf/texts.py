@@ -144,6 +144,10 @@ def _answered(
     if not mine or (strict and mine[-1] != len(whole) - 1):
         role = whole[-1].get("role") if whole else None
         raise UnusableText(f"an answer must end with a message of the assistant's, this ends with {role!r}")
+    if not strict:  # as OpenAI's format says that a turn is read and not learned
+        mine = [n for n in mine if whole[n].get("weight") != 0]
+        if not mine:
+            raise UnusableText("nothing to learn: every message of the assistant's has the weight 0")
     begun = template.text(messages, goes_on=True) if messages and first < len(messages) else None
     ids, spans = template.conversation(whole, mine if turns == "all" else mine[-1:], begun)
     if not spans:

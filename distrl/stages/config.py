@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.errors import BadInput
-from distrl.rlhf.data_formats import check_field
+from distrl.rlhf.data_columns import check_field
 
 S = TypeVar("S", bound="StageConfig")
 

@@ -28,6 +28,7 @@ from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_trial import try_function
 from distrl.rlhf.rewards import FunctionReward
 from distrl.rlhf.scoring import RewardSource
+from distrl.rlhf.templates import TemplateOptions, check_template, read_arguments
 from distrl.rlhf.tokenizers import (
     check_rows,
     check_vocabulary,
@@ -56,6 +57,7 @@ class Patient:
     temperature: float = 0.7  # not 1, so that a forgotten division shows
     max_response: int = 32
     chat: bool = False
+    chat_kwargs: str | None = None  # arguments of the chat template, as JSON
     seed: int = 0
     device: str = "auto"
     threads: int = 1
@@ -80,9 +82,7 @@ def _findings(patient: Patient, device: str) -> Iterator[Finding]:
     parts = yield from _try(
         "model", lambda: read_causal(patient.model), lambda found: type(found.config).__name__
     )
-    prompts = yield from _try(
-        "data", lambda: read_prompts(patient.data, tokenizer, chat=patient.chat), _describe_prompts
-    )
+    prompts = yield from _try("data", lambda: _prompts(patient, tokenizer), _describe_prompts)
     if parts is None or prompts is None:
         return
     fits = yield from _try("vocabulary", lambda: _vocabulary(tokenizer, parts, prompts, patient.model), str)
@@ -199,6 +199,12 @@ def _try(what: str, check: Callable[[], Any], told: Callable[[Any], str]) -> Gen
 
 def _describe_tokenizer(tokenizer: Any) -> str:
     return f"{vocabulary_size(tokenizer)} ids, end of text {tokenizer.eos_token!r}"
+
+
+def _prompts(patient: Patient, tokenizer: Any) -> DataSet[Prompt]:
+    template = TemplateOptions(patient.chat, read_arguments(patient.chat_kwargs or {}))
+    check_template(tokenizer, template)
+    return read_prompts(patient.data, tokenizer, template=template)
 
 
 def _describe_prompts(prompts: DataSet[Prompt]) -> str:

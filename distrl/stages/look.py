@@ -18,19 +18,20 @@ from distrl.fields import nearest
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
-from distrl.rlhf.data_formats import check_field
+from distrl.rlhf.data_columns import check_field
 from distrl.rlhf.folders import require_folder
 from distrl.rlhf.given_functions import named
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
 from distrl.rlhf.reward_trial import try_function
 from distrl.rlhf.rewards import function_rewards
 from distrl.rlhf.scoring import RewardSource
-from distrl.rlhf.templates import TemplateOptions
+from distrl.rlhf.templates import TemplateOptions, check_template, read_arguments
 from distrl.rlhf.tokenizers import check_rows, check_vocabulary, end_tokens, read_tokenizer, usable_ids
 from distrl.session import has_ended
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import (
     Problems,
+    read_tools,
     require_context,
     reward_model,
     template_options,
@@ -57,6 +58,9 @@ class Asked:
     seed: int = 0
     batch: int = 64
     chat: bool = False
+    chat_kwargs: Mapping[str, Any] | str | None = None  # text: as JSON
+    tools: str | None = None
+    system_prompt: str | None = None
     skip_bad: bool = False
     field: Mapping[str, str | None] | None = None
     out: Path | None = None
@@ -235,11 +239,24 @@ def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Pr
         raise BadInput(
             '--prompts: must be given; a file of rows, such as JSONL with {"prompt": "..."} a line'
         )
-    chat = asked.chat or (config is not None and config.chat)
     field = asked.field if asked.field is not None else config.field if config is not None else {}
-    template = replace(TemplateOptions() if config is None else template_options(config), chat=chat)
-    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, template=template, field=field).rows
+    template = _template(asked, config)
+    check_template(tokenizer, template)
+    own = config is not None and config.skip_bad and not asked.prompts
+    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad or own, template=template, field=field).rows
     return rows[: asked.limit] if asked.limit else rows
+
+
+def _template(asked: Asked, config: PPOConfig | None) -> TemplateOptions:
+    """What was asked of the chat template, else what the run asked."""
+    found = TemplateOptions() if config is None else template_options(config)
+    if asked.chat_kwargs is not None:
+        found = replace(found, arguments=read_arguments(asked.chat_kwargs))
+    if asked.tools is not None:
+        found = replace(found, tools=read_tools(asked.tools))
+    if asked.system_prompt is not None:
+        found = replace(found, system=asked.system_prompt)
+    return replace(found, chat=asked.chat or found.chat)
 
 
 def _reward(

@@ -147,6 +147,7 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
             prompts.note(),
             eval_prompts and eval_prompts.note(),
             padding_note(tokenizer),
+            border_note(prompts.rows),
             *map(retokenize.note, config.reward, rewards),
             left_out(models["actor"].generation.to_dict(), config.recipe.temperature),
             *warnings,
@@ -206,6 +207,17 @@ def _functions(
     return several or [], warnings
 
 
+def border_note(prompts: Sequence[data.Prompt]) -> str | None:
+    """What to say of prompts whose last token would be another with a word behind them."""
+    count = sum(prompt.messages is None and prompt.text.endswith(" ") for prompt in prompts)
+    if not count:
+        return None
+    return (
+        f"{count} of {len(prompts)} prompts end with a space, which most tokenizers take into the word behind it: a model "
+        "that learned the two as one text has not seen it alone; end them before the space"
+    )
+
+
 def read_prompt_file(path: str, tokenizer: Any, config: Any) -> data.DataSet[data.Prompt]:
     """The prompts of a file, by a stage's own limits."""
     return data.read_prompts(path, tokenizer, **reading(config, tokenizer, config.max_prompt_tokens))
@@ -226,13 +238,17 @@ def reading(config: StageConfig, tokenizer: Any, max_tokens: int) -> data.Readin
 
 def template_options(config: StageConfig) -> TemplateOptions:
     """What a stage asks of the chat template. BadInput where --tools is no list of tools."""
-    tools: Any = []
-    if config.tools is not None:
-        with translated(f"--tools: {config.tools} cannot be read as JSON"):
-            tools = json.loads(Path(config.tools).read_text(encoding="utf-8"))
-        if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
-            raise BadInput(f"--tools: {config.tools} must be a JSON list of tools, each an object")
-    return TemplateOptions(config.chat, config.chat_kwargs, tuple(tools), config.system_prompt)
+    tools = read_tools(config.tools) if config.tools is not None else ()
+    return TemplateOptions(config.chat, config.chat_kwargs, tools, config.system_prompt)
+
+
+def read_tools(path: str) -> tuple[dict[str, Any], ...]:
+    """The tools in a JSON file. BadInput where it has none."""
+    with translated(f"--tools: {path} cannot be read as JSON"):
+        tools = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
+        raise BadInput(f"--tools: {path} must be a JSON list of tools, each an object")
+    return tuple(tools)
 
 
 def weighted(sources: Sequence[RewardSource], weights: Sequence[float]) -> RewardSource:

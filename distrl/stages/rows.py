@@ -100,14 +100,11 @@ def _rows(flag: str, given: Any) -> Iterator[Any]:
             "a data set, and columns as rows: [dict(zip(d, row)) for row in zip(*d.values())]"
         )
     with translated(f"{flag}: the rows given could not be read"):
-        if hasattr(given, "columns") and hasattr(given, "to_dict"):  # pandas
-            for row in given.to_dict("records"):
-                yield {
-                    name: None if value is not value or _is_nan(value) else value
-                    for name, value in row.items()
-                }
-        elif hasattr(given, "iter_rows"):  # polars
+        if hasattr(given, "iter_rows"):  # polars
             yield from given.iter_rows(named=True)
+        elif hasattr(given, "columns") and hasattr(given, "to_dict"):  # pandas
+            for row in given.to_dict("records"):
+                yield {name: None if _is_missing(value) else value for name, value in row.items()}
         elif hasattr(given, "to_pylist"):  # pyarrow
             yield from given.to_pylist()
         elif isinstance(given, Iterable) or hasattr(given, "__getitem__"):
@@ -116,7 +113,7 @@ def _rows(flag: str, given: Any) -> Iterator[Any]:
             raise BadInput(f"{flag}: must be a path or rows (dicts), got {type(given).__name__}")
 
 
-def _is_nan(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     """What pandas puts where a value is missing."""
     return (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType")
 

@@ -251,7 +251,10 @@ class _Session:
 
     def _resume_notes(self, before: dict[str, Any]) -> Iterator[str]:
         stage = self.stage
-        changed = machine.differences(before.get("facts", {}), stage.facts)
+        facts = before.get("facts", {})  # what an older version did not record cannot be compared
+        changed = machine.differences(
+            facts, {name: fact for name, fact in stage.facts.items() if name in facts}
+        )
         if changed:
             raise BadInput(
                 f"{self.directory} was begun with other data or models: {', '.join(changed)}; put them back, or start a "

@@ -34,7 +34,14 @@ from distrl.rlhf.tokenizers import (
     usable_ids,
 )
 from distrl.rlhf.training import Trainer
-from distrl.stages.materials import Problems, file_sha256, reading, require_context, trained_parts
+from distrl.stages.materials import (
+    Problems,
+    file_sha256,
+    reading,
+    require_context,
+    text_sha256,
+    trained_parts,
+)
 from distrl.stages.report import REWARD_LOOK, SFT_LOOK
 from distrl.stages.run import StageRun
 from distrl.stages.supervised_config import REWARD, SFT, RewardConfig, SFTConfig, SupervisedConfig
@@ -64,9 +71,13 @@ class SupervisedStage:
         self.rows, self.held_out = self._read_rows(config)
         self.base = self._model(config)
         check_vocabulary(self.tokenizer, self.base.config, config.folder)
-        for some in filter(None, (self.rows, self.held_out)):
-            texts = [ids for row in some.rows for ids in self._texts(row)]
-            check_rows(self.tokenizer, self.base.config, texts)
+        texts = [
+            [ids for row in some.rows for ids in self._texts(row)]
+            for some in (self.rows, self.held_out)
+            if some is not None
+        ]
+        for some in texts:
+            check_rows(self.tokenizer, self.base.config, some)
         longest = max(self._length(row) for some in (self.rows, self.held_out) if some for row in some.rows)
         require_context(self.base, longest, "--max-tokens: the longest text")
         self.parts = self._start_from(config)
@@ -75,6 +86,7 @@ class SupervisedStage:
         notes = [self.rows.note(), self.held_out and self.held_out.note(), padding_note(self.tokenizer)]
         self.notes = [note for note in notes if note]
         self.facts = {"model": digest(self.base.arrays), "data": file_sha256(config.data)}
+        self.facts["tokens of the data"] = text_sha256(texts)
         if config.held_out:
             self.facts["held out"] = file_sha256(config.held_out)
         self.before: dict[str, float] = {}

@@ -205,8 +205,8 @@ def test_generation_stops_at_the_templates_end_of_turn() -> None:
 
 def test_a_template_without_an_end_of_turn_gets_the_end_of_text() -> None:
     tokenizer = chat("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}assistant:")
-    ids, ((begin, end),) = demonstration_ids(tokenizer, [user("hi")], "yes")
-    assert ids[-1] == tokenizer.eos_token_id and end == len(ids)
+    ids, (span,) = demonstration_ids(tokenizer, [user("hi")], "yes")
+    assert ids[-1] == tokenizer.eos_token_id and span[1] == len(ids)
 
 
 def test_an_assistants_beginning_is_continued_and_not_closed(chatml: Any) -> None:
@@ -227,6 +227,15 @@ def test_earlier_turns_that_a_template_shortens_are_found() -> None:
         "yes<|im_end|>",
         "<think>so</think>no<|im_end|>",
     ]
+
+
+def test_a_turn_that_the_template_does_not_end_stops_before_the_next() -> None:
+    tokenizer = chat(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% else %}{{ eos_token }}{% endif %}"
+    )
+    ids, spans = demonstration_ids(tokenizer, None, CONVERSATION)
+    assert [tokenizer.decode(ids[a:b]).strip() for a, b in spans] == ["hello there", "fine\n<|endoftext|>"]
 
 
 def test_arguments_are_handed_to_the_template_and_unknown_ones_refused() -> None:

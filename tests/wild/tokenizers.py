@@ -41,6 +41,10 @@ ASKED = [
     {"prompt": [{"role": "user", "content": "hello"}]},
     {"prompt": [{"role": "user", "content": "the cat"}]},
 ]
+THINKING = (
+    CHATML.removesuffix("{% endif %}")
+    + "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}{% endif %}"
+)
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -136,6 +140,22 @@ NAMED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+def asked_quietly(folder: Path) -> Ended:
+    """`distrl rlhf eval` with an argument of the chat template."""
+    save(folder / "model", chat(THINKING))
+    prompts = jsonl(folder / "prompts.jsonl", ASKED)
+    return distrl(
+        folder, "rlhf", "eval", "model", "--prompts", prompts, "--max-response", "4", "--out", "out.jsonl",
+        "--chat-kwargs", '{"enable_thinking": false}',
+    )  # fmt: skip
+
+
+def prompts_are_quiet(folder: Path, ended: Ended) -> None:
+    """The argument reached the template."""
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["prompt"].endswith("<think></think>") for row in rows] == [True, True], rows
+
+
 def real_run(name: str, folder: Path) -> Ended:
     """SFT on conversations with a real tokenizer, a model of a narrow trunk behind it."""
     from transformers import AutoTokenizer
@@ -175,6 +195,7 @@ SITUATIONS: list[Situation] = [
         "--chat-kwargs.enable_thinking",
         expected="refused",
     ),
+    _situation("eval with an argument of the template", asked_quietly, check=prompts_are_quiet),
     _situation("sft on conversations without a template", _on(byte_level, CHATS), "chat template", expected="refused"),
     _situation(
         "a system message that the template refuses",
