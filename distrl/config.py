@@ -31,7 +31,7 @@ class TrainConfig(BaseModel):
     # what is trained
     env: str = Field(
         "CartPole-v1",
-        description="env id: Name-v0, namespace/Name-v0 or module:namespace/Name-v0; or module:NAME of a NativeEnv",
+        description="env id (Name-v0, namespace/Name-v0, module:Name-v0), or module:Name of an Env class, factory or NativeEnv",
     )
     env_kwargs: dict[str, Any] = Field(
         {}, description="the env's own arguments: --env-kwargs.goal-velocity 0.1"
@@ -145,6 +145,10 @@ class TrainConfig(BaseModel):
     wandb_project: str = Field("distrl", description="its project")
 
     # when things break
+    check_observations: Literal["error", "warn", "off"] = Field(
+        "warn",
+        description="observation outside its Box bounds: error, warn (error in the first one only), or off",
+    )
     nonfinite: Literal["fail", "drop"] = Field(
         "fail", description="a NaN or Inf from an env: fail, or drop and count"
     )
@@ -200,7 +204,7 @@ SECTIONS: dict[str, str] = {
     "the policy": "network",
     "who does the work": "workers",
     "what is kept": "run_dir",
-    "when things break": "nonfinite",
+    "when things break": "check_observations",
     "what is collected": "collects",
     "how credit is given": "gamma",
     "how a batch is used": "clip",
@@ -213,7 +217,7 @@ CHANGEABLE = (
     "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "rollout_device", "address",
     "checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "tensorboard",
     "wandb", "wandb_project", "step_timeout_sec", "max_save_failures", "max_skipped_updates",
-    "max_env_restarts", "max_worker_restarts", "max_replay_steps",
+    "max_env_restarts", "max_worker_restarts", "max_replay_steps", "check_observations",
 )  # fmt: skip
 
 TRAIN = Schema(
@@ -229,5 +233,10 @@ TRAIN = Schema(
     presets=LADDER,
     implied=implied,
     modules=("env", "wrapper", "policy"),
-    before={"observation_scale": "bytes", "rescale_action": False, "mask_key": None},
+    before={
+        "observation_scale": "bytes",
+        "rescale_action": False,
+        "mask_key": None,
+        "check_observations": "warn",
+    },
 )

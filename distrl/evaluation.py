@@ -154,7 +154,7 @@ def load_run(
 
     BadInput where there is no such run or checkpoint.
     """
-    from distrl.build import work_spec
+    from distrl.build import require_same_spaces, work_spec
     from distrl.resolve import read_config
     from distrl.trust import check_trust
 
@@ -162,6 +162,7 @@ def load_run(
     check_trust(run_dir / "config.json", config, trust_run)
     content = find_checkpoint(run_dir, checkpoint)
     spec = work_spec(config)
+    require_same_spaces(content.meta, spec, run_dir)
     policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed).to(device)
     load_parameters(policy, content.trees["learner"]["policy"])
     kind = spec.path("inference") if device == "cpu" else "torch"

@@ -51,4 +51,4 @@ class MaskFromObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not isinstance(observation, dict) or self._key not in observation:
             return observation, info  # outside its space: told by the check of observations
         rest = {name: value for name, value in observation.items() if name != self._key}
-        return rest, {**info, KEY: observation[self._key]}
+        return rest, {**(info or {}), KEY: observation[self._key]}

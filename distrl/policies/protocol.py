@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor, nn
 
+from distrl.errors import BadInput
 from distrl.policies.distributions import Distribution
 from distrl.trees import Tree
 
@@ -103,7 +104,7 @@ def load_tensors(own: dict[str, Tensor], arrays: dict[str, Any]) -> None:
         if name in arrays and tuple(arrays[name].shape) != tuple(own[name].shape)
     ]
     if problems:
-        raise ValueError("these parameters do not fit the policy: " + "; ".join(problems))
+        raise BadInput("these parameters do not fit the policy: " + "; ".join(problems))
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(torch.from_numpy(np.array(arrays[name])))
