@@ -15,6 +15,7 @@ from distrl.errors import RunFailed
 from distrl.loops import train_responses, train_responses_overlapped
 from distrl.machine import resolve_device
 from distrl.maths.kl import AdaptiveBeta, BetaController, FixedBeta
+from distrl.rlhf.first_ratio import check_first_ratio, turn_off
 from distrl.rlhf.models import ModelParts, save
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
@@ -203,6 +204,7 @@ class PPOStage:
             # once a run: a resumed one, and one gone back to a checkpoint, has told of its first already
             told = (one for one in self.run.state.warnings if one.startswith(UNSCORED))
             self.run.warn(next(told, f"{UNSCORED}; the first: {why}"))
+        self._check_first_ratio(report)
         self.controller = self.controller.after(report.metrics["kl"], report.num_responses)
         self.run.state.beta = self.controller.beta
         window = self.run.state.window
@@ -221,6 +223,16 @@ class PPOStage:
         taken = self._roles.take_spans()
         self._asked = asked, perf_counter_ns()
         self.run.keep(metrics, report.num_tokens, taken, self._evaluate)
+
+    def _check_first_ratio(self, report: LearnReport) -> None:
+        """RunFailed where what was sampled is not what learns, while both still have the same parameters."""
+        config = self.config
+        if self.run.iteration:
+            return
+        flags = turn_off(config.fast_paths, config.generation, config.dtype)
+        note = check_first_ratio(report.metrics, config.dtype, flags)
+        if note is not None:
+            self.run.warn(note)
 
     def _too_many_timeouts(self, num_responses: int, why: str) -> str:
         """Without their number: that depends on who called, since who has seen too many calls no more."""
