@@ -109,8 +109,9 @@ class Lanes:
         end_tokens: Sequence[int],
         steps: Steps,
         longest: int | None = None,
+        fast: bool = True,
     ) -> None:
-        self.model, self.pick, self.end_tokens = model, pick, end_tokens
+        self.model, self.pick, self.end_tokens, self.fast = model, pick, end_tokens, fast
         self.steps = steps
         self.longest = longest
         self.lanes: dict[tuple[Any, ...], _Lane] = {}
@@ -141,7 +142,7 @@ class _Lane:
     """The memory of N rows, their steps, and the steps' graphs."""
 
     def __init__(self, of: Lanes, num_rows: int, room: int, limit: int, device: torch.device) -> None:
-        self.model, self.pick = of.model, of.pick
+        self.model, self.pick, self.fast = of.model, of.pick, of.fast
         own = cast(Any, core(self.model))
         self.config, self.trunk, self.embed = own.config, own.base_model, own.get_input_embeddings()
         self.steps = of.steps
@@ -201,7 +202,7 @@ class _Lane:
         self.done.zero_()
         self.at.zero_()
         self.guarded.clear()
-        self._pick(read_prompts(self.model, prompts, self.cache), len(prompts))
+        self._pick(read_prompts(self.model, prompts, self.cache, self.fast), len(prompts))
 
     def _forward(self, token: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         found = self.trunk(

@@ -22,10 +22,12 @@ from distrl.rlhf.rewards import for_a_look
 from distrl.rlhf.role_spec import RoleSpec
 from distrl.rlhf.roles import LearnReport, RoleWorker
 from distrl.rlhf.tokenizers import vocabulary_size
+from distrl.rlhf.ways import Way
 from distrl.runtime.placement import devices, idle_warnings, require_place
 from distrl.runtime.roles import Host, Roles, start_roles
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import PPOMaterials, read_ppo_materials
+from distrl.stages.paths import Paths, proved
 from distrl.stages.ppo_config import PPO, PPOConfig
 from distrl.stages.report import PPO_LOOK, picture_of, told_chain
 from distrl.stages.run import StageRun
@@ -65,9 +67,11 @@ class PPOStage:
         self.hosts = config.hosts(self.device)
         placed = require_place(self.hosts, config.address)  # before models are read
         self.materials = read_ppo_materials(config)
-        self.spec = role_spec(config, self.materials, self.hosts, self.device)
+        proof = proof_of(config, self.materials)
+        self.paths = proof.record
+        self.spec = role_spec(config, self.materials, self.hosts, self.device, proof)
         self.devices = set(self.spec.devices.values())
-        self.notes = [*placed, *self.materials.notes, *idle_warnings(self.spec, self.hosts)]
+        self.notes = [*placed, *self.materials.notes, *proof.notes, *idle_warnings(self.spec, self.hosts)]
         self.facts = self.materials.facts
         self.sources = self.materials.sources
         self.ahead: list[Any] | None = None
@@ -138,7 +142,7 @@ class PPOStage:
             actor = self.materials.models["actor"].with_arrays(snapshot.arrays)
             save(actor, folder, self.materials.tokenizer)
         digests = {**self.digests, "actor": snapshot.digest}
-        told = {"parameters_sha256": snapshot.digest, "digests": digests}
+        told = {"parameters_sha256": snapshot.digest, "digests": digests, "paths": self.paths}
         return told | {"longest_chain": self._longest_chain()}
 
     def _seen(self, iteration: int, taken: dict[str, SpanTotals]) -> None:
@@ -251,7 +255,7 @@ class PPOStage:
         if self._evaluator is None:
             # beside roles on Ray the driver has no device of its own
             device = self.device if config.placement == "in-process" else "cpu"
-            self._evaluator = evaluator_of(config, self.materials, device)
+            self._evaluator = evaluator_of(config, self.materials, device, self.spec.way)
         with self.run.interrupts.at_once():
             looked = self._evaluator.evaluate(self.actor())
         if looked.timeouts > config.max_timeouts:
@@ -265,8 +269,15 @@ class PPOStage:
         return self.materials.models["actor"].with_arrays(self._roles.snapshot().arrays)
 
 
-def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...], device: str) -> RoleSpec:
-    """What workers are told of the run."""
+def role_spec(
+    config: PPOConfig,
+    materials: PPOMaterials,
+    hosts: tuple[Host, ...],
+    device: str,
+    proof: Paths | None = None,
+) -> RoleSpec:
+    """What workers are told of the run; its fast paths are proved now, unless `proof` is given."""
+    proof = proof or proof_of(config, materials)
     placed = devices(hosts)
     if config.placement == "in-process":
         placed = dict.fromkeys(placed, device)
@@ -283,8 +294,9 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         generation_batch=config.generation_batch,
         forward_batch=config.forward_batch,
         micro_batch=config.micro_batch,
-        fast_paths=config.fast_paths,
+        fast_paths=proof.fused,
         generation=config.generation,
+        way=proof.way,
         dtype=config.dtype,
         threads=config.threads,
         devices=placed,
@@ -293,7 +305,15 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
     )
 
 
-def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Evaluator:
+def proof_of(config: PPOConfig, materials: PPOMaterials) -> Paths:
+    """Of the actor that the run begins with."""
+    vocabulary = vocabulary_size(materials.tokenizer)
+    return proved(materials.models["actor"], config.fast_paths, config.generation, vocabulary)
+
+
+def evaluator_of(
+    config: PPOConfig, materials: PPOMaterials, device: str, way: Way | None = None
+) -> Evaluator:
     """Of held-out prompts, by the run's own reward and reference."""
     assert materials.eval_prompts is not None
     return Evaluator(
@@ -309,4 +329,5 @@ def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Eva
         fast_paths=config.fast_paths,
         dtype=config.dtype,
         vocabulary=vocabulary_size(materials.tokenizer),
+        way=way,
     )

@@ -53,6 +53,7 @@ class Stage(Protocol):
     notes: list[str]  # to be told when it begins
     facts: dict[str, Any]  # digests of what was read: a resumed run must find the same
     sources: dict[str, str]  # digests of the user's code: a resumed run says which is another
+    paths: dict[str, str]  # fast paths that were proved on the model: a resumed run says which are others
     device: str
     devices: Collection[str]  # where models compute
     max_restarts: int
@@ -137,6 +138,7 @@ def _meta(stage: Stage) -> dict[str, Any]:
         "command": stage.schema.command,
         "facts": stage.facts,
         "sources": stage.sources,
+        "paths": stage.paths,
         "versions": _versions(),
         "machine": machine.machine(stage.device),
     }
@@ -249,6 +251,9 @@ class _Session:
         for name, was in before.get("sources", {}).items():
             if was != now["sources"].get(name):
                 yield f"the file of {name} has changed since the checkpoint, so scores may"
+        others = machine.differences(before["paths"], stage.paths) if before.get("paths") else []
+        if others:
+            yield f"the paths that fit the model differ from the checkpoint's, so bits may: {', '.join(others)}"
         for kind in ("versions", "machine"):
             found = machine.differences(before.get(kind, {}), now[kind])
             if found:

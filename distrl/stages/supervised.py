@@ -49,6 +49,7 @@ class SupervisedStage:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.sources: dict[str, str] = {}  # no code of a user's
+        self.paths: dict[str, str] = {}
         self.device = resolve_device(config.device)
         self.devices = {self.device}
         make_repeatable(self.devices)
