@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from distrl.errors import BadInput, cause
 from distrl.maths.random import stream
 from distrl.policies.lm import causal_head, core, trunk_hidden
+from distrl.rlhf.fixed import Steps
 from distrl.rlhf.models import context_length
 from distrl.rlhf.states import cache_name
 
@@ -74,20 +75,21 @@ def readings(config: Any, trunk: nn.Module) -> tuple[Reading, ...]:
 def way_of(model: nn.Module, fast: bool = True, vocabulary: int | None = None) -> Way:
     """The first way that gives what a full forward gives. BadInput where the model has no forward of its own that works."""
     own = cast(Any, core(model))
-    trial = Trial.of(model, vocabulary)
+    trials = Trials(model, vocabulary)
     failed: list[str] = []
     for reading in readings(own.config, own.base_model):
-        why = trial.why_not(Way(reading, fast=False))
+        why = trials.why_not(Way(reading, fast=False))
         if why is None:
-            return _with_fast(trial, reading, fast, failed)
+            return _with_fast(trials, reading, fast, failed)
         failed.append(f"{reading}: {why}")
     raise BadInput(
         f"a {own.config.model_type} model cannot be written with: {'; '.join(failed)}; give a causal LM of another family"
     )
 
 
-def _with_fast(trial: Trial, reading: Reading, fast: bool, failed: Sequence[str]) -> Way:
-    family = cast(Any, core(trial.model)).config.model_type
+def _with_fast(trials: Trials, reading: Reading, fast: bool, failed: Sequence[str]) -> Way:
+    config = cast(Any, core(trials.model)).config
+    family = config.model_type
     notes = []
     if reading == "recomputed" and failed:
         notes.append(
@@ -96,12 +98,30 @@ def _with_fast(trial: Trial, reading: Reading, fast: bool, failed: Sequence[str]
         )
     elif reading in ("by length", "staying"):
         notes.append(f"prompts of one length are written together: the states of a {family} model cannot be padded")
-    own = cast(Any, core(trial.model)).config
-    fast &= reading != "recomputed" and own._attn_implementation == "sdpa"  # else it is no path of this model's
-    why = trial.why_not(Way(reading)) if fast else None
+    fast &= reading != "recomputed" and config._attn_implementation == "sdpa"  # else it is no path of this model's
+    why = trials.why_not(Way(reading)) if fast else None
     if why is not None:
         notes.append(f"the fast path of attention on a CPU does not fit the family {family} ({why}): not taken")
     return Way(reading, fast and why is None, tuple(notes))
+
+
+class Trials:
+    """Trials of one model. Experts are chosen by a comparison, which rounding may turn: a fault shows in every trial."""
+
+    def __init__(self, model: nn.Module, vocabulary: int | None, tries: int = 2) -> None:
+        self.model, self.vocabulary, self.tries = model, vocabulary, tries
+        self.made: list[Trial] = []
+
+    def why_not(self, way: Way, steps: Steps = "plain") -> str | None:
+        """What keeps that way, of those steps, from giving what a full forward gives; None: nothing."""
+        why = None
+        for attempt in range(self.tries):
+            if attempt == len(self.made):
+                self.made.append(Trial.of(self.model, self.vocabulary, attempt))
+            why = self.made[attempt].why_not(way, steps)
+            if why is None:
+                return None
+        return why
 
 
 @dataclass(frozen=True)
@@ -118,11 +138,11 @@ class Trial:
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, model: nn.Module, vocabulary: int | None) -> Trial:
+    def of(cls, model: nn.Module, vocabulary: int | None, attempt: int = 0) -> Trial:
         head = causal_head(model, vocabulary)
         device = next(model.parameters()).device
         lengths, steps = _sizes(cast(Any, core(model)).config)
-        prompts, answers, end = _texts(head.vocabulary, lengths, steps)
+        prompts, answers, end = _texts(head.vocabulary, lengths, steps, attempt)
         expected, spreads = [], []
         for prompt, answer in zip(prompts, answers, strict=True):
             text = torch.tensor([prompt + answer], device=device)
@@ -138,8 +158,8 @@ class Trial:
         dtype = next(self.model.parameters()).dtype
         return BOUND.get(dtype, BOUND[torch.bfloat16]) * min(1.0, self.spread)
 
-    def why_not(self, way: Way, steps: Any = "plain") -> str | None:
-        """What keeps that way from giving the expected; None: nothing."""
+    def why_not(self, way: Way, steps: Steps = "plain") -> str | None:
+        """As `Trials.why_not`, of these texts."""
         from distrl.rlhf.generation import CachedGenerator
 
         try:
@@ -175,10 +195,13 @@ def _sizes(config: Any) -> tuple[list[int], int]:
     return [max(min(length, limit - steps), 1) for length in PROMPTS], steps
 
 
-def _texts(rows: int, lengths: Sequence[int], steps: int) -> tuple[list[list[int]], list[list[int]], int]:
+def _texts(
+    rows: int, lengths: Sequence[int], steps: int, attempt: int
+) -> tuple[list[list[int]], list[list[int]], int]:
     """Tokens from all over the vocabulary; the second text has the end in its second place, where no other has it."""
     end = max(rows - 1, 0)
-    drawn = iter(stream(0, "trial").integers(max(rows - 1, 1), size=sum(lengths) + steps * len(lengths)).tolist())
+    count = sum(lengths) + steps * len(lengths)
+    drawn = iter(stream(0, "trial", attempt).integers(max(rows - 1, 1), size=count).tolist())
     prompts = [[next(drawn) for _ in range(length)] for length in lengths]
     answers = [[next(drawn) for _ in range(steps)] for _ in lengths]
     if steps > 1 and rows > 1:

@@ -15,7 +15,7 @@ import numpy as np
 from distrl.errors import BadInput
 from distrl.rlhf.fast_paths import fused_activations
 from distrl.rlhf.models import ModelParts
-from distrl.rlhf.ways import Trial, Way, way_of
+from distrl.rlhf.ways import Trial, Trials, Way, way_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def proved(actor: ModelParts, fast_paths: bool, generation: str, vocabulary: int
         model = replace(actor, fused=False, dtype="float32").build()
     way = way_of(model, fast_paths, vocabulary)
     if generation != "plain":
-        why = Trial.of(model, vocabulary).why_not(Way("stored", way.fast), steps="fixed")
+        why = Trials(model, vocabulary).why_not(Way("stored", way.fast), steps="fixed")
         if why is not None:
             raise BadInput(
                 f"--generation {generation}: steps in fixed shapes do not give what a full forward of a "

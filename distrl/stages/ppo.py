@@ -15,7 +15,7 @@ from distrl.errors import RunFailed
 from distrl.loops import train_responses, train_responses_overlapped
 from distrl.machine import resolve_device
 from distrl.maths.kl import AdaptiveBeta, BetaController, FixedBeta
-from distrl.rlhf.first_ratio import check_first_ratio, turn_off
+from distrl.rlhf.first_ratio import bound_of, check_first_ratio, turn_off
 from distrl.rlhf.models import ModelParts, save
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
@@ -234,7 +234,8 @@ class PPOStage:
         if self.run.iteration:
             return
         flags = turn_off(config.fast_paths, config.generation, config.dtype)
-        note = check_first_ratio(report.metrics, config.dtype, flags)
+        bound = bound_of(self.materials.models["actor"].config, config.dtype)
+        note = check_first_ratio(report.metrics, bound, flags)
         if note is not None:
             self.run.warn(note)
 
