@@ -16,7 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NAMES = ("past_key_values", "cache_params", "state")  # under which a trunk is given a cache, and gives it back
+NAMES = (
+    "past_key_values",
+    "cache_params",
+    "state",
+)  # under which a trunk is given a cache, and gives it back
 GROWING = ("keys", "values")  # attributes whose third dimension is the text's length
 
 Change = Callable[[str, Sequence[Tensor]], Tensor]

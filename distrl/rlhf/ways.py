@@ -72,19 +72,21 @@ def readings(config: Any, trunk: nn.Module) -> tuple[Reading, ...]:
     return ("padded", *last)
 
 
-def way_of(model: nn.Module, fast: bool = True, vocabulary: int | None = None) -> Way:
-    """The first way that gives what a full forward gives. BadInput where the model has no forward of its own that works."""
+def way_of(model: nn.Module, fast: bool = True, vocabulary: int | None = None, required: bool = False) -> Way:
+    """The first way that gives what a full forward gives; where none does, the first of all, or BadInput if `required`."""
     own = cast(Any, core(model))
     trials = Trials(model, vocabulary)
     failed: list[str] = []
-    for reading in readings(own.config, own.base_model):
+    every = readings(own.config, own.base_model)
+    for reading in every:
         why = trials.why_not(Way(reading, fast=False))
         if why is None:
             return _with_fast(trials, reading, fast, failed)
         failed.append(f"{reading}: {why}")
-    raise BadInput(
-        f"a {own.config.model_type} model cannot be written with: {'; '.join(failed)}; give a causal LM of another family"
-    )
+    told = f"nothing that a {own.config.model_type} model writes is what its full forward gives ({'; '.join(failed)})"
+    if required:
+        raise BadInput(f"{told}; is it a causal LM? `distrl doctor --model` says what is wrong with it")
+    return Way(every[0], fast=False, notes=(told,))
 
 
 def _with_fast(trials: Trials, reading: Reading, fast: bool, failed: Sequence[str]) -> Way:
@@ -97,11 +99,17 @@ def _with_fast(trials: Trials, reading: Reading, fast: bool, failed: Sequence[st
             "from the whole text, which takes longer"
         )
     elif reading in ("by length", "staying"):
-        notes.append(f"prompts of one length are written together: the states of a {family} model cannot be padded")
-    fast &= reading != "recomputed" and config._attn_implementation == "sdpa"  # else it is no path of this model's
+        notes.append(
+            f"prompts of one length are written together: the states of a {family} model cannot be padded"
+        )
+    fast &= (
+        reading != "recomputed" and config._attn_implementation == "sdpa"
+    )  # else it is no path of this model's
     why = trials.why_not(Way(reading)) if fast else None
     if why is not None:
-        notes.append(f"the fast path of attention on a CPU does not fit the family {family} ({why}): not taken")
+        notes.append(
+            f"the fast path of attention on a CPU does not fit the family {family} ({why}): not taken"
+        )
     return Way(reading, fast and why is None, tuple(notes))
 
 
@@ -167,7 +175,9 @@ class Trial:
                 self.model, [self.end], choose=_given, vocabulary=self.vocabulary, steps=steps, look_every=1, way=way
             )  # fmt: skip
             written = generator.generate(self.prompts, self._as_uniforms())
-        except Exception as error:  # a family's code may raise anything where it is used otherwise than it was written for
+        except (
+            Exception
+        ) as error:  # a family's code may raise anything where it is used otherwise than it was written for
             return cause(error)
         off = 0.0
         for one, answer, expected in zip(written, self.answers, self.expected, strict=True):

@@ -39,7 +39,7 @@ def proved(actor: ModelParts, fast_paths: bool, generation: str, vocabulary: int
     fused = fast_paths and _fits_fused(model, vocabulary, notes)
     if fast_paths and not fused:
         model = replace(actor, fused=False, dtype="float32").build()
-    way = way_of(model, fast_paths, vocabulary)
+    way = way_of(model, fast_paths, vocabulary, required=True)
     if generation != "plain":
         why = Trials(model, vocabulary).why_not(Way("stored", way.fast), steps="fixed")
         if why is not None:
@@ -50,12 +50,16 @@ def proved(actor: ModelParts, fast_paths: bool, generation: str, vocabulary: int
     return Paths(way, fused, (*notes, *way.notes))
 
 
-def _fits_fused(model: Any, vocabulary: int | None, notes: list[str], fuse: Callable[[Any], Any] = fused_activations) -> bool:
+def _fits_fused(
+    model: Any, vocabulary: int | None, notes: list[str], fuse: Callable[[Any], Any] = fused_activations
+) -> bool:
     """Whether the model, which is changed, gives the same with its activations fused."""
     before = Trial.of(model, vocabulary)
     after = Trial.of(fuse(model), vocabulary)
     off = float(np.abs(np.concatenate(before.expected) - np.concatenate(after.expected)).max())
     if off <= before.bound:
         return True
-    notes.append(f"fused activations do not fit the family {model.config.model_type} (log-probs are {off:.2g} off): not taken")
+    notes.append(
+        f"fused activations do not fit the family {model.config.model_type} (log-probs are {off:.2g} off): not taken"
+    )
     return False

@@ -25,6 +25,7 @@ from distrl.rlhf.tokenizers import vocabulary_size
 from distrl.rlhf.ways import Way
 from distrl.runtime.placement import devices, idle_warnings, require_place
 from distrl.runtime.roles import Host, Roles, start_roles
+from distrl.stages.context import longest, require_fit, reward_models
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import PPOMaterials, read_ppo_materials
 from distrl.stages.paths import Paths, proved
@@ -67,6 +68,7 @@ class PPOStage:
         self.hosts = config.hosts(self.device)
         placed = require_place(self.hosts, config.address)  # before models are read
         self.materials = read_ppo_materials(config)
+        self._require_context()
         proof = proof_of(config, self.materials)
         self.paths = proof.record
         self.spec = role_spec(config, self.materials, self.hosts, self.device, proof)
@@ -78,6 +80,17 @@ class PPOStage:
         self.roles: Roles | None = None
         self.digests: dict[str, str] = {}
         self._evaluator: Evaluator | None = None
+
+    def _require_context(self) -> None:
+        """BadInput where a prompt with its response does not fit a model that reads it."""
+        config, materials = self.config, self.materials
+        text = longest((materials.prompts, materials.eval_prompts), lambda prompt: len(prompt.tokens))
+        flags = {"actor": "--model", "reference": "--reference", "critic": "--critic"}
+        models = {
+            flags[role]: parts for role, parts in materials.models.items() if getattr(config, role, True)
+        }
+        models |= reward_models(materials.reward)
+        require_fit(models, text, "--max-prompt-tokens", config.recipe.max_response)
 
     # a stage
 
@@ -143,7 +156,10 @@ class PPOStage:
             save(actor, folder, self.materials.tokenizer)
         digests = {**self.digests, "actor": snapshot.digest}
         told = {"parameters_sha256": snapshot.digest, "digests": digests, "paths": self.paths}
-        return told | {"longest_chain": self._longest_chain()}
+        return told | ({"longest_chain": self._longest_chain()} if folder is None else {})
+
+    def complete(self, folder: Path) -> dict[str, Any]:
+        return {"longest_chain": self._longest_chain()}
 
     def _seen(self, iteration: int, taken: dict[str, SpanTotals]) -> None:
         if self.recording is not None:

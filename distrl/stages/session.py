@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from distrl import machine
 from distrl.checkpoint import latest_checkpoint, write_checkpoint
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput, RunFailed, translated
 from distrl.fields import Schema
 from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
 from distrl.resolve import ResolvedAs, to_flat_as, write_config_as
@@ -79,6 +79,10 @@ class Stage(Protocol):
 
     def finish(self, folder: Path | None) -> dict[str, Any]:
         """What summary.json says beside the counts; with a folder, the model is saved there first."""
+        ...
+
+    def complete(self, folder: Path) -> dict[str, Any]:
+        """What comes after the model was saved in that folder, and may fail; more of what summary.json says."""
         ...
 
     def close(self) -> None:
@@ -309,8 +313,7 @@ class _Session:
                 self.stage.train()
                 run.checkpoint()
                 self._require_saved(run)
-                with span("save model"), replaced_folder(self.directory / "model") as folder:
-                    return self.stage.finish(folder)
+                return self._save_and_complete(run)
             except RoleLost as lost:
                 run.restarts += 1
                 if run.restarts > self.stage.max_restarts:
@@ -327,6 +330,24 @@ class _Session:
                 with span("restart"), run.uninterrupted():
                     run.rewind(state)
                     self.stage.start(run, found[1].trees)
+
+    def _save_and_complete(self, run: StageRun) -> dict[str, Any]:
+        """The model first, then what may fail: an error after the training names the model that is there."""
+        folder = self.directory / "model"
+        with (
+            span("save model"),
+            translated(f"the model was not saved in {folder}", "make room on the disk", RunFailed),
+            replaced_folder(folder) as aside,
+        ):
+            described = self.stage.finish(aside)
+        if run.unevaluated is not None:
+            raise RunFailed(
+                f"{run.unevaluated}; the trained model is in {folder}"
+            ) from run.unevaluated.__cause__
+        with translated(
+            "what comes after the training failed", f"the trained model is in {folder}", RunFailed
+        ):
+            return described | self.stage.complete(folder)
 
     def _require_saved(self, run: StageRun) -> None:
         if run.saved_at != run.iteration and not run.torn:

@@ -91,8 +91,8 @@ def test_a_fast_path_with_a_fault_is_not_taken_and_the_others_are(monkeypatch: p
 def test_a_model_that_sees_what_comes_later_cannot_be_written_with() -> None:
     from distrl.errors import BadInput
 
-    with pytest.raises(BadInput, match="a bert model"):
-        way_of(model_of("bert", FAMILIES["bert"]))
+    with pytest.raises(BadInput, match="a bert model.*is it a causal LM"):
+        way_of(model_of("bert", FAMILIES["bert"]), required=True)
 
 
 def test_a_run_s_paths_are_a_function_of_its_model_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:

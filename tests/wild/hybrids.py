@@ -16,13 +16,26 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bamba": ("joined", {**_SIZES, **_HEADS, "num_hidden_layers": 3, "attn_layer_indices": [1]}),
     "falcon_h1": (
         "joined",
-        {**_SIZES, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+        {
+            **_SIZES,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+        }
         | {"mamba_chunk_size": 8, "head_dim": 8},
     ),
     "falcon_mamba": ("joined", _MAMBA),
     "granitemoehybrid": (
         "joined",
-        {**_SIZES, **_HEADS, **_ONE_EXPERT, "num_hidden_layers": 3, "layer_types": ["mamba", "attention", "mamba"]}
+        {
+            **_SIZES,
+            **_HEADS,
+            **_ONE_EXPERT,
+            "num_hidden_layers": 3,
+            "layer_types": ["mamba", "attention", "mamba"],
+        }
         | {"num_local_experts": 2, "shared_intermediate_size": 64},
     ),
     "jamba": (
@@ -42,13 +55,24 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "nemotron_h": (
         "joined",
-        {**_SIZES, "num_hidden_layers": 3, "layers_block_type": ["mamba", "attention", "mlp"], "mamba_num_heads": 8}
+        {
+            **_SIZES,
+            "num_hidden_layers": 3,
+            "layers_block_type": ["mamba", "attention", "mlp"],
+            "mamba_num_heads": 8,
+        }
         | {"mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8, "head_dim": 8},
     ),
     "olmo_hybrid": ("joined", {**_SIZES, "num_hidden_layers": 4}),
     "qwen3_5_text": (
         "joined",
-        {**_SIZES, "num_hidden_layers": 4, "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        {
+            **_SIZES,
+            "num_hidden_layers": 4,
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        }
         | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
     ),
     "qwen3_next": ("joined", {**FAMILIES["qwen3_next"], "num_hidden_layers": 4}),
@@ -61,7 +85,13 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "rwkv": ("recomputed", {"hidden_size": 32, "num_hidden_layers": 2, "context_length": CONTEXT}),
     "zamba": (
         "joined",
-        {**_SIZES, "num_hidden_layers": 6, "num_key_value_heads": 4, "attn_layer_period": 3, "attn_layer_offset": 2}
+        {
+            **_SIZES,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 4,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 2,
+        }
         | {"mamba_d_state": 8, "n_mamba_heads": 2, "attention_hidden_size": 64, "attention_head_dim": 16},
     ),
 }
