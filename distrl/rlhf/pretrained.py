@@ -1,0 +1,238 @@
+"""A folder that save_pretrained wrote, read as a model: whole weights, shards, or adapters on a base.
+
+Whatever transformers, safetensors and peft raise is one BadInput with its cause. Nothing is unpickled from a file, code that a
+folder brings is never run (`trust_remote_code` stays false), nothing is downloaded, and no parameter that the folder lacks is
+drawn at random. Of a model that reads pictures or sounds too, the part that reads text is taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from distrl.errors import BadInput, translated
+from distrl.policies.lm import trunk
+from distrl.rlhf.adapters import adapter_in, apply_adapter
+from distrl.rlhf.folders import require_folder, require_one_label
+
+Kind = Literal["causal", "scalar"]
+CONFIG, GENERATION = "config.json", "generation_config.json"
+OWN_CODE = "brings code of its own, which is not run; convert it to a family that transformers has itself"
+SHOWN = 4  # names of parameters in an error
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in evaluation mode, float32, and what to say of how it was read."""
+
+    model: nn.Module
+    notes: tuple[str, ...] = ()
+
+
+def read_pretrained(kind: Kind, folder: str | Path) -> Pretrained:
+    """The causal LM, or the sequence classifier with one label, of a folder. BadInput where there is none."""
+    path = require_folder(folder)
+    adapter = adapter_in(path, bool(weights_in(path)))
+    base = path if adapter is None else adapter.base
+    config = _read_config(base)
+    if kind == "scalar":
+        require_one_label(path)
+    auto, text = _auto(kind, config, base)
+    with translated(f"{base} cannot be read as a {kind} model"), quiet():
+        model, told = _load(auto, base, kind)
+        if text is not None:
+            model = _text_part(model, text)
+    if adapter is None or kind == "causal":  # a reward model's head may be the adapter's
+        _check_keys(kind, base, told)
+    notes = [*_notes(base, config, text, told)]
+    if adapter is not None:
+        with quiet():
+            model = apply_adapter(model, adapter)
+        notes.append(f"{path}: its adapter is merged into {base}")
+    return Pretrained(model.eval(), tuple(notes))
+
+
+def weights_in(path: Path) -> list[Path]:
+    """Files of whole weights; an adapter's are none."""
+    return [one for one in sorted(path.glob("*.safetensors")) if not one.name.startswith("adapter_")]
+
+
+def _read_config(path: Path) -> Any:
+    """The configuration of a folder with weights, checked for what makes it unreadable here."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if not (path / CONFIG).is_file():
+        raise BadInput(
+            f"{path} is no model folder: it has no config.json; give one that save_pretrained wrote"
+        )
+    if not weights_in(path):
+        raise BadInput(f"{path} has no *.safetensors: pickled weights are not read; save it with safetensors")
+    described = _json_object(path / CONFIG)
+    _check_generation_file(path / GENERATION)
+    family = described.get("model_type")
+    if family not in CONFIG_MAPPING:
+        if described.get("auto_map"):
+            raise BadInput(f"{path} cannot be read: it {OWN_CODE}")
+        raise BadInput(
+            f"{path / CONFIG}: model_type must be a family that transformers {_version()} has, got {family!r}; a newer "
+            "transformers may have it"
+        )
+    _check_whole(path, described)
+    with translated(f"{path / CONFIG} is no configuration of a {family} model"), quiet():
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+def _version() -> str:
+    import transformers
+
+    return str(transformers.__version__)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    with translated(f"{path} must be a JSON object"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"got a {type(found).__name__}")
+        return found
+
+
+def _check_whole(path: Path, described: dict[str, Any]) -> None:
+    """BadInput for quantised weights: they can be neither trained as they are nor saved as they were."""
+    parts = [described, *(part for part in described.values() if isinstance(part, dict))]
+    found = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+    if found is not None:
+        method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+        raise BadInput(
+            f"{path} has quantised weights (quantization_config of {CONFIG}: quant_method {method}), which are not trained "
+            "or saved here; give the folder of the model before it was quantised"
+        )
+
+
+def _auto(kind: Kind, config: Any, path: Path) -> tuple[Any, Any]:
+    """The auto class that reads it, and the text part's configuration where that has to be taken out of a whole."""
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoModelForSequenceClassification,
+    )
+
+    family = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise BadInput(
+            f"{path}: a {family} model has an encoder and a decoder, and is no causal LM (causality: it reads its input "
+            "both ways); give a decoder-only model"
+        )
+    auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
+    text = config.get_text_config()
+    known = _class_for(auto, config)
+    if text is config or (known is not None and known.config_class is type(text)):
+        if known is None:
+            raise BadInput(f"{path}: transformers has no {_words(kind)} of the family {family}")
+        return auto, None
+    if _class_for(auto, text) is None:
+        raise BadInput(f"{path}: transformers has no {_words(kind)} of the text part of a {family} model")
+    wholes = (auto, AutoModelForImageTextToText, AutoModelForMultimodalLM) if kind == "causal" else (auto,)
+    whole = next((one for one in wholes if _class_for(one, config) is not None), None)
+    if whole is None:
+        raise BadInput(f"{path}: transformers reads no text with a {family} model as a {_words(kind)}")
+    return whole, text
+
+
+def _words(kind: Kind) -> str:
+    return "causal LM" if kind == "causal" else "sequence classifier"
+
+
+def _class_for(auto: Any, config: Any) -> Any:
+    found = auto._model_mapping.get(type(config), None)
+    return found[0] if isinstance(found, (list, tuple)) else found
+
+
+def _load(auto: Any, path: Path, kind: Kind) -> tuple[nn.Module, dict[str, Any]]:
+    more = {} if kind == "causal" else {"num_labels": 1}
+    model, told = auto.from_pretrained(
+        path,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        output_loading_info=True,
+        **more,
+    )
+    return cast(nn.Module, model), told
+
+
+def _text_part(whole: nn.Module, text: Any) -> nn.Module:
+    """A causal LM of its own, with the weights of the text part of a larger model."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model: Any = AutoModelForCausalLM.from_config(text, trust_remote_code=False).float()
+    own = trunk(model)
+    part = next(one for one in whole.modules() if type(one) is type(own))
+    own.load_state_dict(part.state_dict())
+    head = cast(Any, whole).get_output_embeddings()
+    model.get_output_embeddings().load_state_dict(head.state_dict())
+    model.tie_weights()
+    model.generation_config = cast(Any, whole).generation_config
+    return cast(nn.Module, model)
+
+
+def _check_keys(kind: Kind, path: Path, told: dict[str, Any]) -> None:
+    missing = sorted(map(str, told["missing_keys"]))
+    if missing:
+        raise BadInput(f"{path} lacks parameters of a {kind} model: {_some(missing)}")
+    if kind == "causal" and any(str(name).startswith("score.") for name in told["unexpected_keys"]):
+        raise BadInput(f"{path} is a sequence classifier, a reward model say, and no causal LM")
+
+
+def _notes(path: Path, config: Any, text: Any, told: dict[str, Any]) -> Iterator[str]:
+    if config.get_text_config() is not config:
+        kind = (text or config.get_text_config()).model_type
+        yield f"{path}: of a {config.model_type} model the text part alone ({kind}) is used and saved"
+    elif told["unexpected_keys"]:
+        names = sorted(map(str, told["unexpected_keys"]))
+        yield f"{path}: {len(names)} arrays that no {config.model_type} model has are left out: {_some(names)}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _check_generation_file(path: Path) -> None:
+    """BadInput where it is there and no good: transformers would pass over it, and over the ends of text in it."""
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text())
+        ends = found.get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise BadInput(f"{path} must be a JSON object: {error}; mend it, or delete it") from error
+    every = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(one) is int for one in every):
+        raise BadInput(f"{path}: eos_token_id must be an id or a list of ids, got {ends!r}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers shows no progress of its own on standard error, and leaves it to us to say what is missing."""
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
