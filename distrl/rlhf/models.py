@@ -28,7 +28,8 @@ from distrl.policies.lm import context_length as context_length
 from distrl.policies.lm import core
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.fast_paths import fused_activations
-from distrl.rlhf.pretrained import Kind, quiet, read_pretrained
+from distrl.rlhf.folders import quiet
+from distrl.rlhf.pretrained import Kind, read_pretrained
 from distrl.rlhf.tokenizers import vocabulary_size
 from distrl.rlhf.trial import try_causal, try_scalar
 

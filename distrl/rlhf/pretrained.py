@@ -8,9 +8,10 @@ drawn at random. Of a model that reads pictures or sounds too, the part that rea
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,11 +21,18 @@ from torch import nn
 from distrl.errors import BadInput, translated
 from distrl.policies.lm import trunk
 from distrl.rlhf.adapters import adapter_in, apply_adapter
-from distrl.rlhf.folders import require_folder, require_one_label
+from distrl.rlhf.folders import (
+    CONFIG,
+    OWN_CODE,
+    configuration,
+    json_object,
+    quiet,
+    require_folder,
+    require_one_label,
+)
 
 Kind = Literal["causal", "scalar"]
-CONFIG, GENERATION = "config.json", "generation_config.json"
-OWN_CODE = "brings code of its own, which is not run; convert it to a family that transformers has itself"
+GENERATION = "generation_config.json"
 SHOWN = 4  # names of parameters in an error
 
 
@@ -45,13 +53,14 @@ def read_pretrained(kind: Kind, folder: str | Path) -> Pretrained:
     if kind == "scalar":
         require_one_label(path)
     auto, text = _auto(kind, config, base)
-    with translated(f"{base} cannot be read as a {kind} model"), quiet():
-        model, told = _load(auto, base, kind)
-        if text is not None:
-            model = _text_part(model, text)
-    if adapter is None or kind == "causal":  # a reward model's head may be the adapter's
-        _check_keys(kind, base, told)
+    asked = _plain_attention(config)
+    model, told = _load(auto, base, kind, config)
+    _check_keys(base, model, kind, told, adapter is not None)
     notes = [*_notes(base, config, text, told)]
+    if asked is not None:
+        notes.append(f"{base / CONFIG} asks for attention by {asked}, which is not used here")
+    if text is not None:
+        model = _text_part(model, text)
     if adapter is not None:
         with quiet():
             model = apply_adapter(model, adapter)
@@ -66,41 +75,28 @@ def weights_in(path: Path) -> list[Path]:
 
 def _read_config(path: Path) -> Any:
     """The configuration of a folder with weights, checked for what makes it unreadable here."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
     if not (path / CONFIG).is_file():
         raise BadInput(
             f"{path} is no model folder: it has no config.json; give one that save_pretrained wrote"
         )
     if not weights_in(path):
         raise BadInput(f"{path} has no *.safetensors: pickled weights are not read; save it with safetensors")
-    described = _json_object(path / CONFIG)
+    described = json_object(path / CONFIG)
     _check_generation_file(path / GENERATION)
-    family = described.get("model_type")
-    if family not in CONFIG_MAPPING:
+    _check_whole(path, described)
+    config = configuration(path)
+    if config is None:
         if described.get("auto_map"):
             raise BadInput(f"{path} cannot be read: it {OWN_CODE}")
         raise BadInput(
-            f"{path / CONFIG}: model_type must be a family that transformers {_version()} has, got {family!r}; a newer "
-            "transformers may have it"
+            f"{path / CONFIG}: model_type must be a family that transformers {_version()} has, got "
+            f"{described.get('model_type')!r}; a newer transformers may have it"
         )
-    _check_whole(path, described)
-    with translated(f"{path / CONFIG} is no configuration of a {family} model"), quiet():
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    return config
 
 
 def _version() -> str:
-    import transformers
-
-    return str(transformers.__version__)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    with translated(f"{path} must be a JSON object"):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError(f"got a {type(found).__name__}")
-        return found
+    return version("transformers")
 
 
 def _check_whole(path: Path, described: dict[str, Any]) -> None:
@@ -155,17 +151,33 @@ def _class_for(auto: Any, config: Any) -> Any:
     return found[0] if isinstance(found, (list, tuple)) else found
 
 
-def _load(auto: Any, path: Path, kind: Kind) -> tuple[nn.Module, dict[str, Any]]:
-    more = {} if kind == "causal" else {"num_labels": 1}
-    model, told = auto.from_pretrained(
-        path,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **more,
-    )
+def _plain_attention(config: Any) -> str | None:
+    """Leaves the choice of a kernel to transformers; returns one that was asked for, flash-attention say."""
+    found: str | None = None
+    for part in (config, config.get_text_config()):
+        asked = part._attn_implementation
+        if asked not in (None, "sdpa", "eager"):
+            found, part._attn_implementation_internal = str(asked), None
+    return found
+
+
+def _load(auto: Any, path: Path, kind: Kind, config: Any) -> tuple[nn.Module, dict[str, Any]]:
+    what = f"{path / CONFIG} describes no model that transformers {_version()} makes"
+    with translated(what), quiet(), torch.device("meta"):
+        auto.from_config(config, trust_remote_code=False)
+    if kind == "scalar":
+        config.num_labels = 1
+    with translated(f"{path} cannot be read as a {kind} model"), quiet():
+        model, told = auto.from_pretrained(
+            path,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are an error of ours
+        )
     return cast(nn.Module, model), told
 
 
@@ -186,12 +198,34 @@ def _text_part(whole: nn.Module, text: Any) -> nn.Module:
     return cast(nn.Module, model)
 
 
-def _check_keys(kind: Kind, path: Path, told: dict[str, Any]) -> None:
-    missing = sorted(map(str, told["missing_keys"]))
+def _check_keys(path: Path, model: nn.Module, kind: Kind, told: dict[str, Any], adapted: bool) -> None:
+    """BadInput where config.json and the weights are of two models. `adapted`: an adapter may have a reward model's head."""
+    missing = [
+        name for name in sorted(map(str, told["missing_keys"])) if not adapted or name != "score.weight"
+    ]
     if missing:
         raise BadInput(f"{path} lacks parameters of a {kind} model: {_some(missing)}")
     if kind == "causal" and any(str(name).startswith("score.") for name in told["unexpected_keys"]):
         raise BadInput(f"{path} is a sequence classifier, a reward model say, and no causal LM")
+    wrong = sorted(
+        (str(name), tuple(found), tuple(wanted)) for name, found, wanted in told["mismatched_keys"]
+    )
+    if wrong:
+        name, found, wanted = wrong[0]
+        raise BadInput(
+            f"{path} cannot be read: {len(wrong)} arrays have other shapes than {CONFIG} says, {name} among them: "
+            f"{list(found)}, not {list(wanted)}"
+        )
+    known = {_layerless(name) for name, _ in model.named_parameters()}
+    further = [name for name in sorted(map(str, told["unexpected_keys"])) if _layerless(name) in known]
+    if further:
+        raise BadInput(
+            f"{path} has more layers than its {CONFIG} says: {_some(further)}; give the {CONFIG} of these weights"
+        )
+
+
+def _layerless(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _notes(path: Path, config: Any, text: Any, told: dict[str, Any]) -> Iterator[str]:
@@ -220,19 +254,3 @@ def _check_generation_file(path: Path) -> None:
     every = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(one) is int for one in every):
         raise BadInput(f"{path}: eos_token_id must be an id or a list of ids, got {ends!r}")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers shows no progress of its own on standard error, and leaves it to us to say what is missing."""
-    from transformers.utils import logging
-
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
