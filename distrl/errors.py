@@ -42,7 +42,7 @@ def translated(
 
 
 def cause(error: BaseException) -> str:
-    """The error's type and the first line of its message that says something."""
-    lines = (line.strip() for line in str(error).splitlines())
-    text = next((line for line in lines if line), "")
+    """The error's type and the first line of its message that says something, with the next where it ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

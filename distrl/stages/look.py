@@ -192,14 +192,14 @@ def _policy(folder: Path, config: PPOConfig | None, which: str) -> tuple[ModelPa
         return _of_checkpoint(config, find_checkpoint(folder, which))
     saved = (folder / "model" / CONFIG_FILE).is_file()
     if saved and has_ended(folder):  # of a run that goes on since, it is an old one
-        return read_causal(folder / "model"), folder / "model", None
+        return read_causal(folder / "model", writes=True), folder / "model", None
     if config is None and saved:
         raise BadInput(
             f"{folder} has not finished, and its model is from an earlier end: finish it with --resume, or name "
             f"{folder / 'model'}"
         )
     if config is None:
-        return read_causal(folder), folder, None
+        return read_causal(folder, writes=True), folder, None
     found = latest_checkpoint(folder / "checkpoints")
     if found is None:
         raise BadInput(f"{folder} has neither a model nor a checkpoint")
@@ -207,7 +207,9 @@ def _policy(folder: Path, config: PPOConfig | None, which: str) -> tuple[ModelPa
 
 
 def _of_checkpoint(config: PPOConfig, found: Checkpoint) -> tuple[ModelParts, Path, int]:
-    actor = trained_parts(config, read_causal(config.folder)).with_arrays(found.trees["actor"]["parameters"])
+    actor = trained_parts(config, read_causal(config.folder, writes=True)).with_arrays(
+        found.trees["actor"]["parameters"]
+    )
     return actor, Path(config.folder), found.iteration
 
 

@@ -117,6 +117,11 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
             eval_prompts and eval_prompts.note(),
             padding_note(tokenizer),
             left_out(models["actor"].generation.to_dict(), config.recipe.temperature),
+            *dict.fromkeys(
+                note
+                for parts in [*models.values(), *(one.parts for one in rewards if one)]
+                for note in parts.notes
+            ),
         )
         if note
     ]
@@ -195,7 +200,7 @@ def _require_steps(actor: ModelParts, config: PPOConfig) -> None:
 def _models(config: PPOConfig, tokenizer: Any, problems: Problems) -> dict[str, ModelParts]:
     """By role; problems are kept."""
     models: dict[str, ModelParts] = {}
-    actor = problems.of("--model", read_causal, config.folder)
+    actor = problems.of("--model", read_causal, config.folder, writes=True)
     if actor is None:
         return models
     problems.of("--model", check_vocabulary, tokenizer, actor.config, config.folder)

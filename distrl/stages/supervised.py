@@ -21,6 +21,7 @@ from distrl.rlhf.models import (
     read_causal,
     read_config,
     save,
+    tried,
 )
 from distrl.rlhf.options import TrainOptions
 from distrl.rlhf.reward_model import new_reward_model, reference_samples, reward_trainer, score_scale
@@ -65,7 +66,7 @@ class SupervisedStage:
         self.options: TrainOptions = replace(config.recipe, seed=config.seed)
         self.total = self._trainer().num_steps
         notes = [self.rows.note(), self.held_out and self.held_out.note(), padding_note(self.tokenizer)]
-        self.notes = [note for note in notes if note]
+        self.notes = [*(note for note in notes if note), *self.base.notes]
         self.facts = {"model": digest(self.base.arrays), "data": file_sha256(config.data)}
         if config.held_out:
             self.facts["held out"] = file_sha256(config.held_out)
@@ -155,7 +156,7 @@ class SFTStage(SupervisedStage):
     def _model(self, config: SFTConfig) -> ModelParts:
         if config.fresh is None:
             return read_causal(config.folder)
-        return new_causal(read_config(config.fresh, self.tokenizer), config.seed)
+        return tried(new_causal(read_config(config.fresh, self.tokenizer), config.seed), config.fresh)
 
     def _start_from(self, config: SFTConfig) -> ModelParts:
         return trained_parts(config, self.base)
@@ -178,6 +179,9 @@ class RewardStage(SupervisedStage):
     look = REWARD_LOOK
     read = staticmethod(data.read_preferences)
     config: RewardConfig
+
+    def _model(self, config: RewardConfig) -> ModelParts:
+        return read_causal(config.folder, writes=config.normalize)
 
     def _start_from(self, config: RewardConfig) -> ModelParts:
         return trained_parts(config, new_reward_model(self.base, config.seed))
