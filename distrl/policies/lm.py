@@ -258,8 +258,13 @@ def trimmed(token_NS: Tensor, length_N: Tensor) -> Tensor:
 class _Given(nn.Module):
     """Stands in a trunk's place: hands on what it is given as if it had computed it.
 
-    A family may ask its trunk for a part inside, as OPT does for the decoder: it is this again.
+    A family may ask its trunk for a part inside, as OPT does for the decoder: it is this again. A plain number, as Falcon H1's
+    multiplier of logits, is the trunk's own.
     """
+
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["of"] = [of]  # in a list: its parameters are the model's
 
     def forward(self, input_ids: Tensor | None = None, **given: Any) -> Any:
         return _Outputs(last_hidden_state=given["inputs_embeds"])
@@ -267,7 +272,8 @@ class _Given(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return self
+        own = getattr(self.__dict__["of"][0], name, None)
+        return own if isinstance(own, int | float) else self
 
 
 class _Outputs(dict[str, Any]):
@@ -295,7 +301,7 @@ class CausalHead:
         if not 1 <= self.vocabulary <= self.num_rows:
             raise ValueError(f"vocabulary must be 1 to the model's {self.num_rows} rows, got {vocabulary}")
         self.model = copy.copy(own)
-        self.model._modules = {**own._modules, trunk_name(own): _Given()}
+        self.model._modules = {**own._modules, trunk_name(own): _Given(trunk(own))}
         self.plain = own.get_output_embeddings() if self._ends_at(own.get_output_embeddings()) else None
 
     @torch.no_grad()

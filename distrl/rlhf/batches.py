@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distrl.policies.lm import core, trunk_hidden
+from distrl.policies.lm import core, text_inputs, trunk, trunk_hidden
 from distrl.rlhf.cache import make_cache, read_prompts, read_together
 from distrl.rlhf.states import cache_name, joined, take_rows, takes
 from distrl.rlhf.ways import Way
@@ -55,8 +55,7 @@ class CachedBatch:
         seen: int,
         own: bool,
     ) -> None:
-        self.trunk = cast(Any, core(model)).base_model
-        self.embed = cast(Any, core(model)).get_input_embeddings()
+        self.model, self.trunk = model, trunk(model)
         self.name = cast(str, cache_name(self.trunk))
         self.cache = cache
         self.hidden = hidden
@@ -78,7 +77,7 @@ class CachedBatch:
             cache, hidden = _read_by_length(model, prompts, way.fast)
         length_N = torch.from_numpy(lengths).to(hidden.device)
         room = torch.arange(longest + limit, device=hidden.device)
-        grows = cache_name(cast(Any, core(model)).base_model) == "past_key_values"
+        grows = cache_name(trunk(model)) == "past_key_values"
         padded = grows and bool((lengths != longest).any())
         mask = room >= (longest - length_N).unsqueeze(1) if padded else None
         return cls(model, cache, hidden, length_N, mask, longest, own)
@@ -90,7 +89,7 @@ class CachedBatch:
             given["attention_mask"] = None if self.mask is None else self.mask[:, : self.seen].long()
         if takes(self.trunk, "position_ids"):
             given["position_ids"] = self.position_N.unsqueeze(1)
-        found = self.trunk(inputs_embeds=self.embed(token_N.unsqueeze(1)), **given)
+        found = self.trunk(**text_inputs(self.model, token_N.unsqueeze(1)), **given)
         self.hidden = found.last_hidden_state[:, -1]
         if getattr(found, self.name, None) is not None:
             self.cache = getattr(found, self.name)
@@ -106,13 +105,13 @@ class CachedBatch:
             self.mask = self.mask[rows]
 
 
-def new_cache(trunk: nn.Module, config: Any) -> Any:
+def new_cache(of_text: nn.Module, config: Any) -> Any:
     """An empty cache of transformers' or, where a family has a class of its own, that; None where its trunk makes it."""
     from transformers.cache_utils import DynamicCache
 
-    if cache_name(trunk) != "past_key_values":
+    if cache_name(of_text) != "past_key_values":
         return None
-    module = sys.modules[type(trunk).__module__]
+    module = sys.modules[type(of_text).__module__]
     own = [
         one
         for one in vars(module).values()
@@ -123,13 +122,13 @@ def new_cache(trunk: nn.Module, config: Any) -> Any:
 
 def _read_by_length(model: nn.Module, prompts: Prompts, fast: bool) -> tuple[Any, Tensor]:
     """The state of all prompts and the last hidden states, [N, H]; those of one length are read together, unpadded."""
-    trunk, config = cast(Any, core(model)).base_model, cast(Any, core(model)).config
+    config = cast(Any, core(model)).config
     lengths = np.array([len(prompt) for prompt in prompts])
     states, rows, hidden = [], [], []
     for length in np.unique(lengths):
         places = np.flatnonzero(lengths == length)
         found, state = read_together(
-            model, [prompts[place] for place in places], new_cache(trunk, config), fast
+            model, [prompts[place] for place in places], new_cache(trunk(model), config), fast
         )
         states.append(state)
         rows.append(torch.from_numpy(places).to(found.device))

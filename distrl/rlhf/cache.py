@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from distrl.maths.pieces import by_length
-from distrl.policies.lm import core
+from distrl.policies.lm import core, text_inputs, trunk
 from distrl.rlhf.fast_paths import decoding
 from distrl.rlhf.states import cache_name, takes
 
@@ -183,7 +183,6 @@ def read_together(
 
     `cache` None: the trunk makes its own.
     """
-    own = cast(Any, core(model))
     length_N = np.array([len(prompt) for prompt in prompts])
     longest = int(length_N.max())
     pads_N1 = (longest - length_N)[:, None]
@@ -197,13 +196,11 @@ def read_together(
         for array in (text_NS, place_NS.clip(min=0), (place_NS >= 0).astype(np.int64))
     )
     padded = bool(pads_N1.any())
-    trunk = own.base_model
-    name = cache_name(trunk)
+    of_text = trunk(model)
+    name = cache_name(of_text)
     given = {"attention_mask": seen if padded else None, "position_ids": position}
-    given = {argument: value for argument, value in given.items() if takes(trunk, argument)}
+    given = {argument: value for argument, value in given.items() if takes(of_text, argument)}
     with decoding(model, padded, fast):
-        found = trunk(
-            inputs_embeds=own.get_input_embeddings()(token), use_cache=True, **given, **{str(name): cache}
-        )
+        found = of_text(**text_inputs(model, token), use_cache=True, **given, **{str(name): cache})
     made = getattr(found, str(name), None)
     return cast(Tensor, found.last_hidden_state[:, -1]), cache if made is None else made

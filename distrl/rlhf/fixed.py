@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distrl.policies.lm import core
+from distrl.policies.lm import core, reads_ids, trunk
 from distrl.rlhf.cache import fixed_cache, read_prompts
 from distrl.rlhf.fast_paths import FIXED, attending
 
@@ -144,7 +144,8 @@ class _Lane:
     def __init__(self, of: Lanes, num_rows: int, room: int, limit: int, device: torch.device) -> None:
         self.model, self.pick, self.fast = of.model, of.pick, of.fast
         own = cast(Any, core(self.model))
-        self.config, self.trunk, self.embed = own.config, own.base_model, own.get_input_embeddings()
+        self.config, self.trunk, self.embed = own.config, trunk(own), own.get_input_embeddings()
+        self.by_ids = reads_ids(own)
         self.steps = of.steps
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         # of all graphs, which run one at a time: what one leaves there, none reads
@@ -206,7 +207,7 @@ class _Lane:
 
     def _forward(self, token: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         found = self.trunk(
-            inputs_embeds=self.embed(token),
+            **({"input_ids": token} if self.by_ids else {"inputs_embeds": self.embed(token)}),
             attention_mask=mask,
             position_ids=position,
             past_key_values=self.cache,

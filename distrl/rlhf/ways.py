@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from distrl.errors import BadInput, cause
 from distrl.maths.random import stream
-from distrl.policies.lm import causal_head, core, trunk_hidden
+from distrl.policies.lm import causal_head, context_length, core, trunk, trunk_hidden
 from distrl.rlhf.fixed import Steps
-from distrl.rlhf.models import context_length
 from distrl.rlhf.states import cache_name
 
 Reading = Literal["stored", "padded", "joined", "by length", "staying", "recomputed"]
@@ -54,11 +53,11 @@ class Way:
         return self.reading + (", one-query attention" if self.fast else "")
 
 
-def readings(config: Any, trunk: nn.Module) -> tuple[Reading, ...]:
+def readings(config: Any, of_text: nn.Module) -> tuple[Reading, ...]:
     """Those that may fit a model, the fastest first."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
-    name = cache_name(trunk)
+    name = cache_name(of_text)
     if name is None:
         return ("recomputed",)
     last: tuple[Reading, ...] = ("by length", "staying", "recomputed")
@@ -77,7 +76,7 @@ def way_of(model: nn.Module, fast: bool = True, vocabulary: int | None = None, r
     own = cast(Any, core(model))
     trials = Trials(model, vocabulary)
     failed: list[str] = []
-    every = readings(own.config, own.base_model)
+    every = readings(own.config, trunk(model))
     for reading in every:
         why = trials.why_not(Way(reading, fast=False))
         if why is None:

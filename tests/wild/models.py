@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from safetensors.numpy import load_file
 
 from tests.wild import kit
 from tests.wild.folders import VARIANTS, Change
