@@ -216,4 +216,5 @@ TRAIN = Schema(
     presets=LADDER,
     implied=implied,
     modules=("env", "wrapper", "policy"),
+    paths=("run_dir", "init_from"),
 )

@@ -10,6 +10,7 @@ from typing import Any
 from distrl.config import TRAIN, TrainConfig
 from distrl.errors import BadInput
 from distrl.fields import Schema
+from distrl.places import import_from
 
 
 def modules_named(config: TrainConfig) -> dict[str, str]:
@@ -62,4 +63,5 @@ def check_trust_as(
             f"{path} belongs to uid {owner}, not to you (uid {os.getuid()}), and names code to import: "
             f"{listed}; read that code, then give --trust-run"
         )
+    import_from(path)
     print(f"importing {listed}, named in {path}", file=sys.stderr)

@@ -352,6 +352,13 @@ def implied(values: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+_FILES = (
+    "model",
+    "reference",
+    "critic",
+    "reward",
+    "prompts",
+)  # may move, not change: `facts` of a checkpoint
 PPO = Schema(
     command="distrl rlhf ppo",
     config=PPOConfig,
@@ -374,7 +381,7 @@ PPO = Schema(
     changeable=(
         *KEPT, "iterations", "learning_rate", "learning_rate_schedule", "placement", "roles", "address",
         "role_timeout_sec", "placement_timeout_sec", "eval_every", "eval_prompts", "max_skipped_updates",
-        "max_worker_restarts", "reward_timeout_sec", "max_unscored", "trace",
+        "max_worker_restarts", "reward_timeout_sec", "max_unscored", "trace", *_FILES,
     ),
     fixed=FIXED,
     start_from=" from --model RUN_DIR/model",
@@ -384,5 +391,6 @@ PPO = Schema(
     recipe=ResponseRecipe,
     presets=RECIPES,
     modules=("reward_function",),
+    paths=("run_dir", "eval_prompts", *_FILES),
     hidden=("collects", "num_envs", "num_steps", "baseline"),
 )  # fmt: skip

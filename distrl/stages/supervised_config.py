@@ -111,13 +111,15 @@ _SECTIONS: dict[str, str | tuple[str, ...]] = {
     "who does the work": "device",
     "what is kept": "run_dir",
 }
-_CHANGEABLE = (*KEPT, "evaluate_every", "max_skipped_updates")
+_FILES = ("model", "data", "held_out")  # may move, not change: `facts` of a checkpoint
+_CHANGEABLE = (*KEPT, "evaluate_every", "max_skipped_updates", *_FILES)
 
 SFT = Schema(
     command="distrl rlhf sft",
     config=SFTConfig,
     sections={heading: first for heading, first in _SECTIONS.items() if heading != "the scores"},
-    changeable=_CHANGEABLE,
+    changeable=(*_CHANGEABLE, "fresh"),
+    paths=("run_dir", "fresh", *_FILES),
     fixed=FIXED,
     start_from=" from --model RUN_DIR/model",
     clashes=clashes,
@@ -131,6 +133,7 @@ REWARD = Schema(
     config=RewardConfig,
     sections=_SECTIONS,
     changeable=(*_CHANGEABLE, *_OF_SCORES),
+    paths=("run_dir", *_FILES),
     fixed=FIXED,
     start_from="",
     clashes=clashes,
