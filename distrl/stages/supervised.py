@@ -19,7 +19,9 @@ from distrl.rlhf.models import (
     new_causal,
     read_causal,
     read_config,
+    router_note,
     save,
+    save_adapter,
     tried,
 )
 from distrl.rlhf.options import TrainOptions
@@ -28,7 +30,7 @@ from distrl.rlhf.rewards import ScoreScale, save_reward
 from distrl.rlhf.sft import sft_trainer
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, padding_note, read_tokenizer, vocabulary_size
 from distrl.rlhf.training import Trainer
-from distrl.stages.materials import Problems, file_sha256, reading, require_context, trained_parts
+from distrl.stages.materials import ADAPTER, Problems, file_sha256, reading, require_context, trained_parts
 from distrl.stages.report import REWARD_LOOK, SFT_LOOK
 from distrl.stages.run import StageRun
 from distrl.stages.supervised_config import REWARD, SFT, RewardConfig, SFTConfig, SupervisedConfig
@@ -64,6 +66,7 @@ class SupervisedStage:
         self.options: TrainOptions = replace(config.recipe, seed=config.seed)
         self.total = self._trainer().num_steps
         notes = [self.rows.note(), self.held_out and self.held_out.note(), padding_note(self.tokenizer)]
+        notes.append(router_note(self.base, used=isinstance(self, SFTStage)))
         self.notes = [*(note for note in notes if note), *self.base.notes]
         self.facts = {"model": digest(self.base.arrays), "data": file_sha256(config.data)}
         if config.held_out:
@@ -123,6 +126,8 @@ class SupervisedStage:
     def finish(self, folder: Path | None) -> dict[str, Any]:
         parts = self.parts.with_arrays(parameters_and_buffers(self.trainer.model))
         told: dict[str, Any] = {"parameters_sha256": digest(parts.arrays)}
+        if folder is not None and self.config.save_adapter:
+            save_adapter(parts, folder.with_name(ADAPTER), self.config.folder)
         return told | (self._save(parts, folder) if folder is not None else {})
 
     def _save(self, parts: ModelParts, folder: Path) -> dict[str, Any]:
