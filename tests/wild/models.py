@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -156,7 +157,9 @@ def adapter(folder: Path, base: str | None = None, place: str = "adapter", kind:
     config: Any = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     if kind == "prompt":
         config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    adapted: Any = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's way with transformers
+        adapted: Any = get_peft_model(model, config)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         for parameter in adapted.parameters():
@@ -194,7 +197,8 @@ def merges(folder: Path, ended: Ended) -> None:
     token = torch.arange(3, 11).unsqueeze(0)
     with without_adapter(folder / "model") as plain:
         base = AutoModelForCausalLM.from_pretrained(plain)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         wanted = PeftModel.from_pretrained(base, str(place)).eval()(token).logits
         found = read_causal(place).build()(token).logits
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
