@@ -259,11 +259,13 @@ def trimmed(token_NS: Tensor, length_N: Tensor) -> Tensor:
 class _Given(nn.Module):
     """Stands in a trunk's place: hands on the hidden states that it is given as if it had computed them.
 
-    A family may ask its trunk for a part inside, as OPT does for the decoder: it is this again. `more` are further outputs.
+    A family may ask its trunk for a part inside, as OPT does for the decoder: it is this again. A plain number, as Falcon H1's
+    multiplier of logits, is the trunk's own. `more` are further outputs.
     """
 
-    def __init__(self, **more: Any) -> None:
+    def __init__(self, of: nn.Module, **more: Any) -> None:
         super().__init__()
+        self.__dict__["of"] = [of]  # in a list: its parameters are the model's
         self.more = more
 
     def forward(self, input_ids: Tensor | None = None, **given: Any) -> Any:
@@ -272,7 +274,8 @@ class _Given(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return self
+        own = getattr(self.__dict__["of"][0], name, None)
+        return own if isinstance(own, int | float) else self
 
 
 class _Outputs(dict[str, Any]):
@@ -309,7 +312,7 @@ def hidden_and_router_loss(model: nn.Module, token_NS: Tensor, length_N: Tensor)
     found = trunk(model)(**text_inputs(model, token_NS), use_cache=False, output_router_logits=True)
     hidden_NSH = cast(Tensor, found.last_hidden_state)
     seen_NS = torch.arange(token_NS.shape[1], device=token_NS.device) < length_N.unsqueeze(1)
-    given = _with_trunk(own, _Given(router_logits=found.router_logits))
+    given = _with_trunk(own, _Given(trunk(own), router_logits=found.router_logits))
     told = given(
         inputs_embeds=hidden_NSH[:1, :1].detach(),
         attention_mask=seen_NS.long(),
@@ -336,7 +339,7 @@ class CausalHead:
         self.vocabulary = self.num_rows if vocabulary is None else vocabulary
         if not 1 <= self.vocabulary <= self.num_rows:
             raise ValueError(f"vocabulary must be 1 to the model's {self.num_rows} rows, got {vocabulary}")
-        self.model = _with_trunk(own, _Given())
+        self.model = _with_trunk(own, _Given(trunk(own)))
         self.plain = own.get_output_embeddings() if self._ends_at(own.get_output_embeddings()) else None
 
     @torch.no_grad()

@@ -69,6 +69,7 @@ class DataSet(Generic[Row]):
     rows: tuple[Row, ...]
     num_bad: int = 0
     num_too_long: int = 0
+    where: tuple[str, ...] = ()  # file:line of each row; none where rows come from no file
 
     def note(self) -> str | None:
         """What to say where something was left out."""
@@ -85,11 +86,14 @@ class DataSet(Generic[Row]):
             )
         count = min(max(round(share * len(self.rows)), 1), len(self.rows) - 1)
         picked = set(stream(seed, "held out").permutation(len(self.rows))[:count].tolist())
-        parts = (
-            tuple(row for i, row in enumerate(self.rows) if (i in picked) == held) for held in (False, True)
-        )
-        kept, held = (DataSet(self.path, rows, self.num_bad, self.num_too_long) for rows in parts)
-        return kept, held
+
+        def part(held: bool) -> DataSet[Row]:
+            places = [place for place in range(len(self.rows)) if (place in picked) == held]
+            where = tuple(self.where[place] for place in places) if self.where else ()
+            rows = tuple(self.rows[place] for place in places)
+            return DataSet(self.path, rows, self.num_bad, self.num_too_long, where)
+
+        return part(False), part(True)
 
 
 class Reading(TypedDict, total=False):
@@ -154,6 +158,7 @@ def _read(
 ) -> DataSet[Row]:
     """`make` gets a line with its prompt as text and as tokens, and tells the row and the length that counts."""
     rows: list[Row] = []
+    places: list[str] = []
     bad: list[str] = []
     long: list[str] = []
     for number, raw in enumerate(_raw_lines(path), start=1):
@@ -170,6 +175,7 @@ def _read(
             long.append(f"{where}: {length} tokens, the limit is {max_tokens}")
             continue
         rows.append(row)
+        places.append(where)
     if bad and not skip_bad:
         raise BadInput(*_some(bad, "mend them, or leave them out and count them with --skip-bad"))
     if long and too_long == "error":
@@ -178,7 +184,7 @@ def _read(
         raise BadInput(
             f"{path} has nothing to learn from: {len(bad)} corrupt lines, {len(long)} too long, none left"
         )
-    return DataSet(str(path), tuple(rows), len(bad), len(long))
+    return DataSet(str(path), tuple(rows), len(bad), len(long), tuple(places))
 
 
 def _raw_lines(path: str | Path) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +17,16 @@ from distrl.evaluation import find_checkpoint
 from distrl.fields import nearest
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, config_file, read_config_as
-from distrl.rlhf.data import Prompt, read_prompts
+from distrl.rlhf.adapters import CONFIG as ADAPTER_FILE
+from distrl.rlhf.data import DataSet, Prompt, read_prompts
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
 from distrl.rlhf.rewards import FunctionReward, check_function
 from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
 from distrl.session import has_ended
+from distrl.stages.context import longest, require_fit, reward_models
 from distrl.stages.evaluation import Evaluator
-from distrl.stages.materials import Problems, require_context, reward_model, trained_parts, weighted
+from distrl.stages.materials import Problems, reward_model, trained_parts, weighted
 from distrl.stages.ppo_config import PPO, PPOConfig
 from distrl.trust import check_trust_as
 
@@ -123,17 +125,20 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     tokenizer = read_tokenizer(where)
     check_vocabulary(tokenizer, parts.config, str(where))
     recipe = config.recipe if config is not None else PPOConfig.model_fields["recipe"].default
-    prompts = _prompts(asked, config, tokenizer)
+    file = _prompts(asked, config, tokenizer)
+    prompts = file.rows
     max_response = asked.max_response or recipe.max_response
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    require_context(
-        parts, longest + max_response, f"the longest prompt's {longest} + --max-response {max_response}"
-    )
     reference = asked.reference or (config and (config.reference or config.model))
+    reference_parts = read_causal(reference) if reference else None
+    reward = _reward(asked, config, tokenizer, prompts, computing)
+    models = {str(folder): parts, **({"--reference": reference_parts} if reference_parts else {})}
+    models |= reward_models(reward) if reward is not None else {}
+    text = longest((file,), lambda prompt: len(prompt.tokens))
+    require_fit(models, text, None, max_response)
     evaluator = Evaluator(
         prompts=prompts,
-        reference=read_causal(reference) if reference else None,
-        reward=_reward(asked, config, tokenizer, prompts, computing),
+        reference=reference_parts,
+        reward=reward,
         end_tokens=end_tokens(tokenizer, parts.generation),
         max_response=max_response,
         temperature=asked.temperature or recipe.temperature,
@@ -164,6 +169,8 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
 
 def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
     """That of a run of `distrl rlhf ppo`; None for another run or a model's folder. BadInput for neither."""
+    if (folder / ADAPTER_FILE).is_file():
+        return None
     if not (folder / CONFIG_FILE).is_file():
         raise BadInput(f"{folder} is no run directory and no model folder: it has no config.json")
     try:
@@ -209,13 +216,13 @@ def _of_checkpoint(config: PPOConfig, found: Checkpoint) -> tuple[ModelParts, Pa
     return actor, Path(config.folder), found.iteration
 
 
-def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Prompt, ...]:
+def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> DataSet[Prompt]:
     path = asked.prompts or (config and (config.eval_prompts or config.prompts))
     if not path:
         raise BadInput('--prompts: must be given; a JSONL file, {"prompt": "..."} a line')
     chat = asked.chat or (config is not None and config.chat)
-    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, chat=chat).rows
-    return rows[: asked.limit] if asked.limit else rows
+    found = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, chat=chat)
+    return replace(found, rows=found.rows[: asked.limit], where=found.where[: asked.limit])
 
 
 def _reward(

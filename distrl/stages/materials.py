@@ -18,7 +18,6 @@ from distrl.rlhf.models import (
     Dtype,
     LoraOptions,
     ModelParts,
-    context_length,
     read_causal,
     read_scalar,
     router_note,
@@ -79,15 +78,6 @@ def text_sha256(told: Any) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def require_context(parts: ModelParts, tokens: int, told: str) -> None:
-    """BadInput where texts of so many tokens do not fit the model."""
-    limit = context_length(parts.config)
-    if limit is not None and tokens > limit:
-        raise BadInput(
-            f"{told} = {tokens} tokens, and the model reads {limit}: {tokens - limit} too many; shorten one of the two"
-        )
-
-
 @dataclass(frozen=True)
 class PPOMaterials:
     """All that `distrl rlhf ppo` starts from."""
@@ -121,11 +111,6 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
         problems.of("--reward", reward_model, folder, tokenizer, config.fast_paths, config.dtype)
         for folder in config.reward
     ]
-    problems.stop()
-    longest = max(len(prompt.tokens) for some in (prompts, eval_prompts) if some for prompt in some.rows)
-    told = f"the longest prompt's {longest} + --max-response {config.recipe.max_response}"
-    for parts in models.values():
-        problems.of("--max-response", require_context, parts, longest + config.recipe.max_response, told)
     problems.stop()
     notes = [
         note

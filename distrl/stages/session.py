@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -26,12 +25,12 @@ from typing import Any, Protocol
 
 from distrl import machine
 from distrl.checkpoint import latest_checkpoint, write_checkpoint
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput, RunFailed, cause, translated
 from distrl.fields import Schema
 from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
 from distrl.resolve import ResolvedAs, to_flat_as, write_config_as
 from distrl.rlhf.devices import reproducibility
-from distrl.run_directory import default_run_dir, lock_run_directory, new_run_directory
+from distrl.run_directory import default_run_dir, failure_of, lock_run_directory, new_run_directory
 from distrl.runtime.roles import RoleLost
 from distrl.session import Outcome, has_ended, last_record, warnings_told_to
 from distrl.stages.run import StageRun, StageState
@@ -53,6 +52,7 @@ class Stage(Protocol):
     notes: list[str]  # to be told when it begins
     facts: dict[str, Any]  # digests of what was read: a resumed run must find the same
     sources: dict[str, str]  # digests of the user's code: a resumed run says which is another
+    paths: dict[str, str]  # fast paths that were proved on the model: a resumed run says which are others
     device: str
     devices: Collection[str]  # where models compute
     max_restarts: int
@@ -78,6 +78,10 @@ class Stage(Protocol):
 
     def finish(self, folder: Path | None) -> dict[str, Any]:
         """What summary.json says beside the counts; with a folder, the model is saved there first."""
+        ...
+
+    def complete(self, folder: Path) -> dict[str, Any]:
+        """What comes after the model was saved in that folder, and may fail; more of what summary.json says."""
         ...
 
     def close(self) -> None:
@@ -122,6 +126,12 @@ def run_stage(
             made = (directory / "config.json").exists()
             how = f"; {_how_to_resume(stage, directory)}" if made else ""
             raise RunFailed(f"{error.filename or directory}: {error.strerror}{how}") from error
+        except RunFailed:
+            raise
+        except Exception as error:  # of a model's code, while roles are made ready
+            if not (directory / "config.json").exists():
+                raise
+            raise failure_of(directory, error, _how_to_resume(stage, directory)) from error
 
 
 def _create(directory: Path, stage: Stage, resolved: ResolvedAs[Any]) -> None:
@@ -137,6 +147,7 @@ def _meta(stage: Stage) -> dict[str, Any]:
         "command": stage.schema.command,
         "facts": stage.facts,
         "sources": stage.sources,
+        "paths": stage.paths,
         "versions": _versions(),
         "machine": machine.machine(stage.device),
     }
@@ -249,6 +260,9 @@ class _Session:
         for name, was in before.get("sources", {}).items():
             if was != now["sources"].get(name):
                 yield f"the file of {name} has changed since the checkpoint, so scores may"
+        others = machine.differences(before["paths"], stage.paths) if before.get("paths") else []
+        if others:
+            yield f"the paths that fit the model differ from the checkpoint's, so bits may: {', '.join(others)}"
         for kind in ("versions", "machine"):
             found = machine.differences(before.get(kind, {}), now[kind])
             if found:
@@ -277,16 +291,15 @@ class _Session:
         except RunFailed as failure:
             with contextlib.suppress(RunFailed, OSError):
                 self._write_summary(run, f"failed: {failure}", {})
-            raise RunFailed(f"{failure}\ncheckpoint of iteration {run.saved_at} kept; {how}") from failure
+            kept = f"checkpoint of iteration {run.saved_at} kept; {how}"
+            raise failure_of(self.directory, failure, kept) from failure
         except OSError:
             raise
-        except Exception as error:  # a fault of ours or of a reward function's: with its traceback
-            cause = f"{type(error).__name__}: {error}"
+        except Exception as error:  # an error of ours or of a model's code
             with contextlib.suppress(RunFailed, OSError):
-                self._write_summary(run, f"failed: {cause}", {})
-            raise RunFailed(
-                f"{cause}\n{traceback.format_exc()}checkpoint of iteration {run.saved_at} kept; {how}"
-            ) from error
+                self._write_summary(run, f"failed: {cause(error)}", {})
+            kept = f"checkpoint of iteration {run.saved_at} kept; {how}"
+            raise failure_of(self.directory, error, kept) from error
         self.interrupts.settle()
         summary = self._write_summary(run, exit_reason, described)
         console.close()
@@ -304,8 +317,7 @@ class _Session:
                 self.stage.train()
                 run.checkpoint()
                 self._require_saved(run)
-                with span("save model"), replaced_folder(self.directory / "model") as folder:
-                    return self.stage.finish(folder)
+                return self._save_and_complete(run)
             except RoleLost as lost:
                 run.restarts += 1
                 if run.restarts > self.stage.max_restarts:
@@ -322,6 +334,24 @@ class _Session:
                 with span("restart"), run.uninterrupted():
                     run.rewind(state)
                     self.stage.start(run, found[1].trees)
+
+    def _save_and_complete(self, run: StageRun) -> dict[str, Any]:
+        """The model first, then what may fail: an error after the training names the model that is there."""
+        folder = self.directory / "model"
+        with (
+            span("save model"),
+            translated(f"the model was not saved in {folder}", "make room on the disk", RunFailed),
+            replaced_folder(folder) as aside,
+        ):
+            described = self.stage.finish(aside)
+        if run.unevaluated is not None:
+            raise RunFailed(
+                f"{run.unevaluated}; the trained model is in {folder}"
+            ) from run.unevaluated.__cause__
+        with translated(
+            "what comes after the training failed", f"the trained model is in {folder}", RunFailed
+        ):
+            return described | self.stage.complete(folder)
 
     def _require_saved(self, run: StageRun) -> None:
         if run.saved_at != run.iteration and not run.torn:

@@ -129,11 +129,12 @@ SFT = Schema(
     recipe=TrainOptions,
     hidden=("seed",),
 )
+_OF_SCORES = ("normalize", "normalize_responses", "max_response", "temperature")
 REWARD = Schema(
     command="distrl rlhf reward",
     config=RewardConfig,
     sections=_SECTIONS,
-    changeable=_CHANGEABLE,
+    changeable=(*_CHANGEABLE, *_OF_SCORES),
     fixed=FIXED,
     start_from="",
     clashes=clashes,
