@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distrl.errors import BadInput
 from distrl.policies.protocol import Evaluation
 from distrl.trees import Tree
 
@@ -256,18 +257,19 @@ def trimmed(token_NS: Tensor, length_N: Tensor) -> Tensor:
 
 
 class _Given(nn.Module):
-    """Stands in a trunk's place: hands on what it is given as if it had computed it.
+    """Stands in a trunk's place: hands on the hidden states that it is given as if it had computed them.
 
     A family may ask its trunk for a part inside, as OPT does for the decoder: it is this again. A plain number, as Falcon H1's
-    multiplier of logits, is the trunk's own.
+    multiplier of logits, is the trunk's own. `more` are further outputs.
     """
 
-    def __init__(self, of: nn.Module) -> None:
+    def __init__(self, of: nn.Module, **more: Any) -> None:
         super().__init__()
         self.__dict__["of"] = [of]  # in a list: its parameters are the model's
+        self.more = more
 
     def forward(self, input_ids: Tensor | None = None, **given: Any) -> Any:
-        return _Outputs(last_hidden_state=given["inputs_embeds"])
+        return _Outputs(last_hidden_state=given["inputs_embeds"], **self.more)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -288,6 +290,43 @@ class _Outputs(dict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
 
 
+def _with_trunk(own: nn.Module, stand_in: nn.Module) -> Any:
+    """The same model, its parameters shared, with something else in its trunk's place."""
+    model: Any = copy.copy(own)
+    model._modules = {**own._modules, trunk_name(own): stand_in}
+    return model
+
+
+def router_coefficient(config: Any) -> float:
+    """Weight of the loss that keeps a mixture's experts evenly used, where the configuration asks for it; 0: none."""
+    text = config.get_text_config()
+    asked = getattr(text, "output_router_logits", False)
+    names = ("router_aux_loss_coef", "aux_loss_coef")  # the second is JetMoE's
+    found = next((getattr(text, name) for name in names if getattr(text, name, None)), 0.0)
+    return float(found) if asked else 0.0
+
+
+def hidden_and_router_loss(model: nn.Module, token_NS: Tensor, length_N: Tensor) -> tuple[Tensor, Tensor]:
+    """`trunk_hidden`, and the router's auxiliary loss over tokens that are no padding, by the family's own code."""
+    own = core(model)
+    found = trunk(model)(**text_inputs(model, token_NS), use_cache=False, output_router_logits=True)
+    hidden_NSH = cast(Tensor, found.last_hidden_state)
+    seen_NS = torch.arange(token_NS.shape[1], device=token_NS.device) < length_N.unsqueeze(1)
+    given = _with_trunk(own, _Given(trunk(own), router_logits=found.router_logits))
+    told = given(
+        inputs_embeds=hidden_NSH[:1, :1].detach(),
+        attention_mask=seen_NS.long(),
+        output_router_logits=True,
+        use_cache=False,
+    )
+    if not isinstance(told.aux_loss, Tensor):
+        raise BadInput(
+            f"output_router_logits of config.json asks for the router's auxiliary loss, which transformers does not compute of "
+            f"a {cast(Any, own).config.model_type} model; set it to false"
+        )
+    return hidden_NSH, told.aux_loss
+
+
 class CausalHead:
     """From hidden states to logits by the family's own code, with whatever scale or soft cap it has after its head.
 
@@ -300,8 +339,7 @@ class CausalHead:
         self.vocabulary = self.num_rows if vocabulary is None else vocabulary
         if not 1 <= self.vocabulary <= self.num_rows:
             raise ValueError(f"vocabulary must be 1 to the model's {self.num_rows} rows, got {vocabulary}")
-        self.model = copy.copy(own)
-        self.model._modules = {**own._modules, trunk_name(own): _Given(trunk(own))}
+        self.model = _with_trunk(own, _Given(trunk(own)))
         self.plain = own.get_output_embeddings() if self._ends_at(own.get_output_embeddings()) else None
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from torch import nn
 from distrl.errors import BadInput, translated
 from distrl.maths.random import derive_seed
 from distrl.policies.lm import context_length as context_length
-from distrl.policies.lm import core
+from distrl.policies.lm import core, router_coefficient
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.fast_paths import fused_activations
 from distrl.rlhf.folders import quiet
@@ -239,6 +239,16 @@ def scalar_from(causal: ModelParts, initial_std: float = 0.0, seed: int = 0) -> 
     return ModelParts.of(model, "scalar")
 
 
+def router_note(parts: ModelParts, used: bool) -> str | None:
+    """What to say of the auxiliary loss that a mixture's configuration asks for; None where it asks for none."""
+    if not (coefficient := router_coefficient(parts.config)):
+        return None
+    told = (
+        "is added to the loss" if used else "is a part of supervised fine-tuning alone, and is not used here"
+    )
+    return f"the router's auxiliary loss (router_aux_loss_coef {coefficient:g} of config.json) {told}"
+
+
 def width(parts: ModelParts) -> int:
     """Of the hidden states."""
     return int(parts.config.hidden_size)
@@ -258,6 +268,15 @@ def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:
             model.save_pretrained(aside)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
+
+
+def save_adapter(parts: ModelParts, folder: str | Path, base: str | Path) -> None:
+    """The adapters alone as peft has them, for the model in `base`; whole, as `save`."""
+    model = cast(Any, parts.build())
+    model.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
+    with filled_aside(Path(folder)) as aside, quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft looks for the base's own page
+        model.save_pretrained(aside, save_embedding_layers=False)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import nn
 
 from distrl.errors import BadInput, translated
 from distrl.policies.lm import trunk
-from distrl.rlhf.adapters import adapter_in, apply_adapter
+from distrl.rlhf.adapters import adapter_in, apply_adapter, array_names, without_adapter
 from distrl.rlhf.folders import (
     CONFIG,
     OWN_CODE,
@@ -54,8 +54,10 @@ def read_pretrained(kind: Kind, folder: str | Path) -> Pretrained:
         require_one_label(path)
     auto, text = _auto(kind, config, base)
     asked = _plain_attention(config)
-    model, told = _load(auto, base, kind, config)
-    _check_keys(base, model, kind, told, adapter is not None)
+    with without_adapter(base) as whole:
+        model, told = _load(auto, whole, base, kind, config)
+    has_head = adapter is not None and any("score" in name for name in array_names(adapter))
+    _check_keys(base, model, kind, told, has_head)
     notes = [*_notes(base, config, text, told)]
     if asked is not None:
         notes.append(f"{base / CONFIG} asks for attention by {asked}, which is not used here")
@@ -161,7 +163,8 @@ def _plain_attention(config: Any) -> str | None:
     return found
 
 
-def _load(auto: Any, path: Path, kind: Kind, config: Any) -> tuple[nn.Module, dict[str, Any]]:
+def _load(auto: Any, whole: Path, path: Path, kind: Kind, config: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """From the files in `whole`, those of `path`."""
     what = f"{path / CONFIG} describes no model that transformers {_version()} makes"
     with translated(what), quiet(), torch.device("meta"):
         auto.from_config(config, trust_remote_code=False)
@@ -169,7 +172,7 @@ def _load(auto: Any, path: Path, kind: Kind, config: Any) -> tuple[nn.Module, di
         config.num_labels = 1
     with translated(f"{path} cannot be read as a {kind} model"), quiet():
         model, told = auto.from_pretrained(
-            path,
+            whole,
             config=config,
             local_files_only=True,
             use_safetensors=True,
@@ -198,10 +201,10 @@ def _text_part(whole: nn.Module, text: Any) -> nn.Module:
     return cast(nn.Module, model)
 
 
-def _check_keys(path: Path, model: nn.Module, kind: Kind, told: dict[str, Any], adapted: bool) -> None:
-    """BadInput where config.json and the weights are of two models. `adapted`: an adapter may have a reward model's head."""
+def _check_keys(path: Path, model: nn.Module, kind: Kind, told: dict[str, Any], has_head: bool) -> None:
+    """BadInput where config.json and the weights are of two models. `has_head`: an adapter brings a reward model's."""
     missing = [
-        name for name in sorted(map(str, told["missing_keys"])) if not adapted or name != "score.weight"
+        name for name in sorted(map(str, told["missing_keys"])) if not has_head or name != "score.weight"
     ]
     if missing:
         raise BadInput(f"{path} lacks parameters of a {kind} model: {_some(missing)}")

@@ -3,18 +3,25 @@
     loss = - sum over completion tokens t of log pi(x_t | x_<t) / number of completion tokens in the batch
 
 The prompt's tokens are read and not learned. A batch's mean is over all its tokens, whatever pieces it is computed in.
+Of a mixture of experts whose configuration asks for it, the router's auxiliary loss is added, as transformers does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distrl.policies.lm import LanguagePolicy, trunk_hidden
+from distrl.policies.lm import (
+    LanguagePolicy,
+    core,
+    hidden_and_router_loss,
+    router_coefficient,
+    trunk_hidden,
+)
 from distrl.policies.protocol import parameters_and_buffers
 from distrl.rlhf.data import Demonstration
 from distrl.rlhf.models import ModelParts
@@ -28,6 +35,11 @@ class Imitation:
     def __init__(self, model: nn.Module, rows: Sequence[Demonstration]) -> None:
         self.policy = LanguagePolicy(model, None)
         self.model = model
+        self.router = router_coefficient(cast(Any, core(model)).config)
+        if self.router:  # tried now: not every family computes it
+            one = torch.ones(1, device=next(model.parameters()).device, dtype=torch.long)
+            with torch.no_grad():
+                hidden_and_router_loss(model, one.unsqueeze(0), one)
         self.rows = rows
         self.lengths = [len(row.tokens) for row in rows]
         self.learned = np.array([len(row.tokens) - row.num_prompt for row in rows])
@@ -44,9 +56,16 @@ class Imitation:
         place_S = torch.arange(token_NS.shape[1] - 1, device=token_NS.device)
         # position t tells of token t + 1
         told_NS = (place_S + 1 >= prompt_N.unsqueeze(1)) & (place_S + 1 < length_N.unsqueeze(1))
-        hidden_NSH = trunk_hidden(self.model, token_NS)
+        if self.router:
+            hidden_NSH, router = hidden_and_router_loss(self.model, token_NS, length_N)
+        else:
+            hidden_NSH = trunk_hidden(self.model, token_NS)
         said = self.policy.token_log_probs(hidden_NSH[:, :-1][told_NS], token_NS[:, 1:][told_NS])
-        return -said.log_prob.sum(), {"entropy": said.entropy.detach().sum()}
+        loss, sums = -said.log_prob.sum(), {"entropy": said.entropy.detach().sum()}
+        if self.router:  # a mean over a piece, which counts by its tokens
+            count = self.count(rows)
+            loss, sums["router_loss"] = loss + self.router * count * router, router.detach() * count
+        return loss, sums
 
 
 def sft_trainer(

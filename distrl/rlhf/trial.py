@@ -36,7 +36,15 @@ TRIES = 2
 
 def try_causal(model: nn.Module, where: str, writes: bool = False, length: int | None = None) -> None:
     """BadInput where a causal LM fails a part. `writes`: it has to generate too. `length`: the longest text it reads."""
-    _tried(model, where, length, lambda texts: _causal_fault(model, texts, writes))
+
+    def fault(texts: Tensor) -> str | None:
+        found = _causal_fault(model, texts)
+        if found is None and writes and texts.shape[1] == LENGTH:
+            with translated(f"{where}: a {_family(model)} model cannot be used here: cached generation"):
+                found = _writing_fault(model, texts)
+        return found
+
+    _tried(model, where, length, fault)
 
 
 def try_scalar(model: nn.Module, where: str, length: int | None = None) -> None:
@@ -46,14 +54,17 @@ def try_scalar(model: nn.Module, where: str, length: int | None = None) -> None:
 
 def _tried(model: nn.Module, where: str, length: int | None, fault: Callable[[Tensor], str | None]) -> None:
     own = cast(Any, core(model))
-    family = str(own.config.model_type)
-    what = f"{where}: a {family} model cannot be used here"
+    what = f"{where}: a {_family(model)} model cannot be used here"
     found = None
     with torch.inference_mode(), translated(what):
         for attempt in range(TRIES):
             if (found := fault(_texts(own, attempt, length))) is None:
                 return
     raise BadInput(f"{what}: {found}")
+
+
+def _family(model: nn.Module) -> str:
+    return str(cast(Any, core(model)).config.model_type)
 
 
 def _texts(own: Any, attempt: int, length: int | None) -> Tensor:
@@ -68,7 +79,7 @@ def _texts(own: Any, attempt: int, length: int | None) -> Tensor:
     return token_NS.to(own.device)
 
 
-def _causal_fault(model: nn.Module, texts: Tensor, writes: bool) -> str | None:
+def _causal_fault(model: nn.Module, texts: Tensor) -> str | None:
     own = cast(Any, core(model))
     rows = own.get_output_embeddings()
     if rows is None:
@@ -90,7 +101,7 @@ def _causal_fault(model: nn.Module, texts: Tensor, writes: bool) -> str | None:
         return f"head: log-probs are {off:.1e} from those of its own forward pass"
     if (off := _distance(told[1:, :PREFIX], _log_probs(policy, texts[1:, :PREFIX]))) > ROUNDED:
         return f"padding: log-probs move by {off:.1e} with what stands behind a text"
-    return _writing_fault(policy, texts) if writes and texts.shape[1] == LENGTH else None
+    return None
 
 
 def _scalar_fault(model: nn.Module, texts: Tensor) -> str | None:
@@ -132,10 +143,11 @@ def sees_ahead(told_NSV: Tensor) -> float:
     return _distance(told_NSV[0, :PREFIX], told_NSV[1, :PREFIX])
 
 
-def _writing_fault(policy: LanguagePolicy, texts: Tensor) -> str | None:
+def _writing_fault(model: nn.Module, texts: Tensor) -> str | None:
     """Prompts of two lengths, so that one is padded."""
+    policy = LanguagePolicy(model, None, TEMPERATURE)
     prompts = [texts[0, :PREFIX].tolist(), texts[1, PREFIX:].tolist()]
-    generator = CachedGenerator(cast(nn.Module, policy.actor), (), policy.temperature)
+    generator = CachedGenerator(model, (), TEMPERATURE)
     written = respond(generator, prompts, range(2), 0, 0, range(2), LENGTH - PREFIX, 0)
     if (off := off_ratio(all_log_probs(policy, written, [np.arange(2)]), written)) > ROUNDED:
         return f"cached generation: ratios are {off:.1e} from 1, so what it writes is not what the whole text gives"

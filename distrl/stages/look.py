@@ -17,6 +17,7 @@ from distrl.evaluation import find_checkpoint
 from distrl.fields import nearest
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, config_file, read_config_as
+from distrl.rlhf.adapters import CONFIG as ADAPTER_FILE
 from distrl.rlhf.data import DataSet, Prompt, read_prompts
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
 from distrl.rlhf.rewards import FunctionReward, check_function
@@ -168,6 +169,8 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
 
 def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
     """That of a run of `distrl rlhf ppo`; None for another run or a model's folder. BadInput for neither."""
+    if (folder / ADAPTER_FILE).is_file():
+        return None
     if not (folder / CONFIG_FILE).is_file():
         raise BadInput(f"{folder} is no run directory and no model folder: it has no config.json")
     try:

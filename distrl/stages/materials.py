@@ -20,6 +20,7 @@ from distrl.rlhf.models import (
     ModelParts,
     read_causal,
     read_scalar,
+    router_note,
     scalar_from,
     with_lora,
 )
@@ -44,6 +45,7 @@ from distrl.stages.config import StageConfig
 from distrl.stages.ppo_config import PPOConfig
 
 T = TypeVar("T")
+ADAPTER = "adapter"  # folder of --save-adapter, beside the model's
 
 
 class Problems:
@@ -116,6 +118,7 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
             prompts.note(),
             eval_prompts and eval_prompts.note(),
             padding_note(tokenizer),
+            router_note(models["actor"], used=False),
             left_out(models["actor"].generation.to_dict(), config.recipe.temperature),
             *dict.fromkeys(
                 note

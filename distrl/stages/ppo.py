@@ -16,7 +16,7 @@ from distrl.loops import train_responses, train_responses_overlapped
 from distrl.machine import resolve_device
 from distrl.maths.kl import AdaptiveBeta, BetaController, FixedBeta
 from distrl.rlhf.first_ratio import bound_of, check_first_ratio, turn_off
-from distrl.rlhf.models import ModelParts, save
+from distrl.rlhf.models import ModelParts, save, save_adapter
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
 from distrl.rlhf.role_spec import RoleSpec
@@ -27,7 +27,7 @@ from distrl.runtime.placement import devices, idle_warnings, require_place
 from distrl.runtime.roles import Host, Roles, start_roles
 from distrl.stages.context import longest, require_fit, reward_models
 from distrl.stages.evaluation import Evaluator
-from distrl.stages.materials import PPOMaterials, read_ppo_materials
+from distrl.stages.materials import ADAPTER, PPOMaterials, read_ppo_materials
 from distrl.stages.paths import Paths, proved
 from distrl.stages.ppo_config import PPO, PPOConfig
 from distrl.stages.report import PPO_LOOK, picture_of, told_chain
@@ -154,6 +154,8 @@ class PPOStage:
         if folder is not None:
             actor = self.materials.models["actor"].with_arrays(snapshot.arrays)
             save(actor, folder, self.materials.tokenizer)
+            if self.config.save_adapter:
+                save_adapter(actor, folder.with_name(ADAPTER), self.config.folder)
         digests = {**self.digests, "actor": snapshot.digest}
         told = {"parameters_sha256": snapshot.digest, "digests": digests, "paths": self.paths}
         return told | ({"longest_chain": self._longest_chain()} if folder is None else {})

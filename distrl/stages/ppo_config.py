@@ -13,7 +13,7 @@ from distrl.errors import BadInput
 from distrl.fields import Schema
 from distrl.rlhf.recipes import RECIPES, RLHF_PPO, ResponseRecipe
 from distrl.stages import reward_time
-from distrl.stages.config import FIXED, KEPT, StageConfig, needed, no_clashes
+from distrl.stages.config import FIXED, KEPT, StageConfig, adapter_clashes, needed, no_clashes
 
 if TYPE_CHECKING:
     from distrl.runtime.roles import Host
@@ -34,6 +34,9 @@ class PPOConfig(StageConfig):
         0, description="train adapters of this rank (LoRA) instead of the model (0: none)"
     )
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
+    save_adapter: bool = Field(
+        False, description="the adapters alone too, in RUN_DIR/adapter, as peft reads them; with --lora-rank"
+    )
     algo: str = Field("rlhf-ppo", description="rlhf-ppo, rlhf-reinforce, rloo or grpo")
     recipe: ResponseRecipe = Field(RLHF_PPO, description="the algorithm's own fields, each a flag")
     iterations: Count = Field(100, description="iterations in all: write, score, learn")
@@ -165,6 +168,7 @@ def clashes(config: PPOConfig) -> list[Clash]:
     """Every rule between fields that `config` breaks."""
     return [
         *_given(config),
+        *adapter_clashes(config),
         *_rewards(config),
         *reward_time.clashes(config),
         *_critic(config),

@@ -20,7 +20,9 @@ from distrl.rlhf.models import (
     new_causal,
     read_causal,
     read_config,
+    router_note,
     save,
+    save_adapter,
     tried,
 )
 from distrl.rlhf.options import TrainOptions
@@ -30,7 +32,7 @@ from distrl.rlhf.sft import sft_trainer
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, padding_note, read_tokenizer, vocabulary_size
 from distrl.rlhf.training import Trainer
 from distrl.stages.context import longest, require_fit
-from distrl.stages.materials import Problems, file_sha256, reading, trained_parts
+from distrl.stages.materials import ADAPTER, Problems, file_sha256, reading, trained_parts
 from distrl.stages.report import REWARD_LOOK, SFT_LOOK
 from distrl.stages.run import StageRun
 from distrl.stages.supervised_config import REWARD, SFT, RewardConfig, SFTConfig, SupervisedConfig
@@ -66,6 +68,7 @@ class SupervisedStage:
         self.options: TrainOptions = replace(config.recipe, seed=config.seed)
         self.total = self._trainer().num_steps
         notes = [self.rows.note(), self.held_out and self.held_out.note(), padding_note(self.tokenizer)]
+        notes.append(router_note(self.base, used=isinstance(self, SFTStage)))
         self.notes = [*(note for note in notes if note), *self.base.notes]
         self.facts = {"model": digest(self.base.arrays), "data": file_sha256(config.data)}
         if config.held_out:
@@ -131,6 +134,8 @@ class SupervisedStage:
         told: dict[str, Any] = {"parameters_sha256": digest(parts.arrays)}
         if folder is not None:
             self._save(parts, folder)
+            if self.config.save_adapter:
+                save_adapter(parts, folder.with_name(ADAPTER), self.config.folder)
         return told
 
     def _save(self, parts: ModelParts, folder: Path) -> None:

@@ -11,7 +11,7 @@ from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.fields import Schema
 from distrl.rlhf.options import TrainOptions
-from distrl.stages.config import FIXED, KEPT, StageConfig, needed, no_clashes
+from distrl.stages.config import FIXED, KEPT, StageConfig, adapter_clashes, needed, no_clashes
 
 
 class SupervisedConfig(StageConfig):
@@ -30,6 +30,9 @@ class SupervisedConfig(StageConfig):
         0, description="train adapters of this rank (LoRA), merged in the end (0: none)"
     )
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
+    save_adapter: bool = Field(
+        False, description="the adapters alone too, in RUN_DIR/adapter, as peft reads them; with --lora-rank"
+    )
     recipe: TrainOptions = Field(TrainOptions(), description="how it is trained, each a flag")
 
     @field_validator("recipe", mode="after")
@@ -73,6 +76,7 @@ def clashes(config: SupervisedConfig) -> list[Clash]:
 def _clashes(config: SupervisedConfig) -> Iterator[Clash]:
     yield from needed(config, model="a folder that save_pretrained wrote, with its tokenizer")
     yield from needed(config, data="a JSONL file")
+    yield from adapter_clashes(config)
     if config.held_out and config.held_out_share:
         yield Clash(
             ("held_out", "held_out_share"),

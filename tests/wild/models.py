@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from distrl.rlhf.adapters import without_adapter
 from tests.wild import kit
-from tests.wild.folders import VARIANTS, Change
+from tests.wild.folders import VARIANTS, Change, both, cut, settings
 from tests.wild.situation import Ended, Situation, distrl
 
 ROWS = 4
@@ -68,7 +75,7 @@ def command(folder: Path, name: str, *more: str, model: str = "model") -> Ended:
             "--json",
             *more,
         )
-    return distrl(folder, "doctor", "--model", model, "--data", "prompts.jsonl", "--max-response", "4", *more)
+    return distrl(folder, "doctor", "--model", model, "--data", "prompts.jsonl", *more)
 
 
 def made(
@@ -100,4 +107,175 @@ def variants() -> list[Situation]:
     ]
 
 
-SITUATIONS: list[Situation] = [*variants()]
+NO_CLASSIFIER = ("sequence classifier",)
+FAILS = {  # families and commands that are refused, with words that the refusal has
+    **{("bert", name): ("bert", "causality") for name in COMMANDS},
+    **{("t5", name): ("t5", "causal LM") for name in COMMANDS},
+    **{(family, "reward"): NO_CLASSIFIER for family in ("codegen", "mamba", "olmoe", "rwkv")},
+}
+QUICK = ("bert", "gemma3_text", "gpt2", "llama", "mixtral", "olmoe", "opt", "t5")
+
+
+def families() -> list[Situation]:
+    """Every family of the kit through every command."""
+    return [_family(family, name) for family in sorted(kit.FAMILIES) for name in COMMANDS]
+
+
+def _family(family: str, name: str) -> Situation:
+    says = FAILS.get((family, name), ())
+    refused: Any = "ended" if name == "doctor" else "refused"  # the doctor's findings are its output
+    check = None
+    if says and name == "doctor":
+
+        def check(folder: Path, ended: Ended) -> None:
+            assert all(word in ended.out + ended.err for word in says)
+
+    return Situation(
+        "models",
+        f"{family} x {name}",
+        made(name, family),
+        refused if says else "works",
+        () if name == "doctor" else says,
+        check or (_saved if name == "sft" and not says else None),
+        slow=family not in QUICK,
+    )
+
+
+def _saved(folder: Path, ended: Ended) -> None:
+    """The model that was trained has the arrays of the one it began with, and other numbers."""
+    before, after = (load_file(folder / one / "model.safetensors") for one in ("model", "sft-run/model"))
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+def adapter(folder: Path, base: str | None = None, place: str = "adapter", kind: str = "lora") -> None:
+    """An adapter of `folder / "model"` in `folder / place`; `base`: what its configuration names instead."""
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    config: Any = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    if kind == "prompt":
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's way with transformers
+        adapted: Any = get_peft_model(model, config)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.2)
+    adapted.save_pretrained(folder / place)
+    if base is not None:
+        settings("adapter_config.json", base_model_name_or_path=base)(folder / place)
+
+
+def with_adapter(
+    change: Callable[[Path], None], name: str = "eval", *more: str, model: str = "adapter"
+) -> Callable[[Path], Ended]:
+    """A command on what `change` made beside a Llama's folder."""
+
+    def run(folder: Path) -> Ended:
+        files(folder)
+        kit.save(folder / "model", tokenizer(), "llama")
+        change(folder)
+        return command(folder, name, *more, model=model)
+
+    return run
+
+
+def merges(folder: Path, ended: Ended) -> None:
+    """What is read of the adapter's folder is what peft computes with it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from distrl.rlhf.models import read_causal
+
+    place = next(
+        path for path in (folder / "adapter", folder / "model") if (path / "adapter_config.json").is_file()
+    )
+    token = torch.arange(3, 11).unsqueeze(0)
+    with without_adapter(folder / "model") as plain:
+        base = AutoModelForCausalLM.from_pretrained(plain)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        wanted = PeftModel.from_pretrained(base, str(place)).eval()(token).logits
+        found = read_causal(place).build()(token).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def beside(base: str) -> Callable[[Path], None]:
+    """An adapter beside whole weights."""
+    return lambda folder: adapter(folder, base, "model")
+
+
+def keeps_adapter(folder: Path, ended: Ended) -> None:
+    """The merged model of a run is what peft makes of the adapter that was kept beside it."""
+    from distrl.rlhf.models import read_causal
+
+    run = next(path for path in folder.iterdir() if path.name.endswith("-run"))
+    merged, kept = (read_causal(run / name).arrays for name in ("model", "adapter"))
+    begun = read_causal(folder / "model").arrays
+    assert merged.keys() == kept.keys()
+    for name in merged:
+        np.testing.assert_allclose(merged[name], kept[name], atol=1e-6)
+    assert any((merged[name] != begun[name]).any() for name in merged)
+
+
+def adapters() -> list[Situation]:
+    """Folders with adapters, and adapters kept."""
+    lora = ("--lora-rank", "2", "--save-adapter")
+
+    def situation(name: str, run: Callable[[Path], Ended], *says: str, check: Any = None) -> Situation:
+        return Situation("models", f"an adapter: {name}", run, "refused" if says else "works", says, check)
+
+    return [
+        situation("alone", with_adapter(adapter), check=merges),
+        situation("alone, trained on", with_adapter(adapter, "sft"), check=merges),
+        situation("alone, its base by a path from it", with_adapter(lambda one: adapter(one, "../model")), check=merges),
+        situation("beside its base's weights", with_adapter(beside("."), model="model"), check=merges),
+        situation("beside weights, its base elsewhere", with_adapter(beside("meta-llama/Base"), model="model"), "adapter_config.json"),
+        situation("its base on a hub", with_adapter(lambda one: adapter(one, "meta-llama/Base")), "meta-llama/Base", "not downloaded"),
+        situation("of prompts", with_adapter(lambda one: adapter(one, kind="prompt")), "PROMPT_TUNING"),
+        situation("cut short", with_adapter(both(adapter, cut("adapter/adapter_model.safetensors", 500))), "adapter_model.safetensors"),
+        situation("pickled", with_adapter(_pickled_adapter), "pickled"),
+        situation("of another model", with_adapter(_other_base), "does not fit"),
+        situation("kept by sft", with_adapter(lambda one: None, "sft", *lora, model="model"), check=keeps_adapter),
+        situation("kept by ppo", with_adapter(lambda one: None, "ppo", *lora, model="model"), check=keeps_adapter),
+        situation("kept, without one", with_adapter(lambda one: None, "sft", "--save-adapter", model="model"), "--lora-rank"),
+    ]  # fmt: skip
+
+
+def _pickled_adapter(folder: Path) -> None:
+    adapter(folder)
+    (folder / "adapter" / "adapter_model.safetensors").rename(folder / "adapter" / "adapter_model.bin")
+
+
+def _other_base(folder: Path) -> None:
+    kit.save(folder / "other", tokenizer(), "llama", hidden_size=64)
+    adapter(folder, "../other")
+
+
+def router_loss(folder: Path, ended: Ended) -> None:
+    """It is said, and is a metric."""
+    record = json.loads((folder / "sft-run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert "auxiliary loss" in ended.err and "added" in ended.err
+    assert record["router_loss"] > 1.0
+
+
+def router_loss_is_not_used(folder: Path, ended: Ended) -> None:
+    assert "auxiliary loss" in ended.err and "not used" in ended.err
+
+
+def mixtures() -> list[Situation]:
+    """Mixtures of experts whose configuration asks for the router's loss."""
+    asked = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
+    return [
+        Situation("models", "a router's loss in sft", made("sft", "mixtral", **asked), check=router_loss),
+        Situation(
+            "models", "a router's loss in ppo", made("ppo", "mixtral", **asked), check=router_loss_is_not_used
+        ),
+    ]
+
+
+SITUATIONS: list[Situation] = [*variants(), *families(), *adapters(), *mixtures()]
