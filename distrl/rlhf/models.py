@@ -30,6 +30,7 @@ from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.fast_paths import fused_activations
 from distrl.rlhf.folders import quiet
 from distrl.rlhf.pretrained import Kind, read_pretrained
+from distrl.rlhf.stored_dtype import rounded, stored_dtype
 from distrl.rlhf.tokenizers import vocabulary_size
 from distrl.rlhf.trial import try_causal, try_scalar
 
@@ -48,6 +49,7 @@ class ModelParts:
     fused: bool = True  # GPT-2's GELU as one operation (`fast_paths`)
     dtype: Dtype = "float32"  # of its parameters once built; `arrays` are float32
     notes: tuple[str, ...] = ()  # how it was read, where that is to be said
+    stored: str = "float32"  # dtype that it is saved in, its folder's: "bfloat16", "float16" or "float32"
 
     @classmethod
     def of(cls, model: nn.Module, kind: Kind, lora: Any = None) -> ModelParts:
@@ -190,7 +192,7 @@ def read_causal(folder: str | Path, writes: bool = False) -> ModelParts:
     `writes`: it is to generate, too.
     """
     found = read_pretrained("causal", folder)
-    parts = replace(ModelParts.of(found.model, "causal"), notes=found.notes)
+    parts = replace(ModelParts.of(found.model, "causal"), notes=found.notes, stored=stored_dtype(folder))
     try_causal(found.model, str(folder), writes, context_length(parts.config))
     return parts
 
@@ -205,7 +207,7 @@ def tried(parts: ModelParts, where: str) -> ModelParts:
 def read_scalar(folder: str | Path) -> ModelParts:
     """The sequence classifier with one label of a folder, a reward model say, tried on a few tokens."""
     found = read_pretrained("scalar", folder)
-    parts = replace(ModelParts.of(found.model, "scalar"), notes=found.notes)
+    parts = replace(ModelParts.of(found.model, "scalar"), notes=found.notes, stored=stored_dtype(folder))
     try_scalar(found.model, str(folder), context_length(parts.config))
     return parts
 
@@ -236,7 +238,7 @@ def scalar_from(causal: ModelParts, initial_std: float = 0.0, seed: int = 0) -> 
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * initial_std)
         if getattr(head, "bias", None) is not None:
             head.bias.zero_()
-    return ModelParts.of(model, "scalar")
+    return replace(ModelParts.of(model, "scalar"), stored=causal.stored)
 
 
 def router_note(parts: ModelParts, used: bool) -> str | None:
@@ -260,7 +262,9 @@ def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:
     A new folder is there whole or not at all; in one with files, each of them is replaced whole.
     """
     whole = merged(parts)
-    model = cast(Any, whole.build())
+    # a copy: where a parameter is rounded, the configuration that it is rounded by must stay as it is
+    model = cast(Any, replace(whole, config=copy.deepcopy(whole.config)).build())
+    model = rounded(model, whole.stored)
     if whole.generation is not None:
         model.generation_config = copy.deepcopy(whole.generation)
     with filled_aside(Path(folder)) as aside:

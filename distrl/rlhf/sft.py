@@ -30,10 +30,12 @@ from distrl.rlhf.training import Trainer, TrainOptions, padded, run
 
 
 class Imitation:
-    """`Objective` of demonstrations: minus the log-prob of the completions' tokens."""
+    """`Objective` of demonstrations: minus the log-prob of the completions' tokens. `vocabulary`: see `LanguagePolicy`."""
 
-    def __init__(self, model: nn.Module, rows: Sequence[Demonstration]) -> None:
-        self.policy = LanguagePolicy(model, None)
+    def __init__(
+        self, model: nn.Module, rows: Sequence[Demonstration], vocabulary: int | None = None
+    ) -> None:
+        self.policy = LanguagePolicy(model, None, vocabulary=vocabulary)
         self.model = model
         self.router = router_coefficient(cast(Any, core(model)).config)
         if self.router:  # tried now: not every family computes it
@@ -74,11 +76,15 @@ def sft_trainer(
     held_out: Sequence[Demonstration] = (),
     options: TrainOptions | None = None,
     device: str = "cpu",
+    vocabulary: int | None = None,
 ) -> Trainer:
-    """At step 0; with adapters in `parts` (`models.with_lora`) they alone are learned."""
+    """At step 0; with adapters in `parts` (`models.with_lora`) they alone are learned.
+
+    `vocabulary`: ids of the tokenizer, where the model has more rows: a distribution is over these alone.
+    """
     model = parts.build(device)
-    looked_at = Imitation(model, held_out) if held_out else None
-    return Trainer(model, Imitation(model, rows), looked_at, options or TrainOptions())
+    looked_at = Imitation(model, held_out, vocabulary) if held_out else None
+    return Trainer(model, Imitation(model, rows, vocabulary), looked_at, options or TrainOptions())
 
 
 def train_sft(

@@ -21,6 +21,7 @@ from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
 from distrl.rlhf.role_spec import RoleSpec
 from distrl.rlhf.roles import LearnReport, RoleWorker
+from distrl.rlhf.stored_dtype import stored_note
 from distrl.rlhf.tokenizers import vocabulary_size
 from distrl.rlhf.ways import Way
 from distrl.runtime.placement import devices, idle_warnings, require_place
@@ -73,7 +74,13 @@ class PPOStage:
         self.paths = proof.record
         self.spec = role_spec(config, self.materials, self.hosts, self.device, proof)
         self.devices = set(self.spec.devices.values())
-        self.notes = [*placed, *self.materials.notes, *proof.notes, *idle_warnings(self.spec, self.hosts)]
+        self.notes = [
+            *placed,
+            *self.materials.notes,
+            *filter(None, [stored_note(self.materials.models["actor"].stored)]),
+            *proof.notes,
+            *idle_warnings(self.spec, self.hosts),
+        ]
         self.facts = self.materials.facts
         self.sources = self.materials.sources
         self.ahead: list[Any] | None = None

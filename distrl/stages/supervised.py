@@ -29,6 +29,7 @@ from distrl.rlhf.options import TrainOptions
 from distrl.rlhf.reward_model import new_reward_model, reference_samples, reward_trainer, score_scale
 from distrl.rlhf.rewards import ScoreScale, save_reward, write_scale
 from distrl.rlhf.sft import sft_trainer
+from distrl.rlhf.stored_dtype import stored_note
 from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, padding_note, read_tokenizer, vocabulary_size
 from distrl.rlhf.training import Trainer
 from distrl.stages.context import longest, require_fit
@@ -67,7 +68,12 @@ class SupervisedStage:
         self.parts = self._start_from(config)
         self.options: TrainOptions = replace(config.recipe, seed=config.seed)
         self.total = self._trainer().num_steps
-        notes = [self.rows.note(), self.held_out and self.held_out.note(), padding_note(self.tokenizer)]
+        notes = [
+            self.rows.note(),
+            self.held_out and self.held_out.note(),
+            padding_note(self.tokenizer),
+            stored_note(self.base.stored),
+        ]
         notes.append(router_note(self.base, used=isinstance(self, SFTStage)))
         self.notes = [*(note for note in notes if note), *self.base.notes]
         self.facts = {"model": digest(self.base.arrays), "data": file_sha256(config.data)}
@@ -171,7 +177,8 @@ class SFTStage(SupervisedStage):
 
     def _trainer(self) -> Trainer:
         held_out = self.held_out.rows if self.held_out else ()
-        return sft_trainer(self.parts, self.rows.rows, held_out, self.options, self.device)
+        vocabulary = vocabulary_size(self.tokenizer)  # as generation and PPO have it
+        return sft_trainer(self.parts, self.rows.rows, held_out, self.options, self.device, vocabulary)
 
     def _save(self, parts: ModelParts, folder: Path) -> None:
         save(parts, folder, self.tokenizer)
