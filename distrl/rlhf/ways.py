@@ -13,7 +13,7 @@ The first one whose log-probs are a full forward's is taken, so that what is sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -30,8 +30,11 @@ from distrl.rlhf.states import cache_name
 Reading = Literal["stored", "padded", "joined", "by length", "staying", "recomputed"]
 PROMPTS = (7, 3, 7, 4)  # tokens of the texts that are tried
 STEPS = 10
-# of log-probs, as a share of their deviation over the vocabulary where that is below 1: rounding stays below
-BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+# of log-probs, as shares of their deviation over the vocabulary where that is below 1: what passes for rounding in any
+# model, and at most, by the dtype; between the two it is NOISE times what a batch of other shape changes in the model itself
+ALWAYS = {torch.float32: 5e-5, torch.bfloat16: 0.3}
+AT_MOST = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+NOISE = 30.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def readings(config: Any, of_text: nn.Module) -> tuple[Reading, ...]:
     from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
     name = cache_name(of_text)
-    if name is None:
+    if name is None or _clamps(of_text):
         return ("recomputed",)
     last: tuple[Reading, ...] = ("by length", "staying", "recomputed")
     if name != "past_key_values":
@@ -69,6 +72,15 @@ def readings(config: Any, of_text: nn.Module) -> tuple[Reading, ...]:
     if all(type(layer) is DynamicLayer for layer in layers):
         return ("stored", "joined", *last)
     return ("padded", *last)
+
+
+def _clamps(of_text: nn.Module) -> bool:
+    """Whether it has Mamba-2 layers that keep their time step within limits, as Nemotron-H's and Zamba2's are.
+
+    transformers does so in a pass over a text and not in a step of one token, which differ where a limit is met.
+    """
+    limits = (getattr(module, "time_step_limit", None) for module in of_text.modules())
+    return any(limit is not None and (limit[0] > 0 or limit[1] < float("inf")) for limit in limits)
 
 
 def way_of(model: nn.Module, fast: bool = True, vocabulary: int | None = None, required: bool = False) -> Way:
@@ -92,10 +104,11 @@ def _with_fast(trials: Trials, reading: Reading, fast: bool, failed: Sequence[st
     config = cast(Any, core(trials.model)).config
     family = config.model_type
     notes = []
-    if reading == "recomputed" and failed:
+    if reading == "recomputed":
+        why_not = failed[-1] if failed else "it has none, or clamps its time step in a full forward alone"
         notes.append(
-            f"no cache of the family {family} gives what a full forward gives ({failed[-1]}): every token is computed "
-            "from the whole text, which takes longer"
+            f"no cache of the family {family} gives what a full forward gives ({why_not}): every token is computed from the "
+            "whole text, which takes longer"
         )
     elif reading in ("by length", "staying"):
         notes.append(
@@ -142,6 +155,7 @@ class Trial:
     end: int
     expected: list[np.ndarray]  # of each answer's tokens
     spread: float  # deviation of log-probs over the vocabulary
+    noise: float  # how far the log-probs are from those of the texts together
 
     @classmethod
     @torch.inference_mode()
@@ -157,13 +171,17 @@ class Trial:
             log_probs = torch.log_softmax(head(hidden).float(), -1)
             spreads.append(float(log_probs.std(-1).mean()))
             expected.append(log_probs.gather(-1, text[0, len(prompt) :, None])[:, 0].cpu().numpy())
-        return cls(model, vocabulary, prompts, answers, end, expected, float(np.mean(spreads)))
+        spread = float(np.mean(spreads))
+        noise = _noise(model, head, prompts, answers, expected)
+        return cls(model, vocabulary, prompts, answers, end, expected, spread, noise)
 
     @property
     def bound(self) -> float:
         """How far log-probs may be off."""
-        dtype = next(self.model.parameters()).dtype
-        return BOUND.get(dtype, BOUND[torch.bfloat16]) * min(1.0, self.spread)
+        found = next(self.model.parameters()).dtype
+        dtype = found if found in ALWAYS else torch.bfloat16
+        scale = min(1.0, self.spread)
+        return min(max(ALWAYS[dtype] * scale, NOISE * self.noise), AT_MOST[dtype] * scale)
 
     def why_not(self, way: Way, steps: Steps = "plain") -> str | None:
         """As `Trials.why_not`, of these texts."""
@@ -189,6 +207,27 @@ class Trial:
     def _as_uniforms(self) -> np.ndarray:
         """[N, T]: the tokens themselves, which `_given` reads back; integers below 2^24 are exact in float32."""
         return np.array(self.answers, np.float32)
+
+
+def _noise(
+    model: nn.Module,
+    head: Callable[[Tensor], Tensor],
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    expected: Sequence[np.ndarray],
+) -> float:
+    """The largest difference of the expected from the same texts right-padded in one batch."""
+    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    longest = max(map(len, texts))
+    rows = [text + [0] * (longest - len(text)) for text in texts]
+    token = torch.tensor(rows, device=next(model.parameters()).device)
+    hidden, off = trunk_hidden(model, token), 0.0
+    for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        first = len(prompt) - 1
+        log_probs = torch.log_softmax(head(hidden[n, first : first + len(answer)]).float(), -1)
+        said = log_probs.gather(-1, torch.tensor(answer, device=token.device)[:, None])[:, 0]
+        off = max(off, float(np.abs(said.cpu().numpy() - expected[n]).max()))
+    return off
 
 
 def _given(log_probs_NV: Tensor, uniform_N: Tensor) -> Tensor:

@@ -53,8 +53,9 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         "joined",
         {**_SIZES, **_ONE_EXPERT, "num_local_experts": 2, "head_dim": 8, "block_size": 8},
     ),
+    # a step of its recurrence does not clamp the time step, as a pass over a text does
     "nemotron_h": (
-        "joined",
+        "recomputed",
         {
             **_SIZES,
             "num_hidden_layers": 3,
