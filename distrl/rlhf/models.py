@@ -253,7 +253,7 @@ def router_note(parts: ModelParts, used: bool) -> str | None:
 
 def width(parts: ModelParts) -> int:
     """Of the hidden states."""
-    return int(parts.config.hidden_size)
+    return int(parts.config.get_text_config().hidden_size)
 
 
 def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:

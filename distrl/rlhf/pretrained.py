@@ -131,13 +131,19 @@ def _auto(kind: Kind, config: Any, path: Path) -> tuple[Any, Any]:
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     text = config.get_text_config()
     known = _class_for(auto, config)
-    if text is config or (known is not None and known.config_class is type(text)):
+    if text is config:
         if known is None:
             raise BadInput(f"{path}: transformers has no {_words(kind)} of the family {family}")
         return auto, None
     if _class_for(auto, text) is None:
         raise BadInput(f"{path}: transformers has no {_words(kind)} of the text part of a {family} model")
-    wholes = (auto, AutoModelForImageTextToText, AutoModelForMultimodalLM) if kind == "causal" else (auto,)
+    if known is not None and known.config_class is type(text):
+        return auto, None
+    if kind == "scalar":
+        raise BadInput(
+            f"{path}: a {family} model reads more than text, and is not read as a reward model or a critic"
+        )
+    wholes = (auto, AutoModelForImageTextToText, AutoModelForMultimodalLM)
     whole = next((one for one in wholes if _class_for(one, config) is not None), None)
     if whole is None:
         raise BadInput(f"{path}: transformers reads no text with a {family} model as a {_words(kind)}")

@@ -70,7 +70,8 @@ def _family(model: nn.Module) -> str:
 def _texts(own: Any, attempt: int, length: int | None) -> Tensor:
     """[2, S] of ordinary tokens; the two begin alike and end differently."""
     rows = int(own.get_input_embeddings().weight.shape[0])
-    special = {getattr(own.config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = own.config.get_text_config()
+    special = {getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     ids = [row for row in range(min(rows, 4096)) if row not in special] or [0]
     size = min(LENGTH, length or LENGTH)
     place = torch.arange(2 * LENGTH) * 5 + 3 * attempt

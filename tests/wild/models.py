@@ -111,7 +111,7 @@ NO_CLASSIFIER = ("sequence classifier",)
 FAILS = {  # families and commands that are refused, with words that the refusal has
     **{("bert", name): ("bert", "causality") for name in COMMANDS},
     **{("t5", name): ("t5", "causal LM") for name in COMMANDS},
-    **{(family, "reward"): NO_CLASSIFIER for family in ("codegen", "mamba", "olmoe", "rwkv")},
+    **{(family, "reward"): NO_CLASSIFIER for family in ("codegen", "llama4_text", "mamba", "olmoe", "rwkv")},
 }
 QUICK = ("bert", "gemma3_text", "gpt2", "llama", "mixtral", "olmoe", "opt", "t5")
 
@@ -278,4 +278,57 @@ def mixtures() -> list[Situation]:
     ]
 
 
-SITUATIONS: list[Situation] = [*variants(), *families(), *adapters(), *mixtures()]
+_PICTURES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28,
+    "patch_size": 14, "num_heads": 4, "depth": 1, "out_hidden_size": 32, "vision_output_dim": 32,
+    "projector_input_dim": 32, "projector_output_dim": 32,
+}  # fmt: skip
+COMPOSITES = {
+    "gemma3": "gemma3_text",
+    "llama4": "llama4_text",
+    "mistral3": "mistral",
+    "qwen3_5": "qwen3_5_text",
+}
+
+
+def composite(family: str, name: str) -> Callable[[Path], Ended]:
+    """A model that reads pictures too, and a command on it."""
+
+    def run(folder: Path) -> Ended:
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        files(folder)
+        text = kit.config_of(COMPOSITES[family], tokenizer())
+        config = AutoConfig.for_model(family, text_config=text.to_dict(), vision_config=_PICTURES)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            AutoModelForImageTextToText.from_config(config).save_pretrained(folder / "model")
+        tokenizer().save_pretrained(folder / "model")
+        return command(folder, name)
+
+    return run
+
+
+def text_part_is_saved(folder: Path, ended: Ended) -> None:
+    """The saved model is the text part alone, and says so."""
+    found = json.loads((folder / "sft-run" / "model" / "config.json").read_text())
+    assert found["model_type"] in COMPOSITES.values() and "text part alone" in ended.err
+
+
+def composites() -> list[Situation]:
+    """Models of pictures and text through every command."""
+    return [
+        Situation(
+            "models",
+            f"{family}, which reads pictures, x {name}",
+            composite(family, name),
+            "refused" if (family, name) == ("llama4", "reward") else "works",
+            check=text_part_is_saved if name == "sft" else None,
+            slow=family != "gemma3",
+        )
+        for family in COMPOSITES
+        for name in (*COMMANDS, "eval")
+    ]
+
+
+SITUATIONS: list[Situation] = [*variants(), *composites(), *families(), *adapters(), *mixtures()]
