@@ -16,11 +16,11 @@ from torch import nn
 from distrl.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint, read_checkpoint
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
-from distrl.envs.spaces import to_env_action
+from distrl.envs.actions import ActionMap
 from distrl.errors import BadInput
 from distrl.inference import Inference, TorchInference, make_inference
 from distrl.maths.random import derive_seed, stream
-from distrl.policies import load_parameters, make_policy
+from distrl.policies import load_parameters, make_policy, rescales_action
 from distrl.rollout import reset_where
 from distrl.trees import tree_map
 
@@ -96,6 +96,7 @@ def _play(
     """One whole game in every env of the group."""
     group.reset_all(episode)
     state = tree_map(lambda leaf: leaf.cpu(), policy.initial_state(group.num_envs))
+    to_env = ActionMap(group.action_space, rescales_action(policy))
     ended: dict[int, Any] = {}
     step = 0
     with torch.inference_mode():
@@ -108,7 +109,7 @@ def _play(
                 noise = policy.distribution.noise(generator, (group.num_envs,))
             state = reset_where(group.episode_start, state)
             action, state = inference.act(group.observation, state, noise, group.action_mask)
-            for record in group.step(to_env_action(group.action_space, action)).episodes:
+            for record in group.step(to_env(action)).episodes:
                 ended.setdefault(record.env, record)
             step += 1
     return [ended[env] for env in sorted(ended)]
@@ -143,6 +144,7 @@ class Loaded:
     config: TrainConfig
     checkpoint: Checkpoint
     inference: Literal["torch", "compiled"] = "torch"  # the twin that the run's rollouts took
+    spaces: tuple[Any, Any] = (None, None)  # of observations and of actions
 
 
 def load_run(
@@ -152,7 +154,7 @@ def load_run(
 
     BadInput where there is no such run or checkpoint.
     """
-    from distrl.build import work_spec
+    from distrl.build import require_same_spaces, work_spec
     from distrl.resolve import read_config
     from distrl.trust import check_trust
 
@@ -160,10 +162,11 @@ def load_run(
     check_trust(run_dir / "config.json", config, trust_run)
     content = find_checkpoint(run_dir, checkpoint)
     spec = work_spec(config)
+    require_same_spaces(content.meta, spec, run_dir)
     policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed).to(device)
     load_parameters(policy, content.trees["learner"]["policy"])
     kind = spec.path("inference") if device == "cpu" else "torch"
-    return Loaded(policy, spec.env, config, content, kind)
+    return Loaded(policy, spec.env, config, content, kind, (spec.observation_space, spec.action_space))
 
 
 def find_checkpoint(run_dir: Path, which: str) -> Checkpoint:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from distrl.cli.output import others_to_stderr
 from distrl.errors import BadInput
 from distrl.resolve import CONFIG_FILE, read_config
 
@@ -44,15 +45,16 @@ def command(
     make_current_folder_importable()
     from distrl.evaluation import evaluate_run
 
-    result = evaluate_run(
-        run_dir,
-        episodes=episodes,
-        seed=seed,
-        greedy=not stochastic,
-        video=video,
-        checkpoint=checkpoint,
-        trust_run=trust_run,
-    )
+    with others_to_stderr():  # what the env prints
+        result = evaluate_run(
+            run_dir,
+            episodes=episodes,
+            seed=seed,
+            greedy=not stochastic,
+            video=video,
+            checkpoint=checkpoint,
+            trust_run=trust_run,
+        )
     if as_json:
         click.echo(json.dumps(result))
     else:

@@ -37,11 +37,8 @@ def require_one_label(folder: str | Path) -> None:
     for path in sorted(Path(folder).glob("*.safetensors")):
         try:
             with safe_open(path, "numpy") as file:
-                heads = [
-                    name
-                    for name in file.keys()  # noqa: SIM118
-                    if name.endswith(("score.weight", "classifier.out_proj.weight"))
-                ]
+                names = list(file.keys())
+                heads = [one for one in names if one.endswith(("score.weight", "classifier.out_proj.weight"))]
                 shapes = [file.get_slice(name).get_shape() for name in heads]
         except Exception as error:  # a damaged file has its own message
             raise BadInput(f"{path} cannot be read: {cause(error)}") from error

@@ -2,8 +2,9 @@
 
     loss = - sum over completion tokens t of log pi(x_t | x_<t) / number of completion tokens in the batch
 
-The prompt's tokens are read and not learned. A batch's mean is over all its tokens, whatever pieces it is computed in.
-Of a mixture of experts whose configuration asks for it, the router's auxiliary loss is added, as transformers does.
+What is in none of a row's spans, its prompt and the turns of others, is read and not learned. A batch's mean is over all its
+tokens, whatever pieces it is computed in. Of a mixture of experts whose configuration asks for it, the router's auxiliary loss
+is added, as transformers does.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Imitation:
                 hidden_and_router_loss(model, one.unsqueeze(0), one)
         self.rows = rows
         self.lengths = [len(row.tokens) for row in rows]
-        self.learned = np.array([len(row.tokens) - row.num_prompt for row in rows])
+        self.learned = np.array([sum(end - begin for begin, end in row.learned) for row in rows])
 
     def count(self, rows: Ints) -> int:
         """Tokens of the completions."""
@@ -54,10 +55,11 @@ class Imitation:
         """Summed over tokens, and how many of those would have been the likeliest."""
         some = [self.rows[row] for row in rows]
         token_NS, length_N = padded([row.tokens for row in some], next(self.model.parameters()).device)
-        prompt_N = torch.tensor([row.num_prompt for row in some], device=token_NS.device)
-        place_S = torch.arange(token_NS.shape[1] - 1, device=token_NS.device)
-        # position t tells of token t + 1
-        told_NS = (place_S + 1 >= prompt_N.unsqueeze(1)) & (place_S + 1 < length_N.unsqueeze(1))
+        told = np.zeros((len(some), token_NS.shape[1] - 1), bool)  # position t tells of token t + 1
+        for n, row in enumerate(some):
+            for begin, end in row.learned:
+                told[n, begin - 1 : end - 1] = True
+        told_NS = torch.from_numpy(told).to(token_NS.device)
         if self.router:
             hidden_NSH, router = hidden_and_router_loss(self.model, token_NS, length_N)
         else:

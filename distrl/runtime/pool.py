@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from distrl.envs.watchdog import hang_report
 from distrl.errors import RunFailed
@@ -23,6 +23,7 @@ from distrl.telemetry.spans import span
 
 START_TIMEOUT_SEC = 120.0
 WAIT_STEP_SEC = 0.2
+CLOSE_TIMEOUT_SEC = 15.0
 
 
 @dataclass
@@ -95,7 +96,13 @@ class WorkerPool:
         slot.handle, slot.ready = self._start()
 
     def close(self) -> None:
-        """Kill every worker."""
+        """Have every worker close its envs, bounded: one that is collecting ends its fragment first. Then kill them."""
+        try:
+            closing = [slot.handle.close.remote() for slot in self.slots if slot.ready is None]
+            if closing:
+                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_SEC)
+        except RayError:  # the cluster is gone, and the workers with it
+            pass
         for slot in self.slots:
             ray.kill(slot.handle)
 
