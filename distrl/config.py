@@ -233,6 +233,7 @@ TRAIN = Schema(
     presets=LADDER,
     implied=implied,
     modules=("env", "wrapper", "policy"),
+    paths=("run_dir", "init_from"),
     before={
         "observation_scale": "bytes",
         "rescale_action": False,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST_CAUSE = 300  # characters of a library's message that are shown
+
 
 class BadInput(ValueError):
     """What the user asked for cannot be done. All problems at once; exit status 2.
@@ -42,7 +44,8 @@ def translated(
 
 
 def cause(error: BaseException) -> str:
-    """The error's type and the first line of its message that says something."""
-    lines = (line.strip() for line in str(error).splitlines())
-    text = next((line for line in lines if line), "")
+    """The error's type and the first line of its message that says something, with the next where it ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    text = text if len(text) <= LONGEST_CAUSE else f"{text[:LONGEST_CAUSE]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -9,9 +9,10 @@ All problems are found before any is raised, as one `BadInput`. A resumed run st
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal
 
@@ -19,6 +20,7 @@ from distrl.config import CHANGEABLE as CHANGEABLE
 from distrl.config import TRAIN, TrainConfig
 from distrl.errors import BadInput
 from distrl.fields import C, Schema, canonical, quoted_keys, show
+from distrl.places import FOLDER, absolute, missing
 from distrl.plain_values import decode, encode
 from distrl.trust import check_trust_as
 
@@ -36,6 +38,9 @@ class ResolvedAs(Generic[C]):
     sources: dict[str, Source]  # by flat name; a table's keys also one by one: `env_kwargs.goal_velocity`
     warnings: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()  # on resume: `learning_rate: 0.001 -> 0.0005`
+    folder: str | None = field(
+        default=None, compare=False
+    )  # that the run was started in; None: the current one
 
 
 Resolved = ResolvedAs[TrainConfig]
@@ -216,8 +221,11 @@ def write_config_as(schema: Schema[C], path: Path, resolved: ResolvedAs[C]) -> N
     from distrl.run_directory import write_json_atomic
 
     whose = {} if schema is TRAIN else {"command": schema.command}
-    flat = to_flat_as(schema, resolved.config)
-    write_json_atomic(path, {"schema": SCHEMA, **whose, **flat, "sources": resolved.sources})
+    flat = {
+        name: absolute(schema, name, value) for name, value in to_flat_as(schema, resolved.config).items()
+    }
+    where = {FOLDER: resolved.folder or os.getcwd()}
+    write_json_atomic(path, {"schema": SCHEMA, **whose, **flat, "sources": resolved.sources, **where})
 
 
 def read_config(path: Path) -> Resolved:
@@ -229,6 +237,7 @@ def read_config_as(schema: Schema[C], path: Path) -> ResolvedAs[C]:
     """What `write_config_as` wrote. Raises BadInput where the file is missing, damaged or another command's."""
     flat = config_file(path)
     sources, command = flat.pop("sources", {}), flat.pop("command", TRAIN.command)
+    folder = flat.pop(FOLDER, None)
     if command != schema.command:
         raise BadInput(f"{path} is a run of `{command}`, not of `{schema.command}`; use that command")
     if not isinstance(sources, dict):
@@ -237,7 +246,7 @@ def read_config_as(schema: Schema[C], path: Path) -> ResolvedAs[C]:
         config = from_flat_as(schema, flat)
     except BadInput as error:
         raise BadInput(*(f"{path}: {problem}" for problem in error.problems)) from error
-    return ResolvedAs(config, sources, tuple(schema.warnings(config)))
+    return ResolvedAs(config, sources, tuple(schema.warnings(config)), folder=folder)
 
 
 def config_file(path: Path) -> dict[str, Any]:
@@ -297,7 +306,8 @@ def merge_for_resume_as(
     values |= implied
     for name in (*given, *implied):
         old, value = before[name], values[name]
-        if value == old:
+        if value == old or absolute(schema, name, value) == absolute(schema, name, old):
+            values[name] = old
             continue
         if name not in schema.changeable:
             found.append(
@@ -332,6 +342,8 @@ def resolve_resume_as(
     """The configuration to go on with in `run_dir`. Raises BadInput as the two above and below do."""
     saved = read_config_as(schema, run_dir / CONFIG_FILE)
     config, changes = merge_for_resume_as(schema, saved.config, flags, toml, problems)
+    if gone := missing(schema, config, run_dir):
+        raise BadInput(*gone)
     named = frozenset(canonical(name) for name in flags)
     check_trust_as(schema, run_dir / CONFIG_FILE, config, trust_run, from_command_line=named)
     sources = dict(saved.sources)
@@ -339,4 +351,4 @@ def resolve_resume_as(
     for change in changes:
         name = change.split(":")[0]
         sources[name] = "flag" if name in named else "toml" if name in written else "implied"
-    return ResolvedAs(config, sources, tuple(schema.warnings(config)), tuple(changes))
+    return ResolvedAs(config, sources, tuple(schema.warnings(config)), tuple(changes), saved.folder)

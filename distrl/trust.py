@@ -10,6 +10,7 @@ from typing import Any
 from distrl.config import TRAIN, TrainConfig
 from distrl.errors import BadInput
 from distrl.fields import Schema
+from distrl.places import import_from
 
 GIVEN = "python"  # the prefix of a function that was given as an object: nothing is imported for it
 
@@ -64,4 +65,5 @@ def check_trust_as(
             f"{path} belongs to uid {owner}, not to you (uid {os.getuid()}), and names code to import: "
             f"{listed}; read that code, then give --trust-run"
         )
+    import_from(path)
     print(f"importing {listed}, named in {path}", file=sys.stderr)

@@ -14,16 +14,26 @@ Texts are right-padded: under causal attention nothing before a pad sees it, so 
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distrl.errors import BadInput
 from distrl.policies.protocol import Evaluation
 from distrl.trees import Tree
 
 NO_ACTION = -1
+# what trunks call tables that they look ids up in beside the embeddings: Gemma 3n's and 4's, DeepSeek V4's
+ID_TABLES = ("embed_tokens_per_layer", "tid2eid")
+CONTEXTS = (
+    "max_position_embeddings",
+    "max_seq_len",
+)  # what configurations call their limit; the second is MPT's
+_READS_IDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # `reads_ids`, by model
 LOGITS_AT_A_TIME = 1 << 22  # floats: 16 MiB; more rows than that go through the head in parts
 
 
@@ -136,6 +146,10 @@ class LanguagePolicy(nn.Module):
         log_prob, entropy = zip(*told, strict=True)
         return TokenEvaluation(torch.cat(log_prob), torch.cat(entropy))
 
+    def logits(self, hidden_BH: Tensor) -> Tensor:
+        """Of the next token after these hidden states, [B, V], before the temperature."""
+        return cast(Tensor, self._head[0](hidden_BH))
+
     def optimiser_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that step together, by role: actor and critic apart, unless the critic is the actor's head."""
         parts = {"actor": self.actor, "critic": self.critic}
@@ -187,12 +201,54 @@ def core(model: nn.Module) -> nn.Module:
     return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def context_length(config: Any) -> int | None:
+    """Tokens that a text of the model may have; None where its configuration sets no limit."""
+    text = config.get_text_config()
+    found = next((getattr(text, name) for name in CONTEXTS if getattr(text, name, None)), None)
+    return int(found) if found else None
+
+
+def trunk_name(own: nn.Module) -> str:
+    """What a transformers model calls the part that makes hidden states; "" where it is that part itself."""
+    name = str(cast(Any, own).base_model_prefix)
+    if isinstance(getattr(own, name, None), nn.Module):
+        return name
+    embeddings = cast(
+        Any, own
+    ).get_input_embeddings()  # Llama 4's prefix names a part of its multimodal model
+    children = ((name, child) for name, child in own.named_children() if child is not embeddings)
+    return next((name for name, child in children if any(one is embeddings for one in child.modules())), "")
+
+
+def trunk(model: nn.Module) -> nn.Module:
+    """The part of a model that makes hidden states."""
+    own = core(model)
+    name = trunk_name(own)
+    return cast(nn.Module, getattr(own, name)) if name else own
+
+
+def text_inputs(model: nn.Module, token_NS: Tensor) -> dict[str, Tensor]:
+    """The texts as a trunk is given them: embedded, or as ids where it looks those up in further tables.
+
+    Embeddings, since given ids transformers looks for pads in them; in these texts a pad is never seen.
+    """
+    own = cast(Any, core(model))
+    if reads_ids(own):
+        return {"input_ids": token_NS}
+    return {"inputs_embeds": own.get_input_embeddings()(token_NS)}
+
+
+def reads_ids(own: nn.Module) -> bool:
+    """Whether a family's trunk needs the ids themselves: an embedding of them in every layer, experts chosen by them."""
+    if own not in _READS_IDS:
+        names = chain(own.named_modules(), own.named_buffers())
+        _READS_IDS[own] = any(name.rpartition(".")[2] in ID_TABLES for name, _ in names)
+    return _READS_IDS[own]
+
+
 def trunk_hidden(model: nn.Module, token_NS: Tensor) -> Tensor:
     """The last hidden states, [N, S, H], of texts that are right-padded."""
-    own = cast(Any, core(model))
-    # embeddings, since given ids transformers looks for pads in them and warns; in these texts a pad is never seen
-    found = own.base_model(inputs_embeds=own.get_input_embeddings()(token_NS), use_cache=False)
-    return cast(Tensor, found.last_hidden_state)
+    return cast(Tensor, trunk(model)(**text_inputs(model, token_NS), use_cache=False).last_hidden_state)
 
 
 def trimmed(token_NS: Tensor, length_N: Tensor) -> Tensor:
@@ -201,12 +257,74 @@ def trimmed(token_NS: Tensor, length_N: Tensor) -> Tensor:
 
 
 class _Given(nn.Module):
-    """Stands in a trunk's place: hands on the hidden states that it is given."""
+    """Stands in a trunk's place: hands on the hidden states that it is given as if it had computed them.
+
+    A family may ask its trunk for a part inside, as OPT does for the decoder: it is this again. A plain number, as Falcon H1's
+    multiplier of logits, is the trunk's own. `more` are further outputs.
+    """
+
+    def __init__(self, of: nn.Module, **more: Any) -> None:
+        super().__init__()
+        self.__dict__["of"] = [of]  # in a list: its parameters are the model's
+        self.more = more
 
     def forward(self, input_ids: Tensor | None = None, **given: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+        return _Outputs(last_hidden_state=given["inputs_embeds"], **self.more)
 
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=given["inputs_embeds"])
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        own = getattr(self.__dict__["of"][0], name, None)
+        return own if isinstance(own, int | float) else self
+
+
+class _Outputs(dict[str, Any]):
+    """A trunk's output, by name or number; any other field that a family asks for is None, as one that is not computed."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.get(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
+
+
+def _with_trunk(own: nn.Module, stand_in: nn.Module) -> Any:
+    """The same model, its parameters shared, with something else in its trunk's place."""
+    model: Any = copy.copy(own)
+    model._modules = {**own._modules, trunk_name(own): stand_in}
+    return model
+
+
+def router_coefficient(config: Any) -> float:
+    """Weight of the loss that keeps a mixture's experts evenly used, where the configuration asks for it; 0: none."""
+    text = config.get_text_config()
+    asked = getattr(text, "output_router_logits", False)
+    names = ("router_aux_loss_coef", "aux_loss_coef")  # the second is JetMoE's
+    found = next((getattr(text, name) for name in names if getattr(text, name, None)), 0.0)
+    return float(found) if asked else 0.0
+
+
+def hidden_and_router_loss(model: nn.Module, token_NS: Tensor, length_N: Tensor) -> tuple[Tensor, Tensor]:
+    """`trunk_hidden`, and the router's auxiliary loss over tokens that are no padding, by the family's own code."""
+    own = core(model)
+    found = trunk(model)(**text_inputs(model, token_NS), use_cache=False, output_router_logits=True)
+    hidden_NSH = cast(Tensor, found.last_hidden_state)
+    seen_NS = torch.arange(token_NS.shape[1], device=token_NS.device) < length_N.unsqueeze(1)
+    given = _with_trunk(own, _Given(trunk(own), router_logits=found.router_logits))
+    told = given(
+        inputs_embeds=hidden_NSH[:1, :1].detach(),
+        attention_mask=seen_NS.long(),
+        output_router_logits=True,
+        use_cache=False,
+    )
+    if not isinstance(told.aux_loss, Tensor):
+        raise BadInput(
+            f"output_router_logits of config.json asks for the router's auxiliary loss, which transformers does not compute of "
+            f"a {cast(Any, own).config.model_type} model; set it to false"
+        )
+    return hidden_NSH, told.aux_loss
 
 
 class CausalHead:
@@ -221,8 +339,7 @@ class CausalHead:
         self.vocabulary = self.num_rows if vocabulary is None else vocabulary
         if not 1 <= self.vocabulary <= self.num_rows:
             raise ValueError(f"vocabulary must be 1 to the model's {self.num_rows} rows, got {vocabulary}")
-        self.model = copy.copy(own)
-        self.model._modules = {**own._modules, own.base_model_prefix: _Given()}
+        self.model = _with_trunk(own, _Given(trunk(own)))
         self.plain = own.get_output_embeddings() if self._ends_at(own.get_output_embeddings()) else None
 
     @torch.no_grad()

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from distrl.maths.pieces import by_length
-from distrl.policies.lm import core
+from distrl.policies.lm import core, text_inputs, trunk
 from distrl.rlhf.fast_paths import decoding
+from distrl.rlhf.states import cache_name, takes
 
 
 class StoredLayer(DynamicLayer):
@@ -172,8 +173,16 @@ def read_prompts(
 
 
 def _read(model: nn.Module, prompts: Sequence[Sequence[int]], cache: DynamicCache, fast: bool) -> Tensor:
-    """One pass over prompts that are padded to their longest."""
-    own = cast(Any, core(model))
+    return read_together(model, prompts, cache, fast)[0]
+
+
+def read_together(
+    model: nn.Module, prompts: Sequence[Sequence[int]], cache: Any, fast: bool
+) -> tuple[Tensor, Any]:
+    """One pass over prompts that are padded to their longest: the last hidden states, [N, H], and the cache.
+
+    `cache` None: the trunk makes its own.
+    """
     length_N = np.array([len(prompt) for prompt in prompts])
     longest = int(length_N.max())
     pads_N1 = (longest - length_N)[:, None]
@@ -187,12 +196,11 @@ def _read(model: nn.Module, prompts: Sequence[Sequence[int]], cache: DynamicCach
         for array in (text_NS, place_NS.clip(min=0), (place_NS >= 0).astype(np.int64))
     )
     padded = bool(pads_N1.any())
+    of_text = trunk(model)
+    name = cache_name(of_text)
+    given = {"attention_mask": seen if padded else None, "position_ids": position}
+    given = {argument: value for argument, value in given.items() if takes(of_text, argument)}
     with decoding(model, padded, fast):
-        found = own.base_model(
-            inputs_embeds=own.get_input_embeddings()(token),
-            attention_mask=seen if padded else None,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return cast(Tensor, found.last_hidden_state[:, -1])
+        found = of_text(**text_inputs(model, token), use_cache=True, **given, **{str(name): cache})
+    made = getattr(found, str(name), None)
+    return cast(Tensor, found.last_hidden_state[:, -1]), cache if made is None else made

@@ -89,6 +89,7 @@ class DataSet(Generic[Row]):
     rows: tuple[Row, ...]
     num_bad: int = 0
     num_too_long: int = 0
+    where: tuple[str, ...] = ()  # file:line of each row; none where rows come from no file
 
     def note(self) -> str | None:
         """What to say where something was left out."""
@@ -105,11 +106,14 @@ class DataSet(Generic[Row]):
             )
         count = min(max(round(share * len(self.rows)), 1), len(self.rows) - 1)
         picked = set(stream(seed, "held out").permutation(len(self.rows))[:count].tolist())
-        parts = (
-            tuple(row for i, row in enumerate(self.rows) if (i in picked) == held) for held in (False, True)
-        )
-        kept, held = (DataSet(self.path, rows, self.num_bad, self.num_too_long) for rows in parts)
-        return kept, held
+
+        def part(held: bool) -> DataSet[Row]:
+            places = [place for place in range(len(self.rows)) if (place in picked) == held]
+            where = tuple(self.where[place] for place in places) if self.where else ()
+            rows = tuple(self.rows[place] for place in places)
+            return DataSet(self.path, rows, self.num_bad, self.num_too_long, where)
+
+        return part(False), part(True)
 
 
 class Reading(TypedDict, total=False):
@@ -235,6 +239,7 @@ def _read(
         template = TemplateOptions(chat=chat)
     reader = RowReader(job, field, template.chat)
     rows: list[Row] = []
+    places: list[str] = []
     bad, long = _Problems(), _Problems()
     for record in records(path):
         try:
@@ -251,6 +256,7 @@ def _read(
             long.add(record.where, f"{length} tokens, the limit is {max_tokens}")
             continue
         rows.append(row)
+        places.append(record.where)
     if (refusal := reader.refusal()) is not None:
         raise refusal
     if bad.count and not skip_bad:
@@ -261,4 +267,4 @@ def _read(
         raise BadInput(
             f"{path} has nothing to learn from: {bad.count} corrupt lines, {long.count} too long, none left"
         )
-    return DataSet(str(path), tuple(rows), bad.count, long.count)
+    return DataSet(str(path), tuple(rows), bad.count, long.count, tuple(places))

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distrl.policies.lm import core
+from distrl.policies.lm import core, reads_ids, trunk
 from distrl.rlhf.cache import fixed_cache, read_prompts
 from distrl.rlhf.fast_paths import FIXED, attending
 
@@ -109,8 +109,9 @@ class Lanes:
         end_tokens: Sequence[int],
         steps: Steps,
         longest: int | None = None,
+        fast: bool = True,
     ) -> None:
-        self.model, self.pick, self.end_tokens = model, pick, end_tokens
+        self.model, self.pick, self.end_tokens, self.fast = model, pick, end_tokens, fast
         self.steps = steps
         self.longest = longest
         self.lanes: dict[tuple[Any, ...], _Lane] = {}
@@ -141,9 +142,10 @@ class _Lane:
     """The memory of N rows, their steps, and the steps' graphs."""
 
     def __init__(self, of: Lanes, num_rows: int, room: int, limit: int, device: torch.device) -> None:
-        self.model, self.pick = of.model, of.pick
+        self.model, self.pick, self.fast = of.model, of.pick, of.fast
         own = cast(Any, core(self.model))
-        self.config, self.trunk, self.embed = own.config, own.base_model, own.get_input_embeddings()
+        self.config, self.trunk, self.embed = own.config, trunk(own), own.get_input_embeddings()
+        self.by_ids = reads_ids(own)
         self.steps = of.steps
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         # of all graphs, which run one at a time: what one leaves there, none reads
@@ -201,11 +203,11 @@ class _Lane:
         self.done.zero_()
         self.at.zero_()
         self.guarded.clear()
-        self._pick(read_prompts(self.model, prompts, self.cache), len(prompts))
+        self._pick(read_prompts(self.model, prompts, self.cache, self.fast), len(prompts))
 
     def _forward(self, token: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         found = self.trunk(
-            inputs_embeds=self.embed(token),
+            **({"input_ids": token} if self.by_ids else {"inputs_embeds": self.embed(token)}),
             attention_mask=mask,
             position_ids=position,
             past_key_values=self.cache,

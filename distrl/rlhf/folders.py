@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from distrl.errors import BadInput, cause
+from distrl.errors import BadInput, cause, translated
+
+CONFIG = "config.json"
+OWN_CODE = "brings code of its own, which is not run; convert it to a family that transformers has itself"
 
 
 def require_folder(folder: str | Path) -> Path:
@@ -41,3 +48,39 @@ def require_one_label(folder: str | Path) -> None:
                     f"{folder} must have num_labels=1, one score for a text, and has num_labels={shape[0]}: it is a "
                     "classifier; train it with num_labels=1, or use it in a --reward-function"
                 )
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; BadInput where that is no object."""
+    with translated(f"{path} must be a JSON object"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"got a {type(found).__name__}")
+        return found
+
+
+def configuration(folder: Path) -> Any:
+    """The configuration in a folder's config.json, None where transformers does not know its family. BadInput for a bad one."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    family = json_object(folder / CONFIG).get("model_type")
+    if family not in CONFIG_MAPPING:
+        return None
+    with translated(f"{folder / CONFIG} is no configuration of a {family} model"), quiet():
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers shows no progress of its own on standard error, and leaves it to us to say what is missing."""
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()

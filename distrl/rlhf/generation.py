@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from distrl.errors import BadInput
 from distrl.maths.random import stream
 from distrl.policies.lm import causal_head, core
+from distrl.rlhf.batches import start
 from distrl.rlhf.fast_paths import decoding
 from distrl.rlhf.fixed import LOOK_EVERY, Lanes, Steps, why_not
 from distrl.rlhf.responses import Responses
+from distrl.rlhf.ways import Way, way_of
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class CachedGenerator:
     top-k or top-p: what they leave out, log-probs of the whole vocabulary would not know. `fast`: see `fast_paths`;
     `vocabulary`: see `LanguagePolicy`. `steps` and `longest`: see `distrl.rlhf.fixed`; BadInput where such steps cannot be had.
     `look_every`: tokens between looks for ends; None: 1 on a CPU, a few on a GPU, which the host waits for.
+    `way`: how the model's cache is used, `fast` in it, see `distrl.rlhf.ways`; None: tried on the model now.
     """
 
     def __init__(
@@ -106,17 +109,20 @@ class CachedGenerator:
         steps: Steps = "plain",
         longest: int | None = None,
         look_every: int | None = None,
+        way: Way | None = None,
     ) -> None:
         self.model = model
         self.end_tokens = sorted(set(end_tokens))
-        self.fast = fast
         self.pick = Picker(causal_head(model, vocabulary), temperature, greedy, choose)
         self.steps = steps
         self.look_every = look_every
         reason = why_not(steps, cast(Any, core(model)).config, self.device.type)
         if reason is not None:
             raise BadInput(f"--generation {steps}: {reason}")
-        self.lanes = Lanes(model, self.pick, self.end_tokens, steps, longest)
+        if way is None:
+            way = way_of(model, fast, vocabulary) if steps == "plain" else Way("stored", fast)
+        self.way = way
+        self.lanes = Lanes(model, self.pick, self.end_tokens, steps, longest, self.way.fast)
 
     @property
     def device(self) -> torch.device:
@@ -131,18 +137,32 @@ class CachedGenerator:
     def generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
         if self.steps != "plain":
             return _cut(*self.lanes.write(prompts, uniform_NT), set(self.end_tokens))
+        if not self.way.one_length:
+            return self._together(prompts, uniform_NT)
+        written: list[Written | None] = [None] * len(prompts)
+        lengths = np.array([len(prompt) for prompt in prompts])
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            for row, one in zip(
+                rows, self._together([prompts[row] for row in rows], uniform_NT[rows]), strict=True
+            ):
+                written[row] = one
+        return cast(list[Written], written)
+
+    def _together(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
         padded = len({len(prompt) for prompt in prompts}) > 1
-        with decoding(self.model, padded, self.fast):
+        with decoding(self.model, padded, self.way.fast):
             return self._generate(prompts, uniform_NT)
 
     def _generate(self, prompts: Sequence[Sequence[int]], uniform_NT: NDArray[np.float32]) -> list[Written]:
         limit, device = uniform_NT.shape[1], self.device
-        batch = _Batch.start(prompts, limit, self.model, self.fast)
+        batch = start(prompts, limit, self.model, self.way)
         uniform = torch.from_numpy(np.ascontiguousarray(uniform_NT)).to(device)
         ends = torch.tensor(self.end_tokens, device=device)
         rows = torch.arange(len(prompts), device=device)  # that are still written
         running = torch.ones(len(prompts), dtype=torch.bool, device=device)
         look_every = self.look_every or (1 if device.type == "cpu" else LOOK_EVERY)
+        stays = self.way.reading == "staying"
         written: list[tuple[Tensor, Tensor, Tensor]] = []  # of each step: rows, tokens, their log-probs
         for t in range(limit):
             chosen, log_prob = self.pick(batch.hidden, uniform[:, t])
@@ -151,10 +171,10 @@ class CachedGenerator:
                 running = running & torch.isin(chosen, ends, invert=True)
             if len(ends) and (t + 1) % look_every == 0:
                 stay = running.nonzero().squeeze(-1)  # the host waits for the device
-                if len(stay) < len(rows):
+                if not len(stay):
+                    break
+                if len(stay) < len(rows) and not stays:
                     rows, chosen, uniform, running = (one[stay] for one in (rows, chosen, uniform, running))
-                    if not len(rows):
-                        break
                     batch.keep(stay)
             if t + 1 < limit:
                 batch.go_on(chosen)
@@ -180,57 +200,6 @@ def _up_to_its_end(tokens: list[int], log_probs: list[float], ends: set[int]) ->
     """Without what a row wrote on before anybody looked."""
     length = next((at for at, token in enumerate(tokens, 1) if token in ends), len(tokens))
     return Written(tokens[:length], log_probs[:length], tokens[length - 1] in ends)
-
-
-class _Batch:
-    """Rows being written: the hidden state of each one's last token, and the cache of what came before."""
-
-    def __init__(
-        self, model: nn.Module, cache: Any, hidden: Tensor, position_N: Tensor, mask: Tensor | None
-    ) -> None:
-        self.trunk = cast(Any, core(model)).base_model
-        self.embed = cast(Any, core(model)).get_input_embeddings()
-        self.cache = cache
-        self.hidden = hidden  # [N, H]
-        self.position_N = position_N  # of the next token in its own text
-        self.mask = mask  # [N, room]: True where a key may be seen; None where no prompt is padded
-
-    @classmethod
-    def start(cls, prompts: Sequence[Sequence[int]], limit: int, model: nn.Module, fast: bool) -> _Batch:
-        """Reads the prompts."""
-        from distrl.rlhf.cache import make_cache, read_prompts
-
-        lengths = np.array([len(prompt) for prompt in prompts])
-        longest = int(lengths.max())
-        cache = make_cache(cast(Any, core(model)).config, longest + limit)
-        hidden = read_prompts(model, prompts, cache, fast)
-        length_N = torch.from_numpy(lengths).to(hidden.device)
-        room = torch.arange(longest + limit, device=hidden.device)
-        mask = room >= (longest - length_N).unsqueeze(1) if (lengths != longest).any() else None
-        return cls(model, cache, hidden, length_N, mask)
-
-    def _forward(self, token: Tensor, position: Tensor) -> None:
-        seen = self.cache.get_seq_length() + token.shape[1]
-        found = self.trunk(
-            inputs_embeds=self.embed(token),
-            attention_mask=None if self.mask is None else self.mask[:, :seen].long(),
-            position_ids=position,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.hidden = found.last_hidden_state[:, -1]
-
-    def go_on(self, token_N: Tensor) -> None:
-        """Takes in one more token of each row."""
-        self._forward(token_N.unsqueeze(1), self.position_N.unsqueeze(1))
-        self.position_N = self.position_N + 1
-
-    def keep(self, rows: Tensor) -> None:
-        """Lets the other rows go."""
-        self.cache.batch_select_indices(rows)
-        self.position_N = self.position_N[rows]
-        if self.mask is not None:
-            self.mask = self.mask[rows]
 
 
 def respond(

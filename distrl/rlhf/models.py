@@ -22,15 +22,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from distrl.errors import BadInput
+from distrl.errors import BadInput, translated
 from distrl.maths.random import derive_seed
-from distrl.policies.lm import core
+from distrl.policies.lm import context_length as context_length
+from distrl.policies.lm import core, router_coefficient
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.fast_paths import fused_activations
-from distrl.rlhf.folders import require_folder, require_one_label
-from distrl.rlhf.tokenizers import unread, vocabulary_size
+from distrl.rlhf.folders import quiet
+from distrl.rlhf.pretrained import Kind, read_pretrained
+from distrl.rlhf.stored_dtype import rounded, stored_dtype
+from distrl.rlhf.tokenizers import vocabulary_size
+from distrl.rlhf.trial import try_causal, try_scalar
 
-Kind = Literal["causal", "scalar"]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -45,6 +48,8 @@ class ModelParts:
     generation: Any = None  # a causal LM's generation configuration, to be saved with it
     fused: bool = True  # GPT-2's GELU as one operation (`fast_paths`)
     dtype: Dtype = "float32"  # of its parameters once built; `arrays` are float32
+    notes: tuple[str, ...] = ()  # how it was read, where that is to be said
+    stored: str = "float32"  # dtype that it is saved in, its folder's: "bfloat16", "float16" or "float32"
 
     @classmethod
     def of(cls, model: nn.Module, kind: Kind, lora: Any = None) -> ModelParts:
@@ -181,14 +186,30 @@ def _seeded(seed: int, purpose: str) -> Iterator[None]:
         yield
 
 
-def read_causal(folder: str | Path) -> ModelParts:
-    """The causal LM of a folder. BadInput where there is none that can be read."""
-    return ModelParts.of(_from_pretrained("causal", folder), "causal")
+def read_causal(folder: str | Path, writes: bool = False) -> ModelParts:
+    """The causal LM of a folder, tried on a few tokens. BadInput where there is none, or a part of it fails.
+
+    `writes`: it is to generate, too.
+    """
+    found = read_pretrained("causal", folder)
+    parts = replace(ModelParts.of(found.model, "causal"), notes=found.notes, stored=stored_dtype(folder))
+    try_causal(found.model, str(folder), writes, context_length(parts.config))
+    return parts
+
+
+def tried(parts: ModelParts, where: str) -> ModelParts:
+    """A causal LM that no folder holds, tried on a few tokens. BadInput where a part of it fails."""
+    with translated(f"{where}: no model can be made of it"):
+        try_causal(parts.build(), where, length=context_length(parts.config))
+    return parts
 
 
 def read_scalar(folder: str | Path) -> ModelParts:
-    """The sequence classifier with one label of a folder, a reward model say."""
-    return ModelParts.of(_from_pretrained("scalar", folder), "scalar")
+    """The sequence classifier with one label of a folder, a reward model say, tried on a few tokens."""
+    found = read_pretrained("scalar", folder)
+    parts = replace(ModelParts.of(found.model, "scalar"), notes=found.notes, stored=stored_dtype(folder))
+    try_scalar(found.model, str(folder), context_length(parts.config))
+    return parts
 
 
 def scalar_from(causal: ModelParts, initial_std: float = 0.0, seed: int = 0) -> ModelParts:
@@ -217,18 +238,22 @@ def scalar_from(causal: ModelParts, initial_std: float = 0.0, seed: int = 0) -> 
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * initial_std)
         if getattr(head, "bias", None) is not None:
             head.bias.zero_()
-    return ModelParts.of(model, "scalar")
+    return replace(ModelParts.of(model, "scalar"), stored=causal.stored)
+
+
+def router_note(parts: ModelParts, used: bool) -> str | None:
+    """What to say of the auxiliary loss that a mixture's configuration asks for; None where it asks for none."""
+    if not (coefficient := router_coefficient(parts.config)):
+        return None
+    told = (
+        "is added to the loss" if used else "is a part of supervised fine-tuning alone, and is not used here"
+    )
+    return f"the router's auxiliary loss (router_aux_loss_coef {coefficient:g} of config.json) {told}"
 
 
 def width(parts: ModelParts) -> int:
     """Of the hidden states."""
-    return int(parts.config.hidden_size)
-
-
-def context_length(config: Any) -> int | None:
-    """Tokens that a text of the model may have; None where its configuration sets no limit."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
+    return int(parts.config.get_text_config().hidden_size)
 
 
 def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:
@@ -237,14 +262,25 @@ def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:
     A new folder is there whole or not at all; in one with files, each of them is replaced whole.
     """
     whole = merged(parts)
-    model = cast(Any, whole.build())
+    # a copy: where a parameter is rounded, the configuration that it is rounded by must stay as it is
+    model = cast(Any, replace(whole, config=copy.deepcopy(whole.config)).build())
+    model = rounded(model, whole.stored)
     if whole.generation is not None:
         model.generation_config = copy.deepcopy(whole.generation)
     with filled_aside(Path(folder)) as aside:
-        with _quiet():
+        with quiet():
             model.save_pretrained(aside)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
+
+
+def save_adapter(parts: ModelParts, folder: str | Path, base: str | Path) -> None:
+    """The adapters alone as peft has them, for the model in `base`; whole, as `save`."""
+    model = cast(Any, parts.build())
+    model.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
+    with filled_aside(Path(folder)) as aside, quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft looks for the base's own page
+        model.save_pretrained(aside, save_embedding_layers=False)
 
 
 @contextmanager
@@ -264,73 +300,6 @@ def filled_aside(folder: Path) -> Iterator[Path]:
                 path.replace(folder / path.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers shows no progress of its own on standard error, and leaves it to us to say what is missing."""
-    from transformers.utils import logging
-
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    path = require_folder(folder)
-    if not (path / "config.json").is_file():
-        raise BadInput(
-            f"{path} is no model folder: it has no config.json; give one that save_pretrained wrote"
-        )
-    if not list(path.glob("*.safetensors")):
-        raise BadInput(f"{path} has no *.safetensors: pickled weights are not read; save it with safetensors")
-    _check_generation_file(path / "generation_config.json")
-    if kind == "scalar":
-        require_one_label(path)
-    auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
-    more = {} if kind == "causal" else {"num_labels": 1}
-    try:
-        with _quiet():
-            model, told = auto.from_pretrained(
-                path,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **more,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BadInput(f"{path} cannot be read as a {kind} model: {unread(error)}") from error
-    missing = sorted(told["missing_keys"])
-    if missing:
-        raise BadInput(f"{path} lacks parameters of a {kind} model: {', '.join(map(str, missing[:4]))}")
-    if kind == "causal" and any(str(name).startswith("score.") for name in told["unexpected_keys"]):
-        raise BadInput(f"{path} is a sequence classifier, a reward model say, and no causal LM")
-    return cast(nn.Module, model.eval())
-
-
-def _check_generation_file(path: Path) -> None:
-    """BadInput where it is there and no good: transformers would pass over it, and over the ends of text in it."""
-    if not path.is_file():
-        return
-    try:
-        found = json.loads(path.read_text())
-        ends = found.get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise BadInput(f"{path} must be a JSON object: {error}; mend it, or delete it") from error
-    every = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not all(type(one) is int for one in every):
-        raise BadInput(f"{path}: eos_token_id must be an id or a list of ids, got {ends!r}")
 
 
 def parameter_count(parts: ModelParts) -> int:

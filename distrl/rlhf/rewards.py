@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from distrl.checkpoint.files import replace_durable
 from distrl.errors import BadInput, translated
 from distrl.named import is_file
 from distrl.policies.lm import ScalarModel
@@ -82,7 +83,13 @@ def save_reward(parts: ModelParts, scale: ScoreScale, folder: str | Path, tokeni
     """A reward model's folder: a sequence classifier's as transformers has it, and SCALE_FILE beside; whole, as `save`."""
     with filled_aside(Path(folder)) as aside:
         save(parts, aside, tokenizer)
-        (aside / SCALE_FILE).write_text(json.dumps({"schema": 1, **asdict(scale)}, indent=2) + "\n")
+        write_scale(scale, aside)
+
+
+def write_scale(scale: ScoreScale, folder: str | Path) -> None:
+    """SCALE_FILE of a reward model's folder, whole or not at all."""
+    text = json.dumps({"schema": 1, **asdict(scale)}, indent=2) + "\n"
+    replace_durable(Path(folder) / SCALE_FILE, [text.encode()])
 
 
 def read_reward(folder: str | Path) -> ModelReward:

@@ -13,6 +13,7 @@ from distrl.rlhf.generation import Generator
 from distrl.rlhf.models import Dtype
 from distrl.rlhf.recipes import ResponseRecipe
 from distrl.rlhf.scoring import RewardSource
+from distrl.rlhf.ways import Way
 
 Role = Literal["actor", "critic", "reward", "reference", "generator"]
 ROLES: tuple[Role, ...] = ("generator", "actor", "critic", "reference", "reward")
@@ -36,6 +37,7 @@ class RoleSpec:
     micro_batch: int | None = None  # texts that go through it together where something is
     fast_paths: bool = True  # `distrl.rlhf.fast_paths`
     generation: Steps = "plain"
+    way: Way | None = None  # how the generator uses its model's cache; None: tried where it lives
     # makes one's own; a module's function, so that it travels
     generator: Callable[[nn.Module, RoleSpec], Generator] | None = None
     dtype: Dtype = "float32"  # of what does not learn: the reference, and the generator's copy of the actor

@@ -106,6 +106,7 @@ class RoleWorker:
                 vocabulary=spec.vocabulary,
                 steps=spec.generation,
                 longest=max(map(len, spec.prompts), default=0) + spec.recipe.max_response,
+                way=spec.way,
             )
             self.order = PromptOrder(len(spec.prompts), spec.seed)
             self.written_by = 0

@@ -3,19 +3,26 @@
     loss = - sum over completion tokens t of log pi(x_t | x_<t) / number of completion tokens in the batch
 
 What is in none of a row's spans, its prompt and the turns of others, is read and not learned. A batch's mean is over all its
-tokens, whatever pieces it is computed in.
+tokens, whatever pieces it is computed in. Of a mixture of experts whose configuration asks for it, the router's auxiliary loss
+is added, as transformers does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distrl.policies.lm import LanguagePolicy, trunk_hidden
+from distrl.policies.lm import (
+    LanguagePolicy,
+    core,
+    hidden_and_router_loss,
+    router_coefficient,
+    trunk_hidden,
+)
 from distrl.policies.protocol import parameters_and_buffers
 from distrl.rlhf.data import Demonstration
 from distrl.rlhf.models import ModelParts
@@ -24,11 +31,18 @@ from distrl.rlhf.training import Trainer, TrainOptions, padded, run
 
 
 class Imitation:
-    """`Objective` of demonstrations: minus the log-prob of the completions' tokens."""
+    """`Objective` of demonstrations: minus the log-prob of the completions' tokens. `vocabulary`: see `LanguagePolicy`."""
 
-    def __init__(self, model: nn.Module, rows: Sequence[Demonstration]) -> None:
-        self.policy = LanguagePolicy(model, None)
+    def __init__(
+        self, model: nn.Module, rows: Sequence[Demonstration], vocabulary: int | None = None
+    ) -> None:
+        self.policy = LanguagePolicy(model, None, vocabulary=vocabulary)
         self.model = model
+        self.router = router_coefficient(cast(Any, core(model)).config)
+        if self.router:  # tried now: not every family computes it
+            one = torch.ones(1, device=next(model.parameters()).device, dtype=torch.long)
+            with torch.no_grad():
+                hidden_and_router_loss(model, one.unsqueeze(0), one)
         self.rows = rows
         self.lengths = [len(row.tokens) for row in rows]
         self.learned = np.array([sum(end - begin for begin, end in row.learned) for row in rows])
@@ -40,15 +54,22 @@ class Imitation:
     def losses(self, rows: Ints) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed over tokens, and how many of those would have been the likeliest."""
         some = [self.rows[row] for row in rows]
-        token_NS, _ = padded([row.tokens for row in some], next(self.model.parameters()).device)
+        token_NS, length_N = padded([row.tokens for row in some], next(self.model.parameters()).device)
         told = np.zeros((len(some), token_NS.shape[1] - 1), bool)  # position t tells of token t + 1
         for n, row in enumerate(some):
             for begin, end in row.learned:
                 told[n, begin - 1 : end - 1] = True
         told_NS = torch.from_numpy(told).to(token_NS.device)
-        hidden_NSH = trunk_hidden(self.model, token_NS)
+        if self.router:
+            hidden_NSH, router = hidden_and_router_loss(self.model, token_NS, length_N)
+        else:
+            hidden_NSH = trunk_hidden(self.model, token_NS)
         said = self.policy.token_log_probs(hidden_NSH[:, :-1][told_NS], token_NS[:, 1:][told_NS])
-        return -said.log_prob.sum(), {"entropy": said.entropy.detach().sum()}
+        loss, sums = -said.log_prob.sum(), {"entropy": said.entropy.detach().sum()}
+        if self.router:  # a mean over a piece, which counts by its tokens
+            count = self.count(rows)
+            loss, sums["router_loss"] = loss + self.router * count * router, router.detach() * count
+        return loss, sums
 
 
 def sft_trainer(
@@ -57,11 +78,15 @@ def sft_trainer(
     held_out: Sequence[Demonstration] = (),
     options: TrainOptions | None = None,
     device: str = "cpu",
+    vocabulary: int | None = None,
 ) -> Trainer:
-    """At step 0; with adapters in `parts` (`models.with_lora`) they alone are learned."""
+    """At step 0; with adapters in `parts` (`models.with_lora`) they alone are learned.
+
+    `vocabulary`: ids of the tokenizer, where the model has more rows: a distribution is over these alone.
+    """
     model = parts.build(device)
-    looked_at = Imitation(model, held_out) if held_out else None
-    return Trainer(model, Imitation(model, rows), looked_at, options or TrainOptions())
+    looked_at = Imitation(model, held_out, vocabulary) if held_out else None
+    return Trainer(model, Imitation(model, rows, vocabulary), looked_at, options or TrainOptions())
 
 
 def train_sft(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from distrl.errors import BadInput, cause
-from distrl.rlhf.folders import require_folder
+from distrl.errors import BadInput, cause, translated
+from distrl.rlhf.adapters import base_of
+from distrl.rlhf.folders import CONFIG, OWN_CODE, configuration, require_folder
 
 MARK = "\ue005\ue00f\ue005"  # private characters, in no text and in no template
 FILES = (
@@ -29,27 +31,24 @@ def read_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a folder that `save_pretrained` wrote. BadInput where there is none, or it has no end of text."""
     from transformers import AutoTokenizer
 
-    path = require_folder(folder)
+    path = base_of(require_folder(folder))
     if not any((path / name).is_file() for name in FILES):
         raise BadInput(
             f"{path} has no tokenizer (none of {', '.join(FILES)}): save the model's own beside it with save_pretrained"
         )
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{path} has no tokenizer that can be read: {unread(error)}") from error
+    if (path / CONFIG).is_file():
+        configuration(path)  # transformers reads it too, and would not name it
+    with translated(f"{path} has no tokenizer that tokenizers {version('tokenizers')} can read"):
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+        except ValueError as error:
+            if "trust_remote_code" in str(error):
+                raise BadInput(f"{path}: its tokenizer {OWN_CODE}") from error
+            raise
     check_end(tokenizer, str(path))
     return tokenizer
-
-
-def unread(error: Exception) -> str:
-    """Why transformers could not read a folder."""
-    told = str(error)
-    if "trust_remote_code" in told:
-        return (
-            "it brings code of its own, which is not run; convert it to a family that transformers has itself"
-        )
-    return (told.splitlines() or [type(error).__name__])[0]
 
 
 def check_end(tokenizer: Any, where: str = "the tokenizer") -> None:

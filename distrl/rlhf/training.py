@@ -68,6 +68,9 @@ class Trainer:
         self.taken = 0  # steps
         self.skipped = 0
         self.streak = 0  # steps skipped in a row, the last ones first
+        self.unevaluated: Exception | None = (
+            None  # why the held-out rows were not looked at after the last step
+        )
         self._order: tuple[int, list[Ints]] = (-1, [])
 
     @property
@@ -96,9 +99,19 @@ class Trainer:
         metrics = {"step": float(self.taken), "epoch": self.taken / self.steps_per_epoch, **means}
         metrics |= {"learning_rate": rate, "count": float(count), "skipped_updates": float(self.skipped)}
         every = self.options.evaluate_every
-        if self.finished or (every is not None and self.taken % every == 0):
+        if self.finished:
+            metrics |= self._last_evaluation()
+        elif every is not None and self.taken % every == 0:
             metrics |= self.evaluate()
         return metrics
+
+    def _last_evaluation(self) -> dict[str, float]:
+        """What was trained is not lost to it: an error is kept, for the time when the model is saved."""
+        try:
+            return self.evaluate()
+        except Exception as error:
+            self.unevaluated = error
+            return {}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -80,6 +80,20 @@ def needed(config: BaseModel, **why: str) -> Iterator[Clash]:
             yield Clash((name,), f"--{name.replace('_', '-')}: must be given; {advice}")
 
 
+def adapter_clashes(config: Any) -> Iterator[Clash]:
+    """Of `save_adapter`, in the stages that have it."""
+    if config.save_adapter and not config.lora_rank:
+        yield Clash(
+            ("save_adapter", "lora_rank"),
+            "--save-adapter: must go with --lora-rank, which trains adapters; give --lora-rank 8, or leave it out",
+        )
+    if config.save_adapter and getattr(config, "fresh", None):
+        yield Clash(
+            ("save_adapter", "fresh"),
+            "--save-adapter with --fresh: the adapters would be of a model that no folder holds; leave one of the two out",
+        )
+
+
 def known_fields(config: StageConfig) -> Iterator[Clash]:
     """A clash for each name of `--field` that no format of data has."""
     try:

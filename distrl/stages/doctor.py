@@ -23,7 +23,7 @@ from distrl.policies.lm import LanguagePolicy, core
 from distrl.rlhf.data import DataSet, Prompt, read_prompts
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import Dtype, ModelParts, context_length, read_causal
-from distrl.rlhf.opinions import first_fault, join, log_probs
+from distrl.rlhf.opinions import first_fault, join
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.reward_trial import try_function
 from distrl.rlhf.rewards import FunctionReward
@@ -37,13 +37,19 @@ from distrl.rlhf.tokenizers import (
     usable_ids,
     vocabulary_size,
 )
+from distrl.rlhf.trial import (
+    CLOSE,
+    NUM_PADS,
+    ROUNDED,
+    all_log_probs,
+    off_ratio,
+    own_log_probs,
+    padded_log_probs,
+)
 from distrl.stages.materials import reward_model
 
 NUM_PROMPTS = 8
-NUM_PADS = 7
 ON_RATIO = 1e-5  # in float32, what a ratio may start off 1
-ROUNDED = 1e-3  # that is further than rounding takes it in a large model: two functions, not one
-CLOSE = 1e-4  # of log-probs in float32 in batches of other shapes: a fault moves them by more than 1e-2
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,7 @@ def _findings(patient: Patient, device: str) -> Iterator[Finding]:
     if tokenizer is None:
         return
     yield _pad(tokenizer)
-    parts = yield from _try(
-        "model", lambda: read_causal(patient.model), lambda found: type(found.config).__name__
-    )
+    parts = yield from _try("model", lambda: read_causal(patient.model, writes=True), _describe_model)
     prompts = yield from _try("data", lambda: _prompts(patient, tokenizer), _describe_prompts)
     if parts is None or prompts is None:
         return
@@ -116,10 +120,9 @@ def invariants(
 ) -> Iterator[Finding]:
     """What PPO relies on: the same log-prob however a token's text is computed."""
     pieces = by_length(responses.length, responses.num_responses)
-    again = join([log_probs(policy, responses, pieces)], responses.num_responses)
+    again = all_log_probs(policy, responses, pieces)
     valid = responses.valid
-    ratio = np.exp(again.astype(np.float64) - responses.log_prob)[valid]
-    off = float(np.abs(ratio - 1).max())
+    off = off_ratio(again, responses)
     if written_in == "float32":
         yield _ratio(off)
     else:
@@ -129,7 +132,7 @@ def invariants(
         yield Finding(
             "warn", "ratio", f"{told}--exact-ratio starts at 1, --importance-cap 2 weighs what was sampled"
         )
-    twice = join([log_probs(policy, responses, pieces)], responses.num_responses)
+    twice = all_log_probs(policy, responses, pieces)
     yield _close(
         "dropout",
         float(np.abs(twice - again).max()),
@@ -148,44 +151,6 @@ def invariants(
     )  # fmt: skip
 
 
-def padded_log_probs(policy: LanguagePolicy, responses: Responses) -> np.ndarray:
-    """Of each decision, [T, N], text by text with pads behind it that are not trimmed."""
-    device = next(cast(nn.Module, policy.actor).parameters()).device
-    found = np.zeros(responses.action.shape)
-    for n in range(responses.num_responses):
-        rows = int(responses.num_actions[n])
-        token = np.pad(responses.token[n : n + 1, : responses.length[n]], ((0, 0), (0, NUM_PADS)))
-        arrays = {
-            "token": token,
-            "length": responses.length[n : n + 1],
-            "decision": np.stack([np.arange(rows), np.zeros(rows, np.int64)]),  # given these it trims nothing
-        }
-        state = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        position, action = (
-            torch.from_numpy(table[:rows, n : n + 1].copy()).to(device)
-            for table in (responses.position, responses.action)
-        )
-        with torch.no_grad():
-            said = policy.evaluate(position, action, None, state, None).log_prob
-        found[:rows, n] = said[:, 0].cpu().numpy()
-    return found
-
-
-def own_log_probs(policy: LanguagePolicy, responses: Responses) -> np.ndarray:
-    """Of each decision by the family's own forward pass, text by text, [T, N], float64."""
-    model = cast(Any, core(cast(Any, policy.actor)))
-    found = np.zeros(responses.action.shape)
-    for n in range(responses.num_responses):
-        token = torch.from_numpy(responses.token[n : n + 1, : responses.length[n]]).to(model.device)
-        with torch.no_grad():
-            logits = model(input_ids=token, use_cache=False).logits[0].double() / policy.temperature
-            logits = logits[:, : policy.vocabulary]
-        said = torch.log_softmax(logits, -1).cpu().numpy()
-        for t in range(int(responses.num_actions[n])):
-            found[t, n] = said[responses.position[t, n], responses.action[t, n]]
-    return found
-
-
 def _try(what: str, check: Callable[[], Any], told: Callable[[Any], str]) -> Generator[Finding, None, Any]:
     """The finding of a check, and its result, None where it failed."""
     try:
@@ -199,6 +164,10 @@ def _try(what: str, check: Callable[[], Any], told: Callable[[Any], str]) -> Gen
 
 def _describe_tokenizer(tokenizer: Any) -> str:
     return f"{vocabulary_size(tokenizer)} ids, end of text {tokenizer.eos_token!r}"
+
+
+def _describe_model(parts: ModelParts) -> str:
+    return "; ".join((type(parts.config).__name__, *parts.notes))
 
 
 def _prompts(patient: Patient, tokenizer: Any) -> DataSet[Prompt]:

@@ -22,6 +22,7 @@ from distrl.rlhf.models import Dtype, ModelParts
 from distrl.rlhf.opinions import Part, first_fault, join, log_probs
 from distrl.rlhf.responses import Floats, Responses
 from distrl.rlhf.scoring import RewardSource, Scorer
+from distrl.rlhf.ways import Way
 from distrl.rlhf.written import ends_of, response_text
 
 
@@ -58,6 +59,7 @@ class Evaluator:
     vocabulary: int | None = None
     fast_paths: bool = True  # `distrl.rlhf.fast_paths`
     dtype: Dtype = "float32"  # of the policy and the reference
+    way: Way | None = None  # `distrl.rlhf.ways`; None: tried on the policy
     _reference: LanguagePolicy | None = field(default=None, init=False)
     _scorer: Scorer | None = field(default=None, init=False)
 
@@ -96,6 +98,7 @@ class Evaluator:
             self.greedy,
             self.fast_paths,
             vocabulary=self.vocabulary,
+            way=self.way,
         )
         numbers = np.repeat(np.arange(len(self.prompts)), self.samples)
         seed = derive_seed(self.seed, "evaluation")

@@ -17,7 +17,8 @@ from distrl.evaluation import find_checkpoint
 from distrl.fields import nearest
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, config_file, read_config_as
-from distrl.rlhf.data import Prompt, read_prompts
+from distrl.rlhf.adapters import CONFIG as ADAPTER_FILE
+from distrl.rlhf.data import DataSet, Prompt, read_prompts
 from distrl.rlhf.data_columns import check_field
 from distrl.rlhf.folders import require_folder
 from distrl.rlhf.given_functions import named
@@ -28,11 +29,11 @@ from distrl.rlhf.scoring import RewardSource
 from distrl.rlhf.templates import TemplateOptions, check_template, read_arguments
 from distrl.rlhf.tokenizers import check_rows, check_vocabulary, end_tokens, read_tokenizer, usable_ids
 from distrl.session import has_ended
+from distrl.stages.context import longest, require_fit, reward_models
 from distrl.stages.evaluation import Evaluator
 from distrl.stages.materials import (
     Problems,
     read_tools,
-    require_context,
     reward_model,
     template_options,
     trained_parts,
@@ -146,19 +147,22 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     tokenizer = read_tokenizer(where)
     check_vocabulary(tokenizer, parts.config, str(where))
     recipe = config.recipe if config is not None else PPOConfig.model_fields["recipe"].default
-    prompts = _prompts(asked, config, tokenizer)
+    file = _prompts(asked, config, tokenizer)
+    prompts = file.rows
     check_rows(tokenizer, parts.config, [prompt.tokens for prompt in prompts], str(where))
     max_response = asked.max_response or recipe.max_response
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    require_context(
-        parts, longest + max_response, f"the longest prompt's {longest} + --max-response {max_response}"
-    )
     ends = end_tokens(tokenizer, parts.generation)
     reference = asked.reference or (config and (config.reference or config.model))
+    reference_parts = read_causal(reference) if reference else None
+    reward = _reward(asked, config, tokenizer, prompts, computing, ends)
+    models = {str(folder): parts, **({"--reference": reference_parts} if reference_parts else {})}
+    models |= reward_models(reward) if reward is not None else {}
+    text = longest((file,), lambda prompt: len(prompt.tokens))
+    require_fit(models, text, None, max_response)
     evaluator = Evaluator(
         prompts=prompts,
-        reference=read_causal(reference) if reference else None,
-        reward=_reward(asked, config, tokenizer, prompts, computing, ends),
+        reference=reference_parts,
+        reward=reward,
         end_tokens=ends,
         max_response=max_response,
         temperature=asked.temperature or recipe.temperature,
@@ -190,6 +194,8 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
 def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
     """That of a run of `distrl rlhf ppo`; None for another run or a model's folder. BadInput for neither."""
     require_folder(folder)
+    if (folder / ADAPTER_FILE).is_file():
+        return None
     if not (folder / CONFIG_FILE).is_file():
         raise BadInput(f"{folder} is no run directory and no model folder: it has no config.json")
     try:
@@ -214,14 +220,14 @@ def _policy(folder: Path, config: PPOConfig | None, which: str) -> tuple[ModelPa
         return _of_checkpoint(config, find_checkpoint(folder, which))
     saved = (folder / "model" / CONFIG_FILE).is_file()
     if saved and has_ended(folder):  # of a run that goes on since, it is an old one
-        return read_causal(folder / "model"), folder / "model", None
+        return read_causal(folder / "model", writes=True), folder / "model", None
     if config is None and saved:
         raise BadInput(
             f"{folder} has not finished, and its model is from an earlier end: finish it with --resume, or name "
             f"{folder / 'model'}"
         )
     if config is None:
-        return read_causal(folder), folder, None
+        return read_causal(folder, writes=True), folder, None
     found = latest_checkpoint(folder / "checkpoints")
     if found is None:
         raise BadInput(f"{folder} has neither a model nor a checkpoint")
@@ -229,11 +235,13 @@ def _policy(folder: Path, config: PPOConfig | None, which: str) -> tuple[ModelPa
 
 
 def _of_checkpoint(config: PPOConfig, found: Checkpoint) -> tuple[ModelParts, Path, int]:
-    actor = trained_parts(config, read_causal(config.folder)).with_arrays(found.trees["actor"]["parameters"])
+    actor = trained_parts(config, read_causal(config.folder, writes=True)).with_arrays(
+        found.trees["actor"]["parameters"]
+    )
     return actor, Path(config.folder), found.iteration
 
 
-def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Prompt, ...]:
+def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> DataSet[Prompt]:
     path = asked.prompts or (config and (config.eval_prompts or config.prompts))
     if not path:
         raise BadInput(
@@ -243,8 +251,8 @@ def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Pr
     template = _template(asked, config)
     check_template(tokenizer, template)
     own = config is not None and config.skip_bad and not asked.prompts
-    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad or own, template=template, field=field).rows
-    return rows[: asked.limit] if asked.limit else rows
+    found = read_prompts(path, tokenizer, skip_bad=asked.skip_bad or own, template=template, field=field)
+    return replace(found, rows=found.rows[: asked.limit], where=found.where[: asked.limit])
 
 
 def _template(asked: Asked, config: PPOConfig | None) -> TemplateOptions:

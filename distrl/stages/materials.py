@@ -19,9 +19,9 @@ from distrl.rlhf.models import (
     Dtype,
     LoraOptions,
     ModelParts,
-    context_length,
     read_causal,
     read_scalar,
+    router_note,
     scalar_from,
     with_lora,
 )
@@ -52,6 +52,7 @@ from distrl.stages.config import StageConfig
 from distrl.stages.ppo_config import PPOConfig
 
 T = TypeVar("T")
+ADAPTER = "adapter"  # folder of --save-adapter, beside the model's
 
 
 class Problems:
@@ -82,15 +83,6 @@ def file_sha256(path: str | Path) -> str:
 def text_sha256(told: Any) -> str:
     """Of lists of numbers and texts."""
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-
-def require_context(parts: ModelParts, tokens: int, told: str) -> None:
-    """BadInput where texts of so many tokens do not fit the model."""
-    limit = context_length(parts.config)
-    if limit is not None and tokens > limit:
-        raise BadInput(
-            f"{told} = {tokens} tokens, and the model reads {limit}: {tokens - limit} too many; shorten one of the two"
-        )
 
 
 @dataclass(frozen=True)
@@ -136,10 +128,6 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
             problems.of(
                 flag, check_rows, tokenizer, models["actor"].config, [one.tokens for one in some.rows]
             )
-    longest = max(len(prompt.tokens) for some in (prompts, eval_prompts) if some for prompt in some.rows)
-    told = f"the longest prompt's {longest} + --max-response {config.recipe.max_response}"
-    for parts in models.values():
-        problems.of("--max-response", require_context, parts, longest + config.recipe.max_response, told)
     problems.stop()
     notes = [
         note
@@ -147,10 +135,12 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
             prompts.note(),
             eval_prompts and eval_prompts.note(),
             padding_note(tokenizer),
+            router_note(models["actor"], used=False),
             border_note(prompts.rows),
             *map(retokenize.note, config.reward, rewards),
             left_out(models["actor"].generation.to_dict(), config.recipe.temperature),
             *warnings,
+            *dict.fromkeys(note for parts in models.values() for note in parts.notes),
         )
         if note
     ]
@@ -296,7 +286,7 @@ def _require_steps(actor: ModelParts, config: PPOConfig) -> None:
 def _models(config: PPOConfig, tokenizer: Any, problems: Problems) -> dict[str, ModelParts]:
     """By role; problems are kept."""
     models: dict[str, ModelParts] = {}
-    actor = problems.of("--model", read_causal, config.folder)
+    actor = problems.of("--model", read_causal, config.folder, writes=True)
     if actor is None:
         return models
     problems.of("--model", check_vocabulary, tokenizer, actor.config, config.folder)

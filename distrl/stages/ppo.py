@@ -15,16 +15,21 @@ from distrl.errors import RunFailed
 from distrl.loops import train_responses, train_responses_overlapped
 from distrl.machine import resolve_device
 from distrl.maths.kl import AdaptiveBeta, BetaController, FixedBeta
-from distrl.rlhf.models import ModelParts, save
+from distrl.rlhf.first_ratio import bound_of, check_first_ratio, turn_off
+from distrl.rlhf.models import ModelParts, save, save_adapter
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
 from distrl.rlhf.role_spec import RoleSpec
 from distrl.rlhf.roles import LearnReport, RoleWorker
+from distrl.rlhf.stored_dtype import stored_note
 from distrl.rlhf.tokenizers import usable_ids
+from distrl.rlhf.ways import Way
 from distrl.runtime.placement import devices, idle_warnings, require_place
 from distrl.runtime.roles import Host, Roles, start_roles
+from distrl.stages.context import longest, require_fit, reward_models
 from distrl.stages.evaluation import Evaluator
-from distrl.stages.materials import PPOMaterials, read_ppo_materials
+from distrl.stages.materials import ADAPTER, PPOMaterials, read_ppo_materials
+from distrl.stages.paths import Paths, proved
 from distrl.stages.ppo_config import PPO, PPOConfig
 from distrl.stages.report import PPO_LOOK, picture_of, told_chain
 from distrl.stages.run import StageRun
@@ -65,15 +70,35 @@ class PPOStage:
         self.hosts = config.hosts(self.device)
         placed = require_place(self.hosts, config.address)  # before models are read
         self.materials = read_ppo_materials(config)
-        self.spec = role_spec(config, self.materials, self.hosts, self.device)
+        self._require_context()
+        proof = proof_of(config, self.materials)
+        self.paths = proof.record
+        self.spec = role_spec(config, self.materials, self.hosts, self.device, proof)
         self.devices = set(self.spec.devices.values())
-        self.notes = [*placed, *self.materials.notes, *idle_warnings(self.spec, self.hosts)]
+        self.notes = [
+            *placed,
+            *self.materials.notes,
+            *filter(None, [stored_note(self.materials.models["actor"].stored)]),
+            *proof.notes,
+            *idle_warnings(self.spec, self.hosts),
+        ]
         self.facts = self.materials.facts
         self.sources = self.materials.sources
         self.ahead: list[Any] | None = None
         self.roles: Roles | None = None
         self.digests: dict[str, str] = {}
         self._evaluator: Evaluator | None = None
+
+    def _require_context(self) -> None:
+        """BadInput where a prompt with its response does not fit a model that reads it."""
+        config, materials = self.config, self.materials
+        text = longest((materials.prompts, materials.eval_prompts), lambda prompt: len(prompt.tokens))
+        flags = {"actor": "--model", "reference": "--reference", "critic": "--critic"}
+        models = {
+            flags[role]: parts for role, parts in materials.models.items() if getattr(config, role, True)
+        }
+        models |= reward_models(materials.reward)
+        require_fit(models, text, "--max-prompt-tokens", config.recipe.max_response)
 
     # a stage
 
@@ -137,9 +162,14 @@ class PPOStage:
         if folder is not None:
             actor = self.materials.models["actor"].with_arrays(snapshot.arrays)
             save(actor, folder, self.materials.tokenizer)
+            if self.config.save_adapter:
+                save_adapter(actor, folder.with_name(ADAPTER), self.config.folder)
         digests = {**self.digests, "actor": snapshot.digest}
-        told = {"parameters_sha256": snapshot.digest, "digests": digests}
-        return told | {"longest_chain": self._longest_chain()}
+        told = {"parameters_sha256": snapshot.digest, "digests": digests, "paths": self.paths}
+        return told | ({"longest_chain": self._longest_chain()} if folder is None else {})
+
+    def complete(self, folder: Path) -> dict[str, Any]:
+        return {"longest_chain": self._longest_chain()}
 
     def _seen(self, iteration: int, taken: dict[str, SpanTotals]) -> None:
         if self.recording is not None:
@@ -204,6 +234,7 @@ class PPOStage:
             # once a run: a resumed one, and one gone back to a checkpoint, has told of its first already
             told = (one for one in self.run.state.warnings if one.startswith(UNSCORED))
             self.run.warn(next(told, f"{UNSCORED}; the first: {why}"))
+        self._check_first_ratio(report)
         self.controller = self.controller.after(report.metrics["kl"], report.num_responses)
         self.run.state.beta = self.controller.beta
         window = self.run.state.window
@@ -223,6 +254,17 @@ class PPOStage:
         self._asked = asked, perf_counter_ns()
         self.run.keep(metrics, report.num_tokens, taken, self._evaluate)
 
+    def _check_first_ratio(self, report: LearnReport) -> None:
+        """RunFailed where what was sampled is not what learns, while both still have the same parameters."""
+        config = self.config
+        if self.run.iteration:
+            return
+        flags = turn_off(config.fast_paths, config.generation, config.dtype)
+        bound = bound_of(self.materials.models["actor"].config, config.dtype)
+        note = check_first_ratio(report.metrics, bound, flags)
+        if note is not None:
+            self.run.warn(note)
+
     def _too_many_timeouts(self, num_responses: int, why: str) -> str:
         """Without their number: that depends on who called, since who has seen too many calls no more."""
         config = self.config
@@ -241,7 +283,7 @@ class PPOStage:
         if self._evaluator is None:
             # beside roles on Ray the driver has no device of its own
             device = self.device if config.placement == "in-process" else "cpu"
-            self._evaluator = evaluator_of(config, self.materials, device)
+            self._evaluator = evaluator_of(config, self.materials, device, self.spec.way)
         with self.run.interrupts.at_once():
             looked = self._evaluator.evaluate(self.actor())
         if looked.timeouts > config.max_timeouts:
@@ -266,8 +308,15 @@ class PPOStage:
         return self.materials.models["actor"].with_arrays(self._roles.snapshot().arrays)
 
 
-def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...], device: str) -> RoleSpec:
-    """What workers are told of the run."""
+def role_spec(
+    config: PPOConfig,
+    materials: PPOMaterials,
+    hosts: tuple[Host, ...],
+    device: str,
+    proof: Paths | None = None,
+) -> RoleSpec:
+    """What workers are told of the run; its fast paths are proved now, unless `proof` is given."""
+    proof = proof or proof_of(config, materials)
     placed = devices(hosts)
     if config.placement == "in-process":
         placed = dict.fromkeys(placed, device)
@@ -284,8 +333,9 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         generation_batch=config.generation_batch,
         forward_batch=config.forward_batch,
         micro_batch=config.micro_batch,
-        fast_paths=config.fast_paths,
+        fast_paths=proof.fused,
         generation=config.generation,
+        way=proof.way,
         dtype=config.dtype,
         threads=config.threads,
         devices=placed,
@@ -295,7 +345,15 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
     )
 
 
-def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Evaluator:
+def proof_of(config: PPOConfig, materials: PPOMaterials) -> Paths:
+    """Of the actor that the run begins with."""
+    vocabulary = usable_ids(materials.tokenizer, materials.models["actor"].config)
+    return proved(materials.models["actor"], config.fast_paths, config.generation, vocabulary)
+
+
+def evaluator_of(
+    config: PPOConfig, materials: PPOMaterials, device: str, way: Way | None = None
+) -> Evaluator:
     """Of held-out prompts, by the run's own reward and reference."""
     assert materials.eval_prompts is not None
     return Evaluator(
@@ -311,4 +369,5 @@ def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Eva
         fast_paths=config.fast_paths,
         dtype=config.dtype,
         vocabulary=usable_ids(materials.tokenizer, materials.models["actor"].config),
+        way=way,
     )

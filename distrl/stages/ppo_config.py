@@ -15,7 +15,7 @@ from distrl.fields import Schema
 from distrl.named import is_file
 from distrl.rlhf.recipes import RECIPES, RLHF_PPO, ResponseRecipe
 from distrl.stages import reward_time
-from distrl.stages.config import FIXED, KEPT, StageConfig, known_fields, needed, no_clashes
+from distrl.stages.config import FIXED, KEPT, StageConfig, adapter_clashes, known_fields, needed, no_clashes
 
 if TYPE_CHECKING:
     from distrl.runtime.roles import Host
@@ -36,6 +36,9 @@ class PPOConfig(StageConfig):
         0, description="train adapters of this rank (LoRA) instead of the model (0: none)"
     )
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
+    save_adapter: bool = Field(
+        False, description="the adapters alone too, in RUN_DIR/adapter, as peft reads them; with --lora-rank"
+    )
     algo: str = Field("rlhf-ppo", description="rlhf-ppo, rlhf-reinforce, rloo or grpo")
     recipe: ResponseRecipe = Field(RLHF_PPO, description="the algorithm's own fields, each a flag")
     iterations: Count = Field(100, description="iterations in all: write, score, learn")
@@ -180,6 +183,7 @@ def clashes(config: PPOConfig) -> list[Clash]:
     """Every rule between fields that `config` breaks."""
     return [
         *_given(config),
+        *adapter_clashes(config),
         *reward_time.clashes(config),
         *_critic(config),
         *_batch(config),
@@ -353,6 +357,13 @@ def implied(values: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+_FILES = (
+    "model",
+    "reference",
+    "critic",
+    "reward",
+    "prompts",
+)  # may move, not change: `facts` of a checkpoint
 PPO = Schema(
     command="distrl rlhf ppo",
     config=PPOConfig,
@@ -376,7 +387,7 @@ PPO = Schema(
     changeable=(
         *KEPT, "iterations", "learning_rate", "learning_rate_schedule", "placement", "roles", "address",
         "role_timeout_sec", "placement_timeout_sec", "eval_every", "eval_prompts", "max_skipped_updates",
-        "max_worker_restarts", "reward_timeout_sec", "max_unscored", "trace",
+        "max_worker_restarts", "reward_timeout_sec", "max_unscored", "trace", *_FILES,
         "reward_concurrency", "sample_every", "samples", "print_samples",
     ),
     fixed=FIXED,
@@ -387,5 +398,6 @@ PPO = Schema(
     recipe=ResponseRecipe,
     presets=RECIPES,
     modules=("reward_function",),
+    paths=("run_dir", "eval_prompts", *_FILES),
     hidden=("collects", "num_envs", "num_steps", "baseline"),
 )  # fmt: skip

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distrl.errors import RunFailed, cause
 from distrl.interrupts import Interrupted, Interrupts
 from distrl.rlhf.devices import Reproducibility
 from distrl.run_keeper import CommonState, RunKeeper
+from distrl.runtime.roles import RoleLost
 from distrl.runtime.workers import rss_bytes
 from distrl.stages.config import StageConfig
 from distrl.telemetry import spans
@@ -58,6 +60,9 @@ class StageRun(RunKeeper[StageState]):
         self.config, self.total = config, total
         self.open_sinks, self.trees_of = open_sinks, trees_of
         self.restarts = 0
+        self.unevaluated: RunFailed | None = (
+            None  # why the last evaluation failed: told once the model is saved
+        )
         self.seen: Callable[[int, dict[str, SpanTotals]], None] = lambda iteration, taken: None
 
     @property
@@ -87,11 +92,20 @@ class StageRun(RunKeeper[StageState]):
         except Interrupted:
             self.torn = True
             raise
+        except RoleLost:  # all of it is done again
+            raise
+        except Exception as error:  # the iteration is whole without it: kept, then told
+            self.unevaluated = RunFailed(
+                f"the evaluation of iteration {state.iteration} failed: {cause(error)}"
+            )
+            self.unevaluated.__cause__ = error
         with span("log"):
             self.record = record | self._times(steps, taken)
             self.sinks.write(self.record)
-        if state.iteration % self.config.checkpoint_every == 0:
+        if state.iteration % self.config.checkpoint_every == 0 or self.unevaluated is not None:
             self.checkpoint()
+        if self.unevaluated is not None and state.iteration < self.total:
+            raise self.unevaluated
 
     def _times(self, steps: int, taken: Mapping[str, SpanTotals]) -> dict[str, Any]:
         clock = self.time_iteration(steps)

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from distrl import machine
 from distrl.checkpoint import latest_checkpoint, write_checkpoint
-from distrl.errors import BadInput, RunFailed, cause
+from distrl.errors import BadInput, RunFailed, cause, translated
 from distrl.fields import Schema
 from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
 from distrl.resolve import ResolvedAs, to_flat_as, write_config_as
@@ -53,6 +53,7 @@ class Stage(Protocol):
     notes: list[str]  # to be told when it begins
     facts: dict[str, Any]  # digests of what was read: a resumed run must find the same
     sources: dict[str, str]  # digests of the user's code: a resumed run says which is another
+    paths: dict[str, str]  # fast paths that were proved on the model: a resumed run says which are others
     device: str
     devices: Collection[str]  # where models compute
     max_restarts: int
@@ -78,6 +79,10 @@ class Stage(Protocol):
 
     def finish(self, folder: Path | None) -> dict[str, Any]:
         """What summary.json says beside the counts; with a folder, the model is saved there first."""
+        ...
+
+    def complete(self, folder: Path) -> dict[str, Any]:
+        """What comes after the model was saved in that folder, and may fail; more of what summary.json says."""
         ...
 
     def close(self) -> None:
@@ -153,6 +158,7 @@ def _meta(stage: Stage) -> dict[str, Any]:
         "command": stage.schema.command,
         "facts": stage.facts,
         "sources": stage.sources,
+        "paths": stage.paths,
         "versions": _versions(),
         "machine": machine.machine(stage.device),
     }
@@ -268,6 +274,9 @@ class _Session:
         for name, was in before.get("sources", {}).items():
             if was != now["sources"].get(name):
                 yield f"the file of {name} has changed since the checkpoint, so scores may"
+        others = machine.differences(before["paths"], stage.paths) if before.get("paths") else []
+        if others:
+            yield f"the paths that fit the model differ from the checkpoint's, so bits may: {', '.join(others)}"
         for kind in ("versions", "machine"):
             found = machine.differences(before.get(kind, {}), now[kind])
             if found:
@@ -322,8 +331,7 @@ class _Session:
                 self.stage.train()
                 run.checkpoint()
                 self._require_saved(run)
-                with span("save model"), replaced_folder(self.directory / "model") as folder:
-                    return self.stage.finish(folder)
+                return self._save_and_complete(run)
             except RoleLost as lost:
                 run.restarts += 1
                 if run.restarts > self.stage.max_restarts:
@@ -340,6 +348,24 @@ class _Session:
                 with span("restart"), run.uninterrupted():
                     run.rewind(state)
                     self.stage.start(run, found[1].trees)
+
+    def _save_and_complete(self, run: StageRun) -> dict[str, Any]:
+        """The model first, then what may fail: an error after the training names the model that is there."""
+        folder = self.directory / "model"
+        with (
+            span("save model"),
+            translated(f"the model was not saved in {folder}", "make room on the disk", RunFailed),
+            replaced_folder(folder) as aside,
+        ):
+            described = self.stage.finish(aside)
+        if run.unevaluated is not None:
+            raise RunFailed(
+                f"{run.unevaluated}; the trained model is in {folder}"
+            ) from run.unevaluated.__cause__
+        with translated(
+            "what comes after the training failed", f"the trained model is in {folder}", RunFailed
+        ):
+            return described | self.stage.complete(folder)
 
     def _require_saved(self, run: StageRun) -> None:
         if run.saved_at != run.iteration and not run.torn:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from distrl.errors import BadInput, RunFailed, cause, translated
 from distrl.learner import digest
 from distrl.machine import resolve_device
 from distrl.policies.protocol import parameters_and_buffers
@@ -19,12 +20,16 @@ from distrl.rlhf.models import (
     new_causal,
     read_causal,
     read_config,
+    router_note,
     save,
+    save_adapter,
+    tried,
 )
 from distrl.rlhf.options import TrainOptions
 from distrl.rlhf.reward_model import new_reward_model, reference_samples, reward_trainer, score_scale
-from distrl.rlhf.rewards import ScoreScale, save_reward
+from distrl.rlhf.rewards import ScoreScale, save_reward, write_scale
 from distrl.rlhf.sft import sft_trainer
+from distrl.rlhf.stored_dtype import stored_note
 from distrl.rlhf.tokenizers import (
     check_rows,
     check_vocabulary,
@@ -34,11 +39,12 @@ from distrl.rlhf.tokenizers import (
     usable_ids,
 )
 from distrl.rlhf.training import Trainer
+from distrl.stages.context import longest, require_fit
 from distrl.stages.materials import (
+    ADAPTER,
     Problems,
     file_sha256,
     reading,
-    require_context,
     text_sha256,
     trained_parts,
 )
@@ -63,6 +69,7 @@ class SupervisedStage:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.sources: dict[str, str] = {}  # no code of a user's
+        self.paths: dict[str, str] = {}
         self.device = resolve_device(config.device)
         self.devices = {self.device}
         make_repeatable(self.devices)
@@ -78,13 +85,18 @@ class SupervisedStage:
         ]
         for some in texts:
             check_rows(self.tokenizer, self.base.config, some)
-        longest = max(self._length(row) for some in (self.rows, self.held_out) if some for row in some.rows)
-        require_context(self.base, longest, "--max-tokens: the longest text")
+        self._require_context(config)
         self.parts = self._start_from(config)
         self.options: TrainOptions = replace(config.recipe, seed=config.seed)
         self.total = self._trainer().num_steps
-        notes = [self.rows.note(), self.held_out and self.held_out.note(), padding_note(self.tokenizer)]
-        self.notes = [note for note in notes if note]
+        notes = [
+            self.rows.note(),
+            self.held_out and self.held_out.note(),
+            padding_note(self.tokenizer),
+            stored_note(self.base.stored),
+        ]
+        notes.append(router_note(self.base, used=isinstance(self, SFTStage)))
+        self.notes = [*(note for note in notes if note), *self.base.notes]
         self.facts = {"model": digest(self.base.arrays), "data": file_sha256(config.data)}
         self.facts["tokens of the data"] = text_sha256(texts)
         if config.held_out:
@@ -103,6 +115,10 @@ class SupervisedStage:
         problems.stop()
         assert rows is not None
         return rows.split(config.held_out_share, config.seed) if config.held_out_share else (rows, held_out)
+
+    def _require_context(self, config: Any) -> None:
+        """BadInput where a text does not fit the model."""
+        require_fit({"--model": self.base}, longest((self.rows, self.held_out), self._length), "--max-tokens")
 
     def _model(self, config: Any) -> ModelParts:
         return read_causal(config.folder)
@@ -146,10 +162,19 @@ class SupervisedStage:
     def finish(self, folder: Path | None) -> dict[str, Any]:
         parts = self.parts.with_arrays(parameters_and_buffers(self.trainer.model))
         told: dict[str, Any] = {"parameters_sha256": digest(parts.arrays)}
-        return told | (self._save(parts, folder) if folder is not None else {})
+        if folder is not None:
+            self._save(parts, folder)
+            if self.config.save_adapter:
+                save_adapter(parts, folder.with_name(ADAPTER), self.config.folder)
+        return told
 
-    def _save(self, parts: ModelParts, folder: Path) -> dict[str, Any]:
+    def _save(self, parts: ModelParts, folder: Path) -> None:
         raise NotImplementedError
+
+    def complete(self, folder: Path) -> dict[str, Any]:
+        if self.trainer.unevaluated is not None:
+            raise RunFailed(f"the held-out rows could not be evaluated: {cause(self.trainer.unevaluated)}")
+        return {}
 
     def close(self) -> None:
         """Nothing outlives the process."""
@@ -166,7 +191,7 @@ class SFTStage(SupervisedStage):
     def _model(self, config: SFTConfig) -> ModelParts:
         if config.fresh is None:
             return read_causal(config.folder)
-        return new_causal(read_config(config.fresh, self.tokenizer), config.seed)
+        return tried(new_causal(read_config(config.fresh, self.tokenizer), config.seed), config.fresh)
 
     def _start_from(self, config: SFTConfig) -> ModelParts:
         return trained_parts(config, self.base)
@@ -176,11 +201,11 @@ class SFTStage(SupervisedStage):
 
     def _trainer(self) -> Trainer:
         held_out = self.held_out.rows if self.held_out else ()
-        return sft_trainer(self.parts, self.rows.rows, held_out, self.options, self.device)
+        vocabulary = usable_ids(self.tokenizer, self.base.config)  # as generation and PPO have it
+        return sft_trainer(self.parts, self.rows.rows, held_out, self.options, self.device, vocabulary)
 
-    def _save(self, parts: ModelParts, folder: Path) -> dict[str, Any]:
+    def _save(self, parts: ModelParts, folder: Path) -> None:
         save(parts, folder, self.tokenizer)
-        return {}
 
 
 class RewardStage(SupervisedStage):
@@ -190,6 +215,9 @@ class RewardStage(SupervisedStage):
     look = REWARD_LOOK
     read = staticmethod(data.read_preferences)
     config: RewardConfig
+
+    def _model(self, config: RewardConfig) -> ModelParts:
+        return read_causal(config.folder, writes=config.normalize)
 
     def _start_from(self, config: RewardConfig) -> ModelParts:
         return trained_parts(config, new_reward_model(self.base, config.seed))
@@ -201,11 +229,33 @@ class RewardStage(SupervisedStage):
         held_out = self.held_out.rows if self.held_out else ()
         return reward_trainer(self.parts, self.rows.rows, held_out, self.options, self.device)
 
-    def _save(self, parts: ModelParts, folder: Path) -> dict[str, Any]:
-        parts = merged(parts)
-        scale = self._scale(parts) if self.config.normalize else ScoreScale()
-        save_reward(parts, scale, folder, self.tokenizer)
-        return {"score_scale": vars(scale)}
+    def _require_context(self, config: RewardConfig) -> None:
+        super()._require_context(config)
+        if config.normalize:
+            text = longest((self.rows,), lambda row: row.num_prompt)
+            try:
+                require_fit({"--max-response": self.base}, text, "--max-tokens", config.max_response)
+            except BadInput as error:
+                raise BadInput(
+                    *(f"{problem}, or --no-normalize: scores are brought to mean 0 and deviation 1 on such responses"
+                      for problem in error.problems)
+                ) from error  # fmt: skip
+
+    def _save(self, parts: ModelParts, folder: Path) -> None:
+        save_reward(merged(parts), ScoreScale(), folder, self.tokenizer)
+
+    def complete(self, folder: Path) -> dict[str, Any]:
+        """The scale of the scores, beside the model that is there already."""
+        parts = self.parts.with_arrays(parameters_and_buffers(self.trainer.model))
+        scale = ScoreScale()
+        if self.config.normalize:
+            advice = (
+                f"the model in {folder} is whole, its scores are as they are; --no-normalize leaves them so"
+            )
+            with translated("the scores could not be normalised", advice, RunFailed):
+                scale = self._scale(merged(parts))
+            write_scale(scale, folder)
+        return {**super().complete(folder), "score_scale": vars(scale)}
 
     def _scale(self, parts: ModelParts) -> ScoreScale:
         config = self.config

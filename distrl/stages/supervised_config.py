@@ -11,7 +11,7 @@ from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.fields import Schema
 from distrl.rlhf.options import TrainOptions
-from distrl.stages.config import FIXED, KEPT, StageConfig, known_fields, needed, no_clashes
+from distrl.stages.config import FIXED, KEPT, StageConfig, adapter_clashes, known_fields, needed, no_clashes
 
 
 class SupervisedConfig(StageConfig):
@@ -32,6 +32,9 @@ class SupervisedConfig(StageConfig):
         0, description="train adapters of this rank (LoRA), merged in the end (0: none)"
     )
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
+    save_adapter: bool = Field(
+        False, description="the adapters alone too, in RUN_DIR/adapter, as peft reads them; with --lora-rank"
+    )
     recipe: TrainOptions = Field(TrainOptions(), description="how it is trained, each a flag")
 
     @field_validator("recipe", mode="after")
@@ -79,6 +82,7 @@ def _clashes(config: SupervisedConfig) -> Iterator[Clash]:
     yield from needed(config, model="a folder that save_pretrained wrote, with its tokenizer")
     yield from needed(config, data="a file of rows, or a folder of them")
     yield from known_fields(config)
+    yield from adapter_clashes(config)
     if config.held_out and config.held_out_share:
         yield Clash(
             ("held_out", "held_out_share"),
@@ -117,13 +121,15 @@ _SECTIONS: dict[str, str | tuple[str, ...]] = {
     "who does the work": "device",
     "what is kept": "run_dir",
 }
-_CHANGEABLE = (*KEPT, "evaluate_every", "max_skipped_updates")
+_FILES = ("model", "data", "held_out")  # may move, not change: `facts` of a checkpoint
+_CHANGEABLE = (*KEPT, "evaluate_every", "max_skipped_updates", *_FILES)
 
 SFT = Schema(
     command="distrl rlhf sft",
     config=SFTConfig,
     sections={heading: first for heading, first in _SECTIONS.items() if heading != "the scores"},
-    changeable=_CHANGEABLE,
+    changeable=(*_CHANGEABLE, "fresh"),
+    paths=("run_dir", "fresh", *_FILES),
     fixed=FIXED,
     start_from=" from --model RUN_DIR/model",
     clashes=clashes,
@@ -131,11 +137,13 @@ SFT = Schema(
     recipe=TrainOptions,
     hidden=("seed",),
 )
+_OF_SCORES = ("normalize", "normalize_responses", "max_response", "temperature")
 REWARD = Schema(
     command="distrl rlhf reward",
     config=RewardConfig,
     sections=_SECTIONS,
-    changeable=_CHANGEABLE,
+    changeable=(*_CHANGEABLE, *_OF_SCORES),
+    paths=("run_dir", *_FILES),
     fixed=FIXED,
     start_from="",
     clashes=clashes,

@@ -13,6 +13,7 @@ from distrl.maths.pieces import by_length
 from distrl.policies.lm import core
 from distrl.rlhf.generation import CachedGenerator, pick, respond, uniforms
 from distrl.rlhf.opinions import log_probs
+from distrl.rlhf.ways import Way
 from tests import reference
 from tests.rlhf.small_models import FAMILIES, VOCABULARY, causal, own_logits, policy_of
 
@@ -114,7 +115,7 @@ def test_rows_that_have_ended_leave_the_batch():
     core(model).base_model.register_forward_pre_hook(
         lambda _, args, given: rows.append(len(given["inputs_embeds"])), with_kwargs=True
     )
-    written = CachedGenerator(model, ends).generate(PROMPTS, RANDOM)
+    written = CachedGenerator(model, ends, way=Way()).generate(PROMPTS, RANDOM)
     lengths = [len(one.tokens) for one in written]
     expected = [sum(length > t for length in lengths) for t in range(max(lengths))]
     expected[0] = len(PROMPTS)
@@ -125,7 +126,7 @@ def test_generation_stops_where_all_rows_have_ended_and_an_end_belongs_to_its_re
     model = causal().build()
     passes: list[int] = []
     core(model).base_model.register_forward_pre_hook(lambda _, args: passes.append(1))
-    written = CachedGenerator(model, range(VOCABULARY)).generate(PROMPTS, RANDOM)
+    written = CachedGenerator(model, range(VOCABULARY), way=Way()).generate(PROMPTS, RANDOM)
     assert len(passes) == 1
     assert [(len(one.tokens), one.ended) for one in written] == [(1, True)] * len(PROMPTS)
 

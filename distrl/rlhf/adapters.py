@@ -1,0 +1,119 @@
+"""Adapters in a folder, as peft saves them: found with the base that they were trained on, and merged into it.
+
+FOLDER/adapter_config.json, adapter_model.safetensors     base: what base_model_name_or_path names, a folder
+with whole weights beside                                 base: the same; "." where the weights beside are the base's
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from torch import nn
+
+from distrl.errors import BadInput, translated
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's folder, and the folder of the model that it belongs to."""
+
+    folder: Path
+    base: Path
+
+
+def adapter_in(folder: Path, has_weights: bool) -> Adapter | None:
+    """The adapter of a folder, None without one. BadInput where its base is not to be found."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    with translated(f"{path} must be a JSON object"):
+        name = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not (folder / WEIGHTS).is_file():
+        raise BadInput(
+            f"{folder} has {CONFIG} and no {WEIGHTS}: pickled adapters are not read; save it with safetensors"
+        )
+    return Adapter(folder, _base(folder, name, has_weights))
+
+
+def _base(folder: Path, name: Any, has_weights: bool) -> Path:
+    """By the name in an adapter's configuration: a path from the adapter's folder on, or as it stands."""
+    if isinstance(name, str) and name:
+        for path in (folder / name, Path(name).expanduser()):
+            if (path / "config.json").is_file():
+                return folder if path.resolve() == folder.resolve() else path
+    if has_weights:
+        raise BadInput(
+            f"{folder} has whole weights and an adapter (of {name!r}, which is no model's folder here), and nothing says whether the "
+            f'weights have the adapter in them; delete {CONFIG} where they do, or set its base_model_name_or_path to "."'
+        )
+    raise BadInput(
+        f"{folder} has an adapter alone, and its base {name!r} is no model's folder here; model names are not downloaded: set "
+        f"base_model_name_or_path of {folder / CONFIG} to the base's folder"
+    )
+
+
+def base_of(folder: str | Path) -> Path:
+    """Where the tokenizer of a folder is that has none: with the base of its adapter; else the folder itself."""
+    path = Path(folder)
+    found = adapter_in(path, False) if (path / CONFIG).is_file() else None
+    return path if found is None else found.base
+
+
+@contextmanager
+def without_adapter(folder: Path) -> Iterator[Path]:
+    """The folder as it would be without an adapter in it, which transformers would put into the model by itself."""
+    if not (folder / CONFIG).is_file():
+        yield folder
+        return
+    with TemporaryDirectory() as name:
+        for path in folder.iterdir():
+            if not path.name.startswith("adapter_"):
+                (Path(name) / path.name).symlink_to(path.resolve())
+        yield Path(name)
+
+
+def array_names(adapter: Adapter) -> list[str]:
+    """Of the arrays in an adapter's file."""
+    from safetensors import safe_open
+
+    with (
+        translated(f"{adapter.folder / WEIGHTS} cannot be read"),
+        safe_open(adapter.folder / WEIGHTS, "numpy") as file,
+    ):
+        return [*file.keys()]
+
+
+def apply_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
+    """The base with its adapter merged into its weights. BadInput where the two do not fit."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    names = array_names(adapter)
+    with translated(f"{adapter.folder}: its adapter does not fit {adapter.base}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found: Any = PeftModel.from_pretrained(cast(Any, model), str(adapter.folder))
+        wanted = get_peft_model_state_dict(found, save_embedding_layers=False)
+    kind = found.peft_config["default"].peft_type
+    if not hasattr(found.base_model, "merge_and_unload"):
+        raise BadInput(
+            f"{adapter.folder}: an adapter of type {getattr(kind, 'value', kind)} cannot be merged into its base; LoRA's "
+            "kinds can"
+        )
+    differ = [
+        *(name for name in sorted(wanted) if name not in names),
+        *(name for name in names if name not in wanted and "lora_" in name),
+    ]
+    if differ:
+        raise BadInput(
+            f"{adapter.folder}: its adapter does not fit {adapter.base}: {len(differ)} arrays are of one of the two alone, "
+            f"{differ[0]} among them"
+        )
+    return cast(nn.Module, found.merge_and_unload(safe_merge=True))
