@@ -342,8 +342,9 @@ class EnvGroup:
         if not bad.any():
             return bad
         slot = int(np.argmax(bad))
-        too_large = reward is not None and not rows[slot] and math.isfinite(reward[slot])
-        message = self.not_finite(slot, key if rows[slot] else "reward", reward[slot] if too_large else None)
+        given = math.nan if reward is None or rows[slot] else float(reward[slot])
+        too_large = given if math.isfinite(given) else None
+        message = self.not_finite(slot, key if rows[slot] else "reward", too_large)
         if self.spec.nonfinite == "fail":
             raise RunFailed(message + HOW_TO_GO_ON)
         self.dropped += int(bad.sum())

@@ -99,8 +99,9 @@ class WorkerPool:
         """Have every worker close its envs, bounded: one that is collecting ends its fragment first. Then kill them."""
         try:
             closing = [slot.handle.close.remote() for slot in self.slots if slot.ready is None]
-            if closing:
-                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_SEC)
+            deadline = time.monotonic() + CLOSE_TIMEOUT_SEC
+            while closing and time.monotonic() < deadline:  # in short steps: a second Ctrl-C leaves at once
+                _, closing = ray.wait(closing, num_returns=len(closing), timeout=WAIT_STEP_SEC)
         except RayError:  # the cluster is gone, and the workers with it
             pass
         for slot in self.slots:
