@@ -78,6 +78,7 @@ def run_training(
         directory = Path(config.run_dir)
     else:
         directory = default_run_dir(config.env, config.algo, config.seed, datetime.now(UTC))
+    directory = directory.absolute()  # an env's code may change the current folder
     created = False
     with Interrupts() as interrupts:
         try:

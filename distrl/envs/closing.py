@@ -26,8 +26,8 @@ class _TooLong(BaseException):
     """Not an `Exception`: an env's own `except` may not swallow it."""
 
 
-def close_vector(vector: Any, who: str, longest_sec: float = LONGEST_SEC) -> None:
-    """Ends a vector env and all in it; says on standard error what did not end as it should."""
+def close_vector(vector: Any, who: str, longest_sec: float = LONGEST_SEC, quietly: bool = False) -> None:
+    """Ends a vector env and all in it; says on standard error what did not end as it should, unless `quietly`."""
     if isinstance(vector, AsyncVectorEnv):
         problems = _close_async(vector, longest_sec)
     elif isinstance(vector, SyncVectorEnv):
@@ -35,7 +35,7 @@ def close_vector(vector: Any, who: str, longest_sec: float = LONGEST_SEC) -> Non
         vector.closed = True
     else:
         problems = [problem] if (problem := within(vector.close, longest_sec)) else []
-    if problems:
+    if problems and not quietly:
         more = f" ({len(problems)} of its envs)" if len(problems) > 1 else ""
         print(f"distrl: warning: {who}: close() {problems[0]}{more}", file=sys.stderr)
 

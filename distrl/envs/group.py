@@ -216,8 +216,9 @@ class EnvGroup:
         return float((self._vector.metadata or {}).get("render_fps", 30))
 
     def close(self) -> None:
-        """Ends the envs and their processes. The group is of no use afterwards."""
-        self.calls.close()
+        """Ends the envs and their processes; what an env's `close` raises is said, unless it was never reset. The group is
+        of no use afterwards."""
+        self.calls.close(quietly=self.observation is None)
 
     def watched(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Calls into the vector env, watched; what it raises becomes RunFailed."""
