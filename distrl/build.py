@@ -14,7 +14,7 @@ from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.envs.registrations import registrations
 from distrl.envs.spaces import leaf_spaces
-from distrl.envs.trial import Verdict, try_env
+from distrl.envs.trial import Verdict, try_entry_point, try_env
 from distrl.errors import BadInput
 from distrl.machine import resolve_device
 from distrl.policies import PolicySpec
@@ -79,6 +79,9 @@ def work_spec(
         time_limit = probe.max_episode_steps
         if tried and probe.is_wrapped:
             verdict = try_env(spec, probe.first_single_env, time.monotonic() - started, config.seed)
+            spec = replace(spec, own_snapshots=verdict.own_snapshots)
+        elif tried and probe.has_own and spec.vectorization == "vector_entry_point":
+            verdict = try_entry_point(spec, config.seed)
             spec = replace(spec, own_snapshots=verdict.own_snapshots)
     finally:
         probe.close()

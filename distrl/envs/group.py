@@ -88,7 +88,8 @@ class EnvGroup:
         self.episode = np.full(num_envs, -1)
         self.resetting = np.zeros(num_envs, np.bool_)  # next_step: the next step is a reset
         self.calls = Calls(self._vector, spec, index, first_env)
-        if not self.is_wrapped and not has_own(self._vector.unwrapped):
+        self.has_own = not self.is_wrapped and spec.own_snapshots and has_own(self._vector.unwrapped)
+        if not self.is_wrapped and not self.has_own:
             self.lose(
                 f"{spec.env_id} as vector_entry_point has no snapshot(): a recovery starts fresh episodes"
             )
