@@ -12,12 +12,14 @@ from gymnasium import spaces
 
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
+from distrl.envs.actions import ActionMap
 from distrl.envs.registrations import registrations
 from distrl.envs.spaces import leaf_spaces
 from distrl.envs.trial import Verdict, try_entry_point, try_env
 from distrl.errors import BadInput
 from distrl.machine import resolve_device
 from distrl.policies import PolicySpec
+from distrl.policies.build import readings_of
 from distrl.policies.compiled import why_not_compiled
 from distrl.rollout_fused import why_not_fused
 from distrl.runtime.workers import WorkSpec
@@ -199,3 +201,32 @@ def learner_device(config: TrainConfig) -> str:
             "or --learner auto"
         )
     return device
+
+
+def space_lines(
+    config: TrainConfig, observation_space: spaces.Space, action_space: spaces.Space
+) -> list[str]:
+    """How the policy reads each leaf of an observation, and what becomes of its actions; a line each."""
+    spec = policy_spec(config)
+    if spec.policy is not None:
+        lines = [f"observation: {observation_space} -> as --policy {spec.policy} reads it"]
+    else:
+        lines = [one.described() for one in readings_of(spec, observation_space)]
+    how = ActionMap(action_space, spec.rescale_action and spec.policy is None).described()
+    lines.append(f"action: {' '.join(str(action_space).split())}" + (f" -> {how}" if how else ""))
+    keys = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+    lines += [
+        f"action mask: is observation {key} one? --mask-key {key} masks the actions by it"
+        for key in keys
+        if "mask" in key.lower()
+    ]
+    return lines
+
+
+def lines_of_spaces(config: TrainConfig) -> list[str]:
+    """`space_lines` of the run's envs, one of which is made. BadInput where it cannot be."""
+    probe = EnvGroup(env_spec(config).settled(), index=0, num_envs=1, first_env=0, seed=config.seed)
+    try:
+        return space_lines(config, probe.observation_space, probe.action_space)
+    finally:
+        probe.close()

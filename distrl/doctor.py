@@ -118,7 +118,7 @@ def _device(config: TrainConfig) -> Finding:
 
 def environment(config: TrainConfig) -> Iterator[Finding]:
     """Whether the env can be made, keeps its spaces, is a function of its seed, and how fast it is."""
-    from distrl.build import env_spec
+    from distrl.build import env_spec, space_lines
     from distrl.envs.closing import LONGEST_SEC, within
     from distrl.envs.spaces import check_supported
     from distrl.preflight import check_env
@@ -131,12 +131,14 @@ def environment(config: TrainConfig) -> Iterator[Finding]:
         yield Finding("fail", "env", " ".join(error.problems))
         return
     try:
-        yield Finding("pass", "env", _spaces(env, config))
         try:
             check_supported(env.observation_space, env.action_space, config.env)
         except (BadInput, RunFailed) as error:
+            yield Finding("pass", "env", _spaces(env, config))
             yield Finding("fail", "spaces", str(error))
             return
+        read = space_lines(config, env.observation_space, env.action_space)
+        yield Finding("pass", "env", "; ".join([_spaces(env, config), *read]))
         yield from _walk(env, config)
         yield from _trial(env, spec, config)
         if spec.is_pool:

@@ -132,4 +132,5 @@ def _batch(space: spaces.Space[Any], observation: Any) -> tuple[Tree, bool]:
         return array[None], True
     if array.shape[1:] == shape and array.ndim == len(shape) + 1:
         return array, False
-    raise ValueError(f"observation must have shape {shape}, or (N, *{shape}) for a batch, got {array.shape}")
+    batched = ", ".join(["N", *map(str, shape)]) + ("" if shape else ",")
+    raise ValueError(f"observation must have shape {shape}, or ({batched}) for a batch, got {array.shape}")

@@ -66,14 +66,16 @@ def check_legal(mask: Mask, parts: list[int], who: Callable[[int], str]) -> None
 
 def _flat(given: Any, who: str) -> Mask:
     """All entries in a row; the parts of a MultiDiscrete's may differ in length."""
-    entries = _entries(given)
+    if isinstance(given, np.ndarray) and given.dtype == np.bool_:
+        return given.reshape(-1)
     try:
-        numbers = np.array([float(entry) for entry in entries])
+        plain = isinstance(given, np.ndarray) and given.dtype.kind in "iuf"
+        numbers = given.reshape(-1) if plain else np.array([float(entry) for entry in _entries(given)])
     except (TypeError, ValueError) as error:
         raise RunFailed(
             f"{who}: action_mask must hold 0s and 1s (or bools), got {type(given).__name__} {_short(given)}"
         ) from error
-    if not np.isin(numbers, (0.0, 1.0)).all():
+    if not ((numbers == 0) | (numbers == 1)).all():
         raise RunFailed(
             f"{who}: action_mask must hold 0s and 1s (or bools), got {_short(given)}; for a MultiBinary give (n, 2): "
             "whether a bit may be 0, and whether it may be 1"

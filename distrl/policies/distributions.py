@@ -119,8 +119,20 @@ class MultiCategorical:
         return torch.stack(log_probs).sum(0), torch.stack(entropies).sum(0)
 
 
+_SURE = 1e9  # a logit whose sigmoid is 0 or 1, finite so that 0 * log 0 stays 0 in value and gradient
+
+
+def _bits_allowed(logits: Tensor, action_mask: Tensor | None) -> Tensor:
+    """The logits [..., n], at an end where a bit may not be 0 or may not be 1: `action_mask` [..., 2 n] says both of each."""
+    if action_mask is None:
+        return logits
+    may_be_off, may_be_on = action_mask.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.where(may_be_on, torch.where(may_be_off, logits, _SURE), -_SURE)
+
+
 class Bernoulli:
-    """MultiBinary(n): n independent bits; `output` holds their logits."""
+    """MultiBinary(n): n independent bits; `output` holds their logits. A mask [..., 2 n] says of each whether it may be 0
+    and whether it may be 1."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.num_outputs = math.prod(shape)
@@ -133,6 +145,7 @@ class Bernoulli:
         return np.log(uniform) - np.log1p(-uniform)
 
     def sample(self, output: Tensor, noise: Tensor | None, action_mask: Tensor | None) -> Tensor:
+        output = _bits_allowed(output, action_mask)
         bits = output > 0 if noise is None else output + noise > 0
         return bits.long().reshape(*output.shape[:-1], *self.action_shape)
 
@@ -140,6 +153,7 @@ class Bernoulli:
         self, output: Tensor, action: Tensor, action_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         bits = action.reshape(output.shape).to(output.dtype)
+        output = _bits_allowed(output, action_mask)
         on, off = nn.functional.logsigmoid(output), nn.functional.logsigmoid(-output)
         entropy = -(on.exp() * on + off.exp() * off).sum(-1)
         return (bits * on + (1 - bits) * off).sum(-1), entropy

@@ -27,7 +27,7 @@ Scale = Literal["auto", "off", "bytes"]
 MIN_SIDE = 28  # of an image
 MIN_SIDE_ASKED = 3  # of one that `--network cnn` is given
 MAX_ONE_HOT = 4096
-EMBEDDING = 32  # width
+EMBEDDING = 16  # width
 _LIGHT = ((0.0, 255.0), (0.0, 1.0), (-1.0, 1.0))
 
 
@@ -198,6 +198,5 @@ def _brief(space: spaces.Space) -> str:
     """Shape, dtype and bounds: `Box(8, 8) uint8 0..1`."""
     if not isinstance(space, spaces.Box):
         return " ".join(str(space).split())
-    with np.errstate(all="ignore"):
-        low, high = np.min(space.low, initial=np.inf), np.max(space.high, initial=-np.inf)
+    low, high = float(np.nanmin(space.low)), float(np.nanmax(space.high))
     return f"Box({', '.join(map(str, space.shape))}) {space.dtype} {low:g}..{high:g}"
