@@ -55,6 +55,7 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
     try:
         observation_space, action_space = probe.observation_space, probe.action_space
         time_limit = probe.max_episode_steps
+        _no_running_statistics(probe, config)
     finally:
         probe.close()
     if config.recipe.collects == "episodes" and time_limit is None:
@@ -78,6 +79,24 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
         overlap=config.overlap,
         rollout_device=config.rollout_device,
     )
+
+
+def _no_running_statistics(probe: EnvGroup, config: TrainConfig) -> None:
+    """BadInput where a wrapper keeps statistics from episode to episode: no checkpoint and no evaluation would have them."""
+    problems = []
+    for name, flag in probe.running_statistics():
+        where = f"--wrapper {config.wrapper}" if config.wrapper is not None else f"--env {config.env}"
+        way_out = (
+            f"use {flag} in its place"
+            if flag
+            else "normalize with --normalize-observation or --normalize-reward"
+        )
+        problems.append(
+            f"{where}: {name} keeps running statistics, which neither a checkpoint nor an evaluation would have; "
+            f"{way_out}, or give fixed numbers (update_running_mean = False)"
+        )
+    if problems:
+        raise BadInput(*problems)
 
 
 def _paths(

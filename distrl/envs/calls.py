@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from distrl.envs.spec import EnvSpec
 from distrl.envs.vector import abandon, explain
 from distrl.envs.watchdog import Beat
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput, RunFailed, cause
 
 
 class Calls:
@@ -49,10 +51,16 @@ class Calls:
     def close(self) -> None:
         """Ends the envs and their processes."""
         self._beat.close()
-        if self._failed:
-            abandon(self.vector)
-        else:
-            self.vector.close()
+        try:
+            if self._failed:
+                abandon(self.vector)
+            else:
+                self.vector.close()
+        except Exception as error:  # an env may raise anything, and nothing is lost by it
+            for env in getattr(self.vector, "envs", []):  # the others' turn never came
+                with suppress(Exception):
+                    env.close()
+            warnings.warn(f"{self._group}: close() raised {cause(error)}", RuntimeWarning, stacklevel=2)
 
     def who(self, slot: int) -> str:
         """The name of the env at `slot` of the group."""
