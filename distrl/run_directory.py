@@ -8,14 +8,15 @@ import os
 import re
 import shutil
 import socket
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from distrl.checkpoint.files import fsync_folder, make_folder_durable, replace_durable
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput, RunFailed, cause
 
 ENV_NAME_LENGTH = 80  # so that a run's name stays below the 255 bytes that file systems allow
 
@@ -118,6 +119,36 @@ def write_json_atomic(path: Path, obj: Any) -> None:
         replace_durable(path, [text.encode("utf-8")])
     except OSError as error:
         raise RunFailed(f"{path} was not written: {error.strerror}; the file before it is intact") from error
+
+
+def write_fault(path: Path, error: BaseException) -> Path | None:
+    """Writes the error's traceback, with those of its causes, to a new file `faults/error-<n>.txt` of the run directory.
+
+    Returns the file; None where it cannot be written: the report of an error must not hide the error.
+    """
+    text = "".join(traceback.format_exception(error))
+    folder = path / "faults"
+    with suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        file = folder / f"error-{len(list(folder.glob('error-*.txt'))) + 1}.txt"
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as stream:
+            stream.write(text)
+        return file
+    return None
+
+
+def failure_of(path: Path, error: Exception, how_to_resume: str) -> RunFailed:
+    """How a run that `error` ended fails: its cause in a line, where its traceback is, and how to resume.
+
+    A traceback is kept where other code than ours raised something.
+    """
+    lines = [str(error) if isinstance(error, RunFailed) else cause(error), how_to_resume]
+    if (error.__cause__ is not None or not isinstance(error, RunFailed)) and (
+        file := write_fault(path, error)
+    ) is not None:
+        lines.insert(1, f"traceback in {file}")
+    return RunFailed("\n".join(lines))
 
 
 def _safe(text: str) -> str:

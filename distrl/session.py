@@ -17,7 +17,6 @@ import os
 import shutil
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,14 +30,14 @@ from distrl import machine
 from distrl.build import learner_device, work_spec
 from distrl.checkpoint import latest_checkpoint, write_checkpoint
 from distrl.config import TrainConfig
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput, RunFailed, cause
 from distrl.evaluation import find_checkpoint
 from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
 from distrl.loops import train_overlapped, train_synchronous
 from distrl.policies import load_parameters
 from distrl.resolve import Resolved, to_flat, write_config
 from distrl.run import Run, RunState
-from distrl.run_directory import default_run_dir, lock_run_directory, new_run_directory
+from distrl.run_directory import default_run_dir, failure_of, lock_run_directory, new_run_directory
 from distrl.runtime.local import LocalRuntime
 from distrl.runtime.protocol import Runtime
 from distrl.runtime.workers import WorkSpec
@@ -112,6 +111,12 @@ def run_training(
                 + ("; make room" if full else "")
                 + (f"; continue with: distrl train --resume {directory}" if made else "")
             ) from error
+        except RunFailed:
+            raise
+        except Exception as error:  # of the env's or of a custom policy's, while things are made ready
+            if not (directory / "config.json").exists():
+                raise
+            raise failure_of(directory, error, f"continue with: distrl train --resume {directory}") from error
 
 
 def _create(directory: Path, resolved: Resolved, spec: WorkSpec) -> None:
@@ -243,14 +248,13 @@ def _loop_and_finish(run: Run, console: ConsoleSink, quiet: bool) -> Outcome:
     except RunFailed as failure:
         with contextlib.suppress(RunFailed, OSError):  # a full disk, say: it must not hide the failure
             _write_summary(run, f"failed: {failure}", None)
-        raise RunFailed(f"{failure}\n{_how_to_resume(run)}") from failure
+        raise failure_of(run.directory, failure, _how_to_resume(run)) from failure
     except OSError as error:
         raise _disk_failure(run, error) from error
-    except Exception as error:  # a fault of ours or of the env's: as behind Ray, with its traceback
-        cause = f"{type(error).__name__}: {error}"
+    except Exception as error:  # an error of ours, of the env's or of a custom policy's
         with contextlib.suppress(RunFailed, OSError):
-            _write_summary(run, f"failed: {cause}", None)
-        raise RunFailed(f"{cause}\n{traceback.format_exc()}{_how_to_resume(run)}") from error
+            _write_summary(run, f"failed: {cause(error)}", None)
+        raise failure_of(run.directory, error, _how_to_resume(run)) from error
     run.interrupts.settle()  # from here on it is done: only a second signal would matter
     try:
         summary = _write_summary(run, exit_reason, evaluation)

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from distrl.errors import BadInput, RunFailed
-from distrl.runtime.cluster import first_line, plain
+from distrl.runtime.cluster import first_line, root_cause
 from distrl.runtime.pool import WAIT_STEP_SEC
 from distrl.runtime.roles import Host, RoleLost
 from distrl.telemetry.spans import TRANSIT, span
@@ -169,21 +169,13 @@ class Calls:
                 except RayError as earlier:
                     return self._failure(needed, earlier)
         if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
-            return _raised(call, error)
+            return root_cause(error, f"{call.worker.name} failed ({call.method})")
         if isinstance(error, RayActorError) and error.actor_id is not None:
             dead = next(
                 (one for one in self.workers if one.actor._actor_id.hex() == error.actor_id), call.worker
             )
             call = dead.queue[0] if dead.queue else call
         return self._lost(call, _why_dead(error))
-
-
-def _raised(call: Call, error: RayTaskError) -> RunFailed | BadInput:
-    cause = error.cause
-    if isinstance(cause, RunFailed | BadInput):
-        return type(cause)(str(cause))
-    trace = plain(str(error))
-    return RunFailed(f"{call.worker.name} failed ({call.method}): {type(cause).__name__}: {cause}\n{trace}")
 
 
 def _why_dead(error: RayError) -> str:

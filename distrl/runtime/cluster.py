@@ -16,7 +16,9 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput, RunFailed, cause
+
+CHAINED = "The above exception was the direct cause of the following exception"  # Python's own words
 
 
 def cluster_address(given: str | None) -> str | None:
@@ -122,18 +124,25 @@ def _own_signal_handlers() -> Iterator[None]:
 
 
 def failed_to_start(who: str, error: RayActorError) -> RunFailed:
-    """What the constructor in the worker raised, in a line, then its traceback."""
-    trace = plain(str(error))
-    return RunFailed(f"{who} could not start: {trace.splitlines()[-1].strip()}\n{trace}")
+    """What the constructor in the worker raised, in a line; `error` holds the traceback."""
+    return RunFailed(f"{who} could not start: {plain(str(error)).splitlines()[-1].strip()}")
 
 
-def root_cause(error: RayTaskError) -> Exception:
-    """Our own errors as they were raised; any other as RunFailed with its last line."""
-    cause = error.cause
-    if isinstance(cause, RunFailed | BadInput):
-        return type(cause)(str(cause))
-    # its text: Ray raises a class of both kinds, which has no field of its own but the cause
-    return RunFailed(f"{type(cause).__name__} in a worker: {cause}\n{plain(str(error))}")
+def root_cause(error: RayTaskError, what: str = "a worker failed") -> RunFailed | BadInput:
+    """Our own errors as they were raised, any other as RunFailed in a line.
+
+    `error`, which holds the worker's traceback, is its cause where other code than ours is behind it.
+    """
+    raised = error.cause
+    if isinstance(raised, RunFailed | BadInput):
+        found: RunFailed | BadInput = type(raised)(str(raised))
+        behind = CHAINED in str(error)
+    else:
+        # its text: Ray raises a class of both kinds, which has no field of its own but the cause
+        found, behind = RunFailed(f"{what}: {cause(raised)}"), True
+    if behind:
+        found.__cause__ = error
+    return found
 
 
 def plain(text: str) -> str:

@@ -187,7 +187,8 @@ class RayRuntime:
             self._send_again(task, error)
             return
         except RayTaskError as error:
-            raise root_cause(error) from error
+            failure = root_cause(error)
+            raise failure from failure.__cause__
         except RayError as error:  # an object lost, memory or disk full
             raise RunFailed(f"env group {task.group}'s fragment is lost: {first_line(error)}") from error
         assert task.report is not None
@@ -240,7 +241,8 @@ class RayRuntime:
                     raise failed_to_start("the learner", error) from error
                 raise RunFailed(f"the learner died: {first_line(error)}") from error
             except RayTaskError as error:
-                raise root_cause(error) from error
+                failure = root_cause(error)
+                raise failure from failure.__cause__
             except RayError as error:
                 raise RunFailed(f"the learner's answer is lost: {first_line(error)}") from error
 

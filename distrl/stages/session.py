@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -26,12 +25,12 @@ from typing import Any, Protocol
 
 from distrl import machine
 from distrl.checkpoint import latest_checkpoint, write_checkpoint
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput, RunFailed, cause
 from distrl.fields import Schema
 from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
 from distrl.resolve import ResolvedAs, to_flat_as, write_config_as
 from distrl.rlhf.devices import reproducibility
-from distrl.run_directory import default_run_dir, lock_run_directory, new_run_directory
+from distrl.run_directory import default_run_dir, failure_of, lock_run_directory, new_run_directory
 from distrl.runtime.roles import RoleLost
 from distrl.session import Outcome, has_ended, last_record, warnings_told_to
 from distrl.stages.run import StageRun, StageState
@@ -122,6 +121,12 @@ def run_stage(
             made = (directory / "config.json").exists()
             how = f"; {_how_to_resume(stage, directory)}" if made else ""
             raise RunFailed(f"{error.filename or directory}: {error.strerror}{how}") from error
+        except RunFailed:
+            raise
+        except Exception as error:  # of a model's code, while roles are made ready
+            if not (directory / "config.json").exists():
+                raise
+            raise failure_of(directory, error, _how_to_resume(stage, directory)) from error
 
 
 def _create(directory: Path, stage: Stage, resolved: ResolvedAs[Any]) -> None:
@@ -277,16 +282,15 @@ class _Session:
         except RunFailed as failure:
             with contextlib.suppress(RunFailed, OSError):
                 self._write_summary(run, f"failed: {failure}", {})
-            raise RunFailed(f"{failure}\ncheckpoint of iteration {run.saved_at} kept; {how}") from failure
+            kept = f"checkpoint of iteration {run.saved_at} kept; {how}"
+            raise failure_of(self.directory, failure, kept) from failure
         except OSError:
             raise
-        except Exception as error:  # a fault of ours or of a reward function's: with its traceback
-            cause = f"{type(error).__name__}: {error}"
+        except Exception as error:  # an error of ours or of a model's code
             with contextlib.suppress(RunFailed, OSError):
-                self._write_summary(run, f"failed: {cause}", {})
-            raise RunFailed(
-                f"{cause}\n{traceback.format_exc()}checkpoint of iteration {run.saved_at} kept; {how}"
-            ) from error
+                self._write_summary(run, f"failed: {cause(error)}", {})
+            kept = f"checkpoint of iteration {run.saved_at} kept; {how}"
+            raise failure_of(self.directory, error, kept) from error
         self.interrupts.settle()
         summary = self._write_summary(run, exit_reason, described)
         console.close()

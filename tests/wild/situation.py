@@ -10,6 +10,7 @@ Anything else is a failure. `benchmarks/wild.py` counts them by area; `tests/wil
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import traceback
 import warnings
@@ -59,6 +60,17 @@ class Verdict:
 
     kind: str
     why: str = ""
+    said: str = ""  # the first problem that a refusal names
+
+
+def every() -> list[Situation]:
+    """Those of all modules of this folder, by module and in the order in which they stand there."""
+    found: list[Situation] = []
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if not path.stem.startswith("test_") and path.stem != Path(__file__).stem:
+            module = importlib.import_module(f"tests.wild.{path.stem}")
+            found += getattr(module, "SITUATIONS", [])
+    return found
 
 
 def judge(situation: Situation, folder: Path) -> Verdict:
@@ -85,7 +97,15 @@ def judge(situation: Situation, folder: Path) -> Verdict:
             situation.check(folder, ended)
         except Exception:
             return Verdict("fails", f"ended, with wrong values:\n{traceback.format_exc()}")
-    return Verdict(kind)
+    return Verdict(kind, said=_first_problem(ended.err) if kind != "works" else "")
+
+
+def _first_problem(err: str) -> str:
+    """The first line that says what is wrong, without the heading above it."""
+    lines = [line.strip().removeprefix("- ").removeprefix("distrl: ") for line in err.splitlines()]
+    return next(
+        (line for line in lines if line and not line.endswith("the input") and line != "bad input"), ""
+    )
 
 
 def distrl(folder: Path, *arguments: str) -> Ended:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.wild import data, environments, models, rewards, tokenizers
-from tests.wild.situation import AREAS, Situation, judge
+from tests.wild.situation import AREAS, Situation, every, judge
 
-ALL = [one for area in (models, tokenizers, data, rewards, environments) for one in area.SITUATIONS]
+ALL = every()
 
 
 @pytest.mark.parametrize(
