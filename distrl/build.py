@@ -5,7 +5,7 @@ from __future__ import annotations
 from gymnasium import spaces
 
 from distrl.config import TrainConfig
-from distrl.envs import EnvGroup, EnvSpec
+from distrl.envs import EnvGroup, EnvSpec, running_statistics
 from distrl.errors import BadInput
 from distrl.machine import resolve_device
 from distrl.policies import PolicySpec
@@ -83,19 +83,7 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
 
 def _no_running_statistics(probe: EnvGroup, config: TrainConfig) -> None:
     """BadInput where a wrapper keeps statistics from episode to episode: no checkpoint and no evaluation would have them."""
-    problems = []
-    for name, flag in probe.running_statistics():
-        where = f"--wrapper {config.wrapper}" if config.wrapper is not None else f"--env {config.env}"
-        way_out = (
-            f"use {flag} in its place"
-            if flag
-            else "normalize with --normalize-observation or --normalize-reward"
-        )
-        problems.append(
-            f"{where}: {name} keeps running statistics, which neither a checkpoint nor an evaluation would have; "
-            f"{way_out}, or give fixed numbers (update_running_mean = False)"
-        )
-    if problems:
+    if problems := running_statistics.problems(probe.running_statistics(), config.wrapper, config.env):
         raise BadInput(*problems)
 
 

@@ -220,4 +220,5 @@ TRAIN = Schema(
     presets=LADDER,
     implied=implied,
     modules=("env", "wrapper", "policy"),
+    before={"eval_max_steps": 100_000, "eval_timeout_sec": 3600.0},
 )

@@ -118,6 +118,7 @@ class Schema(Generic[C]):
     modules: tuple[str, ...] = ()  # fields that name code as module:name
     start_from: str = ""  # how a new run takes a resumed one's parameters
     hidden: tuple[str, ...] = ()  # the recipe's fields that mean nothing here
+    before: Mapping[str, Any] = field(default_factory=dict)  # what a run did that is older than the field
 
     @cached_property
     def fields(self) -> dict[str, FlatField]:

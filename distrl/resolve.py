@@ -178,6 +178,7 @@ def from_flat(flat: Mapping[str, Any]) -> TrainConfig:
 def from_flat_as(schema: Schema[C], flat: Mapping[str, Any]) -> C:
     """The configuration that `to_flat_as` wrote. Raises BadInput for names and values that are not its."""
     found: list[str] = []
+    flat = {**schema.before, **flat}
     decoded = {name: _decode(value) for name, value in flat.items()}
     given, _, bad = _read_all(schema, decoded, None, found)
     missing = [name for name in schema.fields if name not in flat]

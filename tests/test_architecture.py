@@ -144,6 +144,7 @@ RUNGS = {
         "normalize_advantage": (False, True),
         "clip": (None, 0.2),
         "clip_value": (None, 10.0),
+        "max_grad_norm": (None, 0.5),
         "epochs": (1, 4),
         "minibatches": (1, 4),
     },
@@ -161,14 +162,15 @@ def test_neighbouring_rungs_differ_in_exactly_one_idea() -> None:
 
 
 def test_the_optimiser_is_alike_in_all_rungs() -> None:
-    alike = ("learning_rate", "learning_rate_schedule", "adam_eps", "max_grad_norm", "gamma")
+    alike = ("learning_rate", "learning_rate_schedule", "adam_eps", "gamma")
     for name in alike:
         assert len({getattr(recipe, name) for recipe in LADDER.values()}) == 1, name
     fields = [field.name for field in dataclasses.fields(Recipe)]
     assert set(alike) <= set(fields)
 
 
-def test_advantages_are_normalized_in_the_last_rung_alone_and_it_says_so() -> None:
+def test_advantages_and_gradients_are_scaled_in_the_last_rung_alone_and_it_says_so() -> None:
+    assert [name for name, recipe in LADDER.items() if recipe.max_grad_norm is not None] == ["ppo"]
     assert [name for name, recipe in LADDER.items() if recipe.normalize_advantage] == ["ppo"]
     assert "normalized" in IDEAS["ppo"] and LADDER["ppo"].num_envs > 1
 

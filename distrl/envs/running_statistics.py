@@ -40,6 +40,17 @@ def found(env: Any) -> list[tuple[str, str | None]]:
     return kept
 
 
+def problems(layers_found: list[tuple[str, str | None]], wrapper: str | None, env_id: str) -> list[str]:
+    """Why a run cannot be with these layers, a line each, and what to do instead."""
+    where = f"--wrapper {wrapper}" if wrapper is not None else f"--env {env_id}"
+    return [
+        f"{where}: {name} keeps running statistics, which neither a checkpoint nor an evaluation would have; use "
+        f"{flag or '--normalize-observation or --normalize-reward'} instead, or fixed numbers (update_running_mean = "
+        "False)"
+        for name, flag in layers_found
+    ]
+
+
 def keeps_moments(layer: Any) -> bool:
     """Whether a wrapper holds a running mean and variance, as Gymnasium's `RunningMeanStd` and its copies are."""
     if not isinstance(layer, gymnasium.Wrapper | gymnasium.vector.VectorWrapper):
