@@ -18,6 +18,7 @@ from tests.parts import (
     assert_same_arrays,
     both_twins,
     collect,
+    columns,
     fragment,
     gradient_of,
     make_learner,
@@ -135,6 +136,25 @@ def test_advantages_are_normalised_within_each_minibatch():
         gradient_of(policy, raw, trajectory), gradient_of(policy, raw, scaled), strict=True
     ):
         torch.testing.assert_close(5 * one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_of_one_episode_is_not_normalised_and_one_of_two_is():
+    recipe = replace(PPO, epochs=1, minibatches=1, max_grad_norm=None, value_coef=0.0)
+    policy, trajectory = fragment()
+    no = np.zeros_like(trajectory.done)
+    whole = replace(trajectory, episode_start=no, done=no, terminated=no)
+    alone = columns(whole, slice(0, 1))
+
+    def gradients(batch: Any, normalize: bool) -> Any:
+        return gradient_of(policy, replace(recipe, normalize_advantage=normalize), batch)
+
+    for one, other in zip(gradients(alone, True), gradients(alone, False), strict=True):
+        torch.testing.assert_close(one, other)
+    begun = alone.episode_start.copy()
+    begun[10] = True
+    for batch in (columns(whole, slice(0, 2)), replace(alone, episode_start=begun)):
+        pairs = zip(gradients(batch, True), gradients(batch, False), strict=True)
+        assert not all(torch.allclose(one, other, rtol=1e-2) for one, other in pairs)
 
 
 def test_the_permutation_is_a_function_of_seed_iteration_and_epoch():

@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from distrl.envs import group_state
+from distrl.envs import group_state, running_statistics
 from distrl.envs import infos as info_arrays
 from distrl.envs.calls import Calls
 from distrl.envs.masks import KEY, mask_parts, read_masks
@@ -207,14 +207,20 @@ class EnvGroup:
             return self.spec.max_episode_steps
         return self.spec.registered().max_episode_steps
 
-    def render(self) -> Array:
-        """The first env's picture [height, width, 3], where it was made with `render_mode="rgb_array"`."""
-        return np.asarray(self._vector.envs[0].render())
+    def running_statistics(self) -> list[tuple[str, str | None]]:
+        """The layers of its envs that keep running statistics, with the flag to use instead of each."""
+        if self.is_wrapped:
+            return list(self._vector.call("running_statistics")[0])
+        return running_statistics.found(self._vector)
+
+    def render(self) -> Any:
+        """What the first env's `render()` gives; a picture, where it was made with `render_mode="rgb_array"`."""
+        return self._vector.envs[0].render()
 
     @property
-    def render_fps(self) -> float:
-        """Pictures a second of play."""
-        return float((self._vector.metadata or {}).get("render_fps", 30))
+    def metadata(self) -> Any:
+        """The envs' own metadata, where they have some."""
+        return self._vector.metadata
 
     def close(self) -> None:
         """Ends the envs and their processes; what an env's `close` raises is said, unless it was never reset. The group is

@@ -44,7 +44,7 @@ class CompiledUpdate:
         batch = Batch(
             np.zeros(inputs, np.float32),
             *self.view.split_action(nothing),
-            empty_mask(), False, empty, empty, empty, empty,
+            empty_mask(), False, empty, empty, empty, empty, np.zeros(0, np.int32),
         )  # fmt: skip
         self._epoch([], batch, Rates(0.0, None))
 
@@ -63,6 +63,7 @@ class CompiledUpdate:
                 writable(column, np.float32)
                 for column in (trajectory.log_prob, trajectory.value, advantage, target)
             ),
+            trajectory.episode.reshape(-1),
         )
 
     def optimise(

@@ -119,6 +119,7 @@ class Batch:
     episode_start: Tensor | None
     initial_state: Tree
     reference_log_prob: Tensor | None = None  # of a frozen reference, where the loss looks at it
+    episode: Tensor | None = None  # the number of its piece of an episode, where advantages are normalised
 
     def take(self, index: Tensor) -> Batch:
         """Rows of a flat batch, columns of one with memory."""
@@ -166,6 +167,7 @@ class TorchUpdate:
             initial_state=tree_map(lambda leaf: to_device(leaf, self.device), trajectory.initial_state)
             if columns
             else None,
+            episode=tensor(trajectory.episode) if self.recipe.normalize_advantage else None,
         )
 
     def optimise(
@@ -196,7 +198,8 @@ class TorchUpdate:
             rows.observation, rows.action, rows.action_mask, rows.initial_state, rows.episode_start
         )
         if self.recipe.normalize_advantage:
-            rows = replace(rows, advantage=losses.normalise_advantage(rows.advantage, rows.valid))
+            normalised = losses.normalise_advantage(rows.advantage, rows.valid, episode=rows.episode)
+            rows = replace(rows, advantage=normalised)
         return self._loss_of(evaluation, rows, clip)
 
     def _loss_of(
