@@ -42,7 +42,6 @@ Array = NDArray[Any]
 _MAX_FIRST_OBSERVATIONS = 10
 SAFE_SQUARES = 1e70  # a sum of squared rewards below it: none is infinite in float32
 LEAVES_SPACE = " leaves its space: "
-CORRECT_SPACE = "; correct the env's observation_space, or clip with a wrapper"
 HOW_TO_GO_ON = "; fix the env, or go on without such episodes by --nonfinite drop"
 
 
@@ -369,17 +368,16 @@ class EnvGroup:
 
     def _outside(self, found: Outside) -> None:
         """An entry of an observation is not in its space: RunFailed, or for a Box's bounds a warning, once a leaf."""
-        got = f"expected values in [{found.low:.6g}, {found.high:.6g}], got {found.value:.6g}"
         if not found.is_box or self.spec.check_observations == "error":
             raise RunFailed(
                 f"{self.calls.who(found.slot)}: observation{found.key} is outside its space at step "
                 f"{int(self.running_length[found.slot]) + 1} of the episode with reset seed "
-                f"{self._episode_seed(found.slot)}: {got}{CORRECT_SPACE}"
+                f"{self._episode_seed(found.slot)}: {found}"
             )
         self._ranges.forget_boxes(found.key)
         self._warn(
-            f"{self.spec.env_id}: observation{found.key}{LEAVES_SPACE}{got} (env "
-            f"{self.first_env + found.slot}){CORRECT_SPACE}; --check-observations error makes it an error"
+            f"{self.spec.env_id}: observation{found.key}{LEAVES_SPACE}{found} (env "
+            f"{self.first_env + found.slot}); --check-observations error makes it an error"
         )
 
     def _episodes(self, over: Array, infos: dict[str, Any]) -> list[Episode]:
