@@ -202,9 +202,7 @@ class EnvGroup:
     @property
     def max_episode_steps(self) -> int | None:
         """The time limit of an episode, in steps; None where there is none that Gymnasium knows of."""
-        if self.spec.max_episode_steps is not None:
-            return self.spec.max_episode_steps
-        return self.spec.registered().max_episode_steps
+        return self.spec.max_episode_steps or self.spec.registered().max_episode_steps
 
     def running_statistics(self) -> list[tuple[str, str | None]]:
         """The layers of its envs that keep running statistics, with the flag to use instead of each."""
