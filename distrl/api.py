@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distrl.session import Outcome
 
 PathLike = str | os.PathLike[str]
+Rows = Iterable[Mapping[str, Any]]  # dicts, in a list, an iterator, a `datasets.Dataset` or a DataFrame
 
 
 def train(
@@ -109,7 +110,7 @@ def evaluate(
 
 def rlhf_sft(
     model: PathLike | None = None,
-    data: PathLike | None = None,
+    data: PathLike | Rows | None = None,
     *,
     config: PathLike | None = None,
     **fields: Any,
@@ -120,7 +121,7 @@ def rlhf_sft(
 
 def rlhf_reward(
     model: PathLike | None = None,
-    data: PathLike | None = None,
+    data: PathLike | Rows | None = None,
     *,
     config: PathLike | None = None,
     **fields: Any,
@@ -131,7 +132,7 @@ def rlhf_reward(
 
 def rlhf_ppo(
     model: PathLike | None = None,
-    prompts: PathLike | None = None,
+    prompts: PathLike | Rows | None = None,
     *,
     config: PathLike | None = None,
     **fields: Any,
@@ -139,8 +140,9 @@ def rlhf_ppo(
     """Trains a language model on a reward, as `distrl rlhf ppo` does; what came of it is in `outcome.run_dir / "model"`.
 
     `fields` are the flags by name (`reward=FOLDER`, `reward_function="my_module:score"`, `algo="grpo"`, `beta=0.1`);
-    `config` is a TOML file. Raises BadInput with all that is wrong before anything starts, RunFailed where the run
-    cannot go on. `resume` continues it.
+    `reward_function` may be a Python object or several, which `resume` must be given again (docs/rewards.md). Data is a
+    path or rows, which the run directory then keeps; `config` is a TOML file. Raises BadInput with all that is wrong
+    before anything starts, RunFailed where the run cannot go on. `resume` continues it.
     """
     return _stage("distrl rlhf ppo", {"model": model, "prompts": prompts}, config, fields)
 
@@ -148,13 +150,16 @@ def rlhf_ppo(
 def rlhf_evaluate(folder: PathLike, *, trust_run: bool = False, **asked: Any) -> dict[str, Any]:
     """Asks a run's model, or a model's folder, for responses and scores them: what `distrl rlhf eval --json` prints.
 
-    `asked` are that command's flags by name (`prompts=FILE`, `sample=True`, `checkpoint="best"`). Raises BadInput.
+    `asked` are that command's flags by name (`prompts=FILE`, `sample=True`, `checkpoint="best"`); prompts may be rows.
+    Raises BadInput.
     """
     from distrl.preflight import make_current_folder_importable
     from distrl.stages.look import ask, look_at
+    from distrl.stages.rows import rows_as_files
 
     make_current_folder_importable()
-    return look_at(Path(folder), ask({**asked, "trust_run": trust_run}))
+    with rows_as_files(asked) as (values, _):
+        return look_at(Path(folder), ask({**values, "trust_run": trust_run}))
 
 
 def _stage(command: str, named: dict[str, Any], config: PathLike | None, fields: dict[str, Any]) -> Outcome:

@@ -105,7 +105,9 @@ class LoadedPolicy(nn.Module):
         with torch.inference_mode():
             action, state = self._asked().act(seen, state, noise, mask)
         moved = self._to_env(action)
-        return (moved[0] if single else moved), state
+        if single:  # of a Box of no dimension an array too
+            return np.asarray(moved[0]) if self._to_env.is_box else moved[0], state
+        return moved, state
 
     def _asked(self) -> Inference:
         parameter = next(self.policy.parameters(), None)

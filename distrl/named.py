@@ -4,25 +4,59 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from distrl.errors import BadInput
 
 
 def load_function(name: str, what: str) -> Callable[..., Any]:
-    """The function named `module:function`; `what` is said in the error. Raises BadInput."""
-    module_name, _, attribute = name.partition(":")
+    """The function named `module:function` or `file.py:function`; `what` is said in the error. Raises BadInput."""
+    module_name, _, attribute = name.rpartition(":") if is_file(name) else name.partition(":")
     if not module_name or not attribute:
         raise BadInput(f"{what} must be module:function, got {name!r}")
-    module = import_named(module_name, f"{what} {name!r}")
-    found = getattr(module, attribute, None)
+    load = load_file if is_file(name) else import_named
+    module = load(module_name, f"{what} {name!r}")
+    found = reduce(lambda within, one: getattr(within, one, None), attribute.split("."), module)
     if callable(found):
         return cast("Callable[..., Any]", found)
     public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     raise BadInput(
         f"{what} {name!r}: module {module_name} has no function {attribute!r}{nearest(attribute, public)}"
     )
+
+
+def is_file(name: str) -> bool:
+    """Whether `name` is `path/to/file.py:function`, and not `module:function`."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def load_file(path: str, what: str) -> ModuleType:
+    """The module that a file holds; what lies beside it can be imported. BadInput, which begins with `what`."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise BadInput(f"{what}: there is no file {path}")
+    name = f"distrl_file_{file.stem}_{abs(hash(str(file))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"{what}: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's module may raise anything while it loads
+        del sys.modules[name]
+        raise BadInput(f"{what}: {path} raised {type(error).__name__} when imported: {error}") from error
+    return module
 
 
 def import_named(module: str, what: str) -> Any:

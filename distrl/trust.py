@@ -11,6 +11,8 @@ from distrl.config import TRAIN, TrainConfig
 from distrl.errors import BadInput
 from distrl.fields import Schema
 
+GIVEN = "python"  # the prefix of a function that was given as an object: nothing is imported for it
+
 
 def modules_named(config: TrainConfig) -> dict[str, str]:
     """`modules_named_as` for `distrl train`."""
@@ -26,7 +28,7 @@ def modules_named_as(schema: Schema[Any], config: Any) -> dict[str, str]:
         for field, several in named.items()
     }
     foreign = {
-        field: [one for one in several if one.partition(".")[0] != __package__]
+        field: [one for one in several if one.partition(".")[0] not in (__package__, GIVEN)]
         for field, several in modules.items()
     }
     return {field: ", ".join(several) for field, several in foreign.items() if several}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODEL_OPTIONS = [
     click.Option(["--model"], metavar="FOLDER", help="check this language model for RLHF instead of an env"),
-    click.Option(["--data"], metavar="FILE.jsonl", help='prompts for it: {"prompt": ...} a line'),
+    click.Option(["--data"], metavar="FILE", help="data file of prompts for it"),
     click.Option(["--reward"], metavar="FOLDER", help="a reward model; several with commas"),
     click.Option(["--reward-function"], metavar="MODULE:NAME", help="a reward function; several with commas"),
     click.Option(["--threads"], metavar="N", help="CPU threads of a model's passes  (default: 1)"),
@@ -34,6 +34,7 @@ MODEL_OPTIONS = [
         help="of what writes and of rewards [float32 | bfloat16]  (default: float32)",
     ),
     click.Option(["--chat"], is_flag=True, help="put prompts that are text into the chat template"),
+    click.Option(["--chat-kwargs"], metavar="JSON", help="arguments of the chat template"),
 ]
 
 
@@ -96,5 +97,5 @@ def _of_model(parsed: Parsed) -> Iterator[Finding]:
         tuple(one for one in options.get(name, "").split(",") if one)
         for name in ("reward", "reward_function")
     )
-    chat = bool(options.get("chat"))
-    return examine_model(Patient(options["model"], options["data"], rewards, functions, chat=chat, **read))
+    read |= {"chat": bool(options.get("chat")), "chat_kwargs": options.get("chat_kwargs")}
+    return examine_model(Patient(options["model"], options["data"], rewards, functions, **read))

@@ -1,55 +1,75 @@
-"""Data of RLHF's three stages: JSONL, one object a line.
+"""Data of RLHF's three stages: rows of a file, in any format of `data_formats`, as the tokens that a model reads.
 
-    prompts         {"prompt": text or messages, ...}                       further fields are a reward function's
-    demonstrations  {"prompt": text or messages, "completion": text}
-    preferences     {"prompt": text or messages, "chosen": text, "rejected": text}
+    prompts         what a response answers; further columns are a reward function's
+    demonstrations  a prompt and its completion, a conversation, or a text
+    preferences     a prompt and two answers, of which the first is the better one
 
-Messages are [{"role": ..., "content": ...}, ...] and go through the tokenizer's chat template. Completions end with the
-end of text. Nothing is cut: a text that is too long is an error, or left out and counted. Whatever is wrong is said
-before a model is read.
+A path is a file of any kind that `data_files` reads, a folder of them or a pattern. Nothing is cut: a text that is too
+long is an error, or left out and counted. Whatever is wrong is said before a model is read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
 
 from distrl.errors import BadInput
 from distrl.maths.random import stream
-from distrl.rlhf.tokenizers import completion_tokens, prompt_tokens, render
+from distrl.rlhf.data_columns import RowReader
+from distrl.rlhf.data_files import kind_of, records
+from distrl.rlhf.data_formats import Canonical, Job
+from distrl.rlhf.texts import (
+    Message,
+    Spans,
+    TemplateOptions,
+    Text,
+    Turns,
+    UnusableText,
+    demonstration_ids,
+    preference_ids,
+    prompt_text_and_ids,
+)
 
 Row = TypeVar("Row")
 New = TypeVar("New")
 TooLong = Literal["error", "drop"]
-SHOWN = 5  # problems that one error tells
-
-
-@dataclass(frozen=True)
-class Line:
-    """An object of a file, and where it stands: file:line."""
-
-    where: str
-    fields: dict[str, Any]
+SHOWN = 3  # problems that one error tells
+MOST_UNKNOWN = 1000  # rows in no known format, after which the rest of a file is not looked at
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a response answers. `text` is as the model reads it; `fields` are the rest of its line."""
+    """What a response answers. `text` is as the model reads it; `fields` are the rest of its line.
+
+    `messages` are what the chat template rendered it from; None where it was text. `conversational`: the row itself had
+    messages.
+    """
 
     text: str
     tokens: tuple[int, ...]
     fields: dict[str, Any]
+    messages: tuple[Message, ...] | None = None
+    conversational: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A text to imitate, of which the first `num_prompt` tokens are the prompt."""
+    """A text to imitate, of which the first `num_prompt` tokens are the prompt.
+
+    `spans` are the half-open ranges of tokens that are learned; none given: all behind the prompt.
+    """
 
     tokens: tuple[int, ...]
     num_prompt: int
+    spans: Spans = ()
+
+    @property
+    def learned(self) -> Spans:
+        """The ranges of tokens that are learned."""
+        return self.spans or ((self.num_prompt, len(self.tokens)),)
 
 
 @dataclass(frozen=True)
@@ -99,176 +119,146 @@ class Reading(TypedDict, total=False):
     too_long: TooLong  # what a text above it is: an error, the default, or left out and counted
     skip_bad: bool  # whether corrupt lines are left out and counted
     chat: bool  # whether prompts that are text go into the chat template, as a user's message
+    template: TemplateOptions  # or all that is asked of the chat template, `chat` among it
+    turns: Turns  # which of the assistant's turns of a demonstration are learned
+    field: Mapping[str, str | None]  # the names that a format's columns have in the data
 
 
 def read_prompts(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> DataSet[Prompt]:
     """Prompts.
 
-    Raises BadInput for a file that cannot be read, corrupt lines unless `skip_bad`, texts that are too long unless
-    `too_long` is "drop", and where nothing is left.
+    Raises BadInput for a file that cannot be read or is in no known format, corrupt rows unless `skip_bad`, texts that
+    are too long unless `too_long` is "drop", and where nothing is left.
     """
 
-    def make(line: Line, text: str, tokens: tuple[int, ...]) -> tuple[Prompt, int]:
-        rest = {name: value for name, value in line.fields.items() if name != "prompt"}
-        return Prompt(text, tokens, rest), len(tokens)
+    def make(row: _Row, template: TemplateOptions, turns: Turns) -> tuple[Prompt, int]:
+        value = row.prompt
+        text, tokens = prompt_text_and_ids(tokenizer, value, template)
+        rest = {name: field for name, field in row.fields.items() if name != "prompt"}
+        messages = template.messages(value)
+        rendered = None if messages is None else tuple(messages)
+        return Prompt(text, tokens, rest, rendered, not isinstance(value, str)), len(tokens)
 
-    return _read(path, tokenizer, make, **how)
+    return _read(path, "prompts", make, **how)
 
 
 def read_demonstrations(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> DataSet[Demonstration]:
     """Prompts with their completions, whose tokens count together. Errors as in `read_prompts`."""
 
-    def make(line: Line, text: str, prompt: tuple[int, ...]) -> tuple[Demonstration, int]:
-        tokens = (*prompt, *completion_tokens(tokenizer, _text(line, "completion")))
-        return Demonstration(tokens, len(prompt)), len(tokens)
+    def make(row: _Row, template: TemplateOptions, turns: Turns) -> tuple[Demonstration, int]:
+        prompt, (completion,) = row.canonical.prompt, row.canonical.answers
+        tokens, spans = demonstration_ids(tokenizer, prompt, completion, template, turns)
+        return Demonstration(tokens, spans[0][0], spans), len(tokens)
 
-    return _read(path, tokenizer, make, **how)
+    return _read(path, "demonstrations", make, **how)
 
 
 def read_preferences(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> DataSet[Preference]:
     """Prompts with two answers each, either counted with its prompt. Errors as in `read_prompts`."""
 
-    def make(line: Line, text: str, prompt: tuple[int, ...]) -> tuple[Preference, int]:
-        chosen, rejected = (
-            (*prompt, *completion_tokens(tokenizer, _text(line, name))) for name in ("chosen", "rejected")
-        )
+    def make(row: _Row, template: TemplateOptions, turns: Turns) -> tuple[Preference, int]:
+        better, worse = row.canonical.answers
+        chosen, rejected, shared = preference_ids(tokenizer, row.prompt, better, worse, template)
         if chosen == rejected:
-            raise _Corrupt("chosen and rejected are the same text, and say nothing")
-        return Preference(chosen, rejected, len(prompt)), max(len(chosen), len(rejected))
+            raise UnusableText("chosen and rejected are the same text, and say nothing")
+        return Preference(chosen, rejected, shared), max(len(chosen), len(rejected))
 
-    return _read(path, tokenizer, make, **how)
+    return _read(path, "preferences", make, **how)
 
 
-class _Corrupt(ValueError):
-    """What is wrong with a line."""
+@dataclass(frozen=True)
+class _Row:
+    """What a row says, and all of its columns."""
+
+    canonical: Canonical
+    fields: dict[str, Any]
+
+    @property
+    def prompt(self) -> Text:
+        assert self.canonical.prompt is not None, "a format of this job has a prompt"
+        return self.canonical.prompt
+
+    def template(self, template: TemplateOptions) -> TemplateOptions:
+        """With the row's own `tools` and `chat_template_kwargs`. UnusableText where they are none."""
+        tools = _decoded("tools", self.fields.get("tools"), list)
+        arguments = _decoded("chat_template_kwargs", self.fields.get("chat_template_kwargs"), dict)
+        if tools:
+            template = replace(template, tools=tuple(tools))
+        return replace(template, arguments={**template.arguments, **arguments}) if arguments else template
+
+
+def _decoded(name: str, value: Any, kind: type) -> Any:
+    """A column that a table keeps as JSON. UnusableText where it is no `kind` once it is one of messages."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError as error:
+            raise UnusableText(f"{name!r} is no JSON: {error}") from error
+    if value is not None and not isinstance(value, kind):
+        raise UnusableText(f"{name!r} must be {kind_of(kind())}, this is {kind_of(value)}")
+    return value
+
+
+@dataclass
+class _Problems:
+    """The first of each kind, and how many there are."""
+
+    count: int = 0
+    first: dict[str, str] = field(default_factory=dict)  # what is wrong -> where it is first
+
+    def add(self, where: str, problem: str) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.setdefault(problem, where)
+
+    def told(self, advice: str) -> list[str]:
+        """The first problems, how many more rows have one, and what to do."""
+        more = self.count - len(self.first)
+        shown = [f"{where}: {problem}" for problem, where in self.first.items()]
+        return [*shown, *([f"and {more} more {'row' if more == 1 else 'rows'}"] if more > 0 else []), advice]
 
 
 def _read(
     path: str | Path,
-    tokenizer: Any,
-    make: Callable[[Line, str, tuple[int, ...]], tuple[Row, int]],
+    job: Job,
+    make: Callable[[_Row, TemplateOptions, Turns], tuple[Row, int]],
     max_tokens: int | None = None,
     too_long: TooLong = "error",
     skip_bad: bool = False,
     chat: bool = False,
+    template: TemplateOptions | None = None,
+    turns: Turns = "all",
+    field: Mapping[str, str | None] | None = None,
 ) -> DataSet[Row]:
-    """`make` gets a line with its prompt as text and as tokens, and tells the row and the length that counts."""
+    """`make` makes a row's tokens, and tells the length that counts."""
+    if template is None:
+        template = TemplateOptions(chat=chat)
+    reader = RowReader(job, field, template.chat)
     rows: list[Row] = []
-    bad: list[str] = []
-    long: list[str] = []
-    for number, raw in enumerate(_raw_lines(path), start=1):
-        if not raw.strip():
-            continue
-        where = f"{path}:{number}"
+    bad, long = _Problems(), _Problems()
+    for record in records(path):
         try:
-            line = Line(where, _object(raw))
-            row, length = make(line, *_prompt(line, tokenizer, chat))
-        except _Corrupt as error:
-            bad.append(f"{where}: {error}")
+            if record.problem is not None:
+                raise UnusableText(record.problem)
+            read = _Row(reader.read(record.where, record.fields), record.fields)
+            row, length = make(read, read.template(template), turns)
+        except UnusableText as error:
+            bad.add(record.where, str(error))
+            if reader.num_unknown >= MOST_UNKNOWN and reader.format is None:
+                break
             continue
         if max_tokens is not None and length > max_tokens:
-            long.append(f"{where}: {length} tokens, the limit is {max_tokens}")
+            long.add(record.where, f"{length} tokens, the limit is {max_tokens}")
             continue
         rows.append(row)
-    if bad and not skip_bad:
-        raise BadInput(*_some(bad, "mend them, or leave them out and count them with --skip-bad"))
-    if long and too_long == "error":
-        raise BadInput(*_some(long, "raise the limit, or leave them out and count them with --too-long drop"))
+    if (refusal := reader.refusal()) is not None:
+        raise refusal
+    if bad.count and not skip_bad:
+        raise BadInput(*bad.told("mend them, or leave them out and count them with --skip-bad"))
+    if long.count and too_long == "error":
+        raise BadInput(*long.told("raise the limit, or leave them out and count them with --too-long drop"))
     if not rows:
         raise BadInput(
-            f"{path} has nothing to learn from: {len(bad)} corrupt lines, {len(long)} too long, none left"
+            f"{path} has nothing to learn from: {bad.count} corrupt lines, {long.count} too long, none left"
         )
-    return DataSet(str(path), tuple(rows), len(bad), len(long))
-
-
-def _raw_lines(path: str | Path) -> list[bytes]:
-    try:
-        return Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _Corrupt(f"no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise _Corrupt(f"a line must be a JSON object, this is {_kind(found)}")
-    return found
-
-
-def _text(line: Line, name: str) -> str:
-    """A field that is a text, or one message of the assistant."""
-    value = _field(line, name)
-    if isinstance(value, list) and len(value) == 1 and _is_message(value[0]):
-        value = value[0]["content"]
-    if not isinstance(value, str):
-        raise _Corrupt(f"{name!r} must be text, this is {_kind(value)}")
-    _check_encodes(name, value)
-    return value
-
-
-def _prompt(line: Line, tokenizer: Any, chat: bool) -> tuple[str, tuple[int, ...]]:
-    """As text, rendered, and as tokens: one at least."""
-    value = _field(line, "prompt")
-    if isinstance(value, str) and chat:
-        value = [{"role": "user", "content": value}]
-    templated = not isinstance(value, str)
-    if templated:
-        if not (isinstance(value, list) and value and all(map(_is_message, value))):
-            raise _Corrupt(
-                f"'prompt' must be text or a list of messages with 'role' and 'content', this is {_kind(value)}"
-            )
-        for message in value:
-            _check_encodes("prompt", message["content"])
-        text = _rendered(tokenizer, value)
-    else:
-        _check_encodes("prompt", value)
-        text = value
-    tokens = prompt_tokens(tokenizer, text, templated)
-    if not tokens and tokenizer.bos_token_id is not None:
-        tokens = (int(tokenizer.bos_token_id),)
-    if not tokens:
-        raise _Corrupt("'prompt' is empty, and the tokenizer has no bos_token to begin with")
-    return text, tokens
-
-
-def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    try:
-        return render(tokenizer, messages)
-    except BadInput:
-        raise
-    except Exception as error:  # a template is code: it raises what it likes
-        raise _Corrupt(
-            f"the chat template refuses these messages: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _field(line: Line, name: str) -> Any:
-    if name not in line.fields:
-        raise _Corrupt(f"no field {name!r}; it has {', '.join(map(repr, line.fields)) or 'none'}")
-    return line.fields[name]
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
-
-
-def _check_encodes(name: str, text: str) -> None:
-    """JSON may hold half a surrogate pair, which is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _Corrupt(f"{name!r} is no text that can be encoded: {error.reason}") from error
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _some(problems: Sequence[str], advice: str) -> list[str]:
-    """The first problems, how many more there are, and what to do."""
-    more = len(problems) - SHOWN
-    return [*problems[:SHOWN], *([f"and {more} more lines"] if more > 0 else []), advice]
+    return DataSet(str(path), tuple(rows), bad.count, long.count)

@@ -27,6 +27,7 @@ from distrl.maths.random import derive_seed
 from distrl.policies.lm import core
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.fast_paths import fused_activations
+from distrl.rlhf.folders import require_folder, require_one_label
 from distrl.rlhf.tokenizers import unread, vocabulary_size
 
 Kind = Literal["causal", "scalar"]
@@ -285,7 +286,7 @@ def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    path = Path(folder)
+    path = require_folder(folder)
     if not (path / "config.json").is_file():
         raise BadInput(
             f"{path} is no model folder: it has no config.json; give one that save_pretrained wrote"
@@ -293,6 +294,8 @@ def _from_pretrained(kind: Kind, folder: str | Path) -> nn.Module:
     if not list(path.glob("*.safetensors")):
         raise BadInput(f"{path} has no *.safetensors: pickled weights are not read; save it with safetensors")
     _check_generation_file(path / "generation_config.json")
+    if kind == "scalar":
+        require_one_label(path)
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     more = {} if kind == "causal" else {"num_labels": 1}
     try:

@@ -7,7 +7,7 @@ it; `join` puts what several workers said back in the order of the responses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from distrl.policies.lm import LanguagePolicy, ScalarModel
 from distrl.rlhf.responses import Ints, Responses, share_of
 
 Fault = tuple[int, str]  # a column, and why it has no score
+SKIPPED = "every reward function returned None, which leaves a response without a score"
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,16 @@ class Part:
     """What one worker said of some columns; `said` is [..., n] in their order.
 
     `fault`: the first of its columns that a reward has no score for, and why. `timeouts`: calls of a reward function that
-    gave no answer in time.
+    gave no answer in time. `named`: each reward's score by its name, and what it returned beside it, [n]. `skipped`: that
+    it does not score the column, which is no fault where another reward does, [n].
     """
 
     columns: Ints
     said: NDArray[Any]
     fault: Fault | None = None
     timeouts: int = 0
+    named: dict[str, NDArray[Any]] = field(default_factory=dict)
+    skipped: NDArray[np.bool_] | None = None
 
 
 def pieces(responses: Responses, size: int, share: int, num_shares: int, device: str = "cpu") -> list[Ints]:
@@ -57,8 +61,21 @@ def join(parts: Sequence[Part], num_responses: int) -> NDArray[Any]:
 
 
 def first_fault(parts: Sequence[Part]) -> Fault | None:
-    """That of the lowest column, whoever told it."""
-    return min((part.fault for part in parts if part.fault is not None), key=itemgetter(0), default=None)
+    """That of the lowest column, whoever told it; that no reward scores a column is one too."""
+    faults = [part.fault for part in parts if part.fault is not None]
+    for part in parts:
+        if part.skipped is not None and part.skipped.any():
+            faults.append((int(part.columns[part.skipped].min()), SKIPPED))
+    return min(faults, key=itemgetter(0), default=None)
+
+
+def named_scores(parts: Sequence[Part], num_responses: int) -> dict[str, NDArray[np.float64]]:
+    """[N] of each reward by name, in the order of the responses; NaN where it has none."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for part in parts:
+        for name, said in part.named.items():
+            found.setdefault(name, np.full(num_responses, np.nan))[part.columns] = said
+    return dict(sorted(found.items()))
 
 
 def _each(

@@ -1,19 +1,18 @@
 """A user's reward function in a process of its own, which may hang, crash or exit without harm to the run.
 
-    parent  --{"prompt", "response", "fields"}-->  child        one JSON object a line, one call at a time
-            <--{"score"} or {"fault"}------------               no answer in time: killed, and started anew
+    parent  --rows, as base64 of a pickle-->  child        one line each way, one call at a time
+            <--outcomes, as JSON------------               no answer in time: killed, and started anew
 
 The child's own standard output is not in the way: what the function prints goes to standard error.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import inspect
 import json
-import math
-import numbers
 import os
+import pickle
 import queue
 import selectors
 import signal
@@ -22,12 +21,14 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from distrl.errors import BadInput, RunFailed
+from distrl.rlhf.reward_calls import Callee, Form, Outcome, Row
 
+Answer = tuple[list[Outcome], dict[str, float]]  # of each row, and what the function logged of all
 START_SEC = 120.0  # in which the function's module must be imported
 EXIT_SEC = 2.0  # from the end of its output to its own
 LOOK_SEC = 1.0  # between a child's looks whether its parent lives
@@ -37,43 +38,38 @@ class Exited(Exception):
     """The child is gone."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Why a call gave no score."""
-
-    cause: str
-    timed_out: bool = False
-
-
 class FunctionProcess:
-    """Calls `module:name` in a child, one call at a time, each within `timeout_sec`.
+    """Calls `module:name` or `file.py:name` in a child, one call at a time, each within `timeout_sec`.
 
-    Raises BadInput where the function cannot be loaded.
+    `alive` is called about once a second while a call goes on. Raises BadInput where the function cannot be loaded.
     """
 
-    def __init__(self, function: str, timeout_sec: float) -> None:
+    form: Form
+
+    def __init__(self, function: str, timeout_sec: float, alive: Callable[[], None] = lambda: None) -> None:
         self.function = function
         self.timeout_sec = timeout_sec
+        self.alive = alive
         self._start()
 
-    def call(self, prompt: str, response: str, fields: dict[str, Any]) -> float | Fault:
-        """Its score, a finite number, or why there is none."""
-        request = {"prompt": prompt, "response": response, "fields": fields}
+    def call(self, rows: Sequence[Row], step: int = 0) -> Answer:
+        """The outcome of each row; `step` is the version of the policy that wrote them."""
+        request = pickle.dumps((list(rows), step))
         try:
             try:
-                self._send(request)
+                self._send({"rows": base64.b64encode(request).decode()})
             except Exited:  # since the last call, so it is not this one's fault
                 self._restart()
-                self._send(request)
+                self._send({"rows": base64.b64encode(request).decode()})
             answer = self._receive(self.timeout_sec)
         except Exited:
             status = self._stop(EXIT_SEC)
             self._start()
-            return Fault(f"the process {_ending(status)}")
+            return [Outcome(fault=f"the process {_ending(status)}")] * len(rows), {}
         if answer is None:
             self._restart()
-            return Fault(f"no answer within {self.timeout_sec:g} s", timed_out=True)
-        return Fault(answer["fault"]) if "fault" in answer else float(answer["score"])
+            return timed_out(len(rows), self.timeout_sec), {}
+        return [Outcome(**one) for one in answer["outcomes"]], answer["logged"]
 
     def close(self) -> None:
         """Ends the child."""
@@ -102,6 +98,10 @@ class FunctionProcess:
         if "refused" in answer:
             self._stop()
             raise BadInput(answer["refused"])
+        given, takes, required = (
+            None if answer[name] is None else tuple(answer[name]) for name in ("given", "takes", "required")
+        )
+        self.form = Form(answer["batch"], answer["first"], given or (), takes, required or ())
 
     def _stop(self, grace_sec: float = 0.0) -> int:
         self._finalizer.detach()
@@ -126,8 +126,12 @@ class FunctionProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self.child.stdout, selectors.EVENT_READ)
             while b"\n" not in self._unread:
-                if not selector.select(max(deadline - time.monotonic(), 0.0)):
-                    return None
+                left = deadline - time.monotonic()
+                if not selector.select(min(max(left, 0.0), LOOK_SEC)):
+                    if left <= LOOK_SEC:
+                        return None
+                    self.alive()
+                    continue
                 found = os.read(self.child.stdout.fileno(), 1 << 16)
                 if not found:
                     raise Exited
@@ -135,6 +139,11 @@ class FunctionProcess:
         line, _, self._unread = self._unread.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def timed_out(count: int, timeout_sec: float) -> list[Outcome]:
+    """Of the rows of a call that gave no answer."""
+    return [Outcome(fault=f"no answer within {timeout_sec:g} s", timed_out=True)] * count
 
 
 def _kill(child: subprocess.Popen[bytes], grace_sec: float = 0.0) -> int:
@@ -181,20 +190,26 @@ def main() -> None:
     try:
         from distrl.named import load_function
 
-        function = load_function(first["function"], "reward function")
+        callee = Callee(load_function(first["function"], "reward function"))
     except BadInput as error:
-        answer({"refused": str(error)})
+        named = f"reward function {first['function']!r}"
+        answer(
+            {
+                "refused": "\n".join(
+                    one if one.startswith("reward") else f"{named} {one}" for one in error.problems
+                )
+            }
+        )
         return
-    wanted = _wanted(function)
-    answer({"ready": True})
+    answer({"ready": True, **asdict(callee.form)})
     while True:
-        request = waiting.get()
+        rows, step = pickle.loads(base64.b64decode(waiting.get()["rows"]))
         # should it hang where no thread of Python's runs, and the parent be dead: ended by the kernel
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, first["timeout_sec"] + 5.0)
-        told = _call(function, wanted, request)
+        outcomes, logged = callee.call(rows, step)
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        answer(told)
+        answer({"outcomes": [asdict(one) for one in outcomes], "logged": logged})
 
 
 def _listen(requests: int, waiting: queue.Queue[dict[str, Any]], parent: int) -> None:
@@ -212,38 +227,6 @@ def _listen(requests: int, waiting: queue.Queue[dict[str, Any]], parent: int) ->
             for line in lines:
                 waiting.put(json.loads(line))
     os._exit(0)
-
-
-def _wanted(function: Callable[..., Any]) -> set[str] | None:
-    """Which fields of a prompt's line it takes; None: all."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        return None
-    return {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-
-
-def _call(function: Callable[..., Any], wanted: set[str] | None, request: dict[str, Any]) -> dict[str, Any]:
-    fields = {
-        name: value
-        for name, value in request["fields"].items()
-        if name not in ("prompt", "response") and (wanted is None or name in wanted)
-    }
-    try:
-        return _told(function(request["prompt"], request["response"], **fields))
-    except BaseException as error:  # whatever a user's function raises, exits included, is that row's fault
-        return {"fault": f"{type(error).__name__}: {error}"}
-
-
-def _told(value: Any) -> dict[str, Any]:
-    if type(value).__module__ != "builtins" and callable(getattr(value, "item", None)):
-        value = value.item()  # a scalar of NumPy's or torch's
-    if not isinstance(value, numbers.Real):
-        return {"fault": f"returned {type(value).__name__} {str(value)[:40]!r}, not a number"}
-    score = float(value)
-    return {"score": score} if math.isfinite(score) else {"fault": f"returned {score}"}
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.machinery import PathFinder
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from distrl.errors import BadInput
+from distrl.errors import BadInput, translated
+from distrl.named import is_file
 from distrl.policies.lm import ScalarModel
 from distrl.rlhf.data import Prompt
+from distrl.rlhf.given_functions import given
 from distrl.rlhf.models import ModelParts, filled_aside, read_scalar, save
-from distrl.rlhf.opinions import Part, first_fault, scores
+from distrl.rlhf.opinions import Part, scores
+from distrl.rlhf.pulse import beat
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.reward_process import Fault, FunctionProcess
-from distrl.rlhf.scoring import RewardSource, Scorer
+from distrl.rlhf.reward_calls import Outcome, Row
+from distrl.rlhf.reward_pool import Pool
+from distrl.rlhf.reward_process import FunctionProcess
+from distrl.rlhf.scoring import OfPrompts, RewardSource, Scorer
+from distrl.rlhf.written import ends_of, response_text
 
 SCALE_FILE = "reward_scale.json"
-LARGEST = float(np.finfo(np.float32).max)
 Columns = Sequence[NDArray[np.int64]]
 
 
@@ -48,6 +54,7 @@ class ModelReward:
 
     parts: ModelParts
     scale: ScoreScale = ScoreScale()
+    name: str = "model"  # of its metric, score/<name>
 
     def build(self, device: str) -> Scorer:
         """On a worker."""
@@ -56,7 +63,7 @@ class ModelReward:
 
 class _ModelScorer:
     def __init__(self, source: ModelReward, device: str) -> None:
-        self.scale = source.scale
+        self.scale, self.name = source.scale, source.name
         self.model = ScalarModel(source.parts.build(device).requires_grad_(False)).eval()
 
     def models(self) -> list[nn.Module]:
@@ -67,7 +74,8 @@ class _ModelScorer:
         said = scores(self.model, responses, columns)
         with np.errstate(all="ignore"):
             normal = (said.said.astype(np.float64) - self.scale.mean) / self.scale.deviation
-        return _as_float32(said.columns, normal, "the reward model's score is not finite in float32")
+        part = _as_float32(said.columns, normal, "the reward model's score is not finite in float32")
+        return replace(part, named={self.name: part.said})
 
 
 def save_reward(parts: ModelParts, scale: ScoreScale, folder: str | Path, tokenizer: Any = None) -> None:
@@ -101,12 +109,13 @@ def read_scale(folder: str | Path) -> ScoreScale:
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """`module:name`, called as f(prompt, response, **fields) -> float, the fields those of the prompt's line.
+    """A Python function as `distrl.rlhf.reward_calls` describes it: `module:name`, `file.py:name`, or the object `given`.
 
-    It gets the fields that it has parameters for, or all if it takes **fields. A call that raises, takes longer than
-    `timeout_sec`, ends the process, or gives no finite number masks its response alone: how many may is for those to
-    say who see the whole batch. Once more than `max_timeouts` calls for a batch have timed out, the whole batch is lost
-    whoever has the others: the rest is not called, and counts as unanswered. `prompts` are the run's, by number.
+    A call that raises, takes longer than `timeout_sec`, ends its process, or gives no finite number masks its responses
+    alone: how many may is for those to say who see the whole batch. Once more than `max_timeouts` calls for a batch have
+    timed out, the whole batch is lost whoever has the others: the rest is not called, and counts as unanswered. A
+    function of one response is called `concurrency` times at once; one of a batch is called once for all responses, by
+    every worker that scores some of them. `prompts` are the run's, by number; `end_tokens` are no part of a text.
     """
 
     function: str
@@ -114,6 +123,15 @@ class FunctionReward:
     tokenizer: Any
     timeout_sec: float = 10.0
     max_timeouts: int | None = None
+    concurrency: int = 1
+    given: Callable[..., Any] | None = None
+    end_tokens: tuple[int, ...] = ()
+    name: str = ""  # of its metric, score/<name>; default: the function's
+
+    @property
+    def title(self) -> str:
+        """Of its metric."""
+        return self.name or self.function.rpartition(":")[2]
 
     def build(self, device: str) -> Scorer:
         """On a worker: starts the function's process. BadInput where the function cannot be loaded."""
@@ -125,45 +143,91 @@ class FunctionScorer:
 
     def __init__(self, source: FunctionReward) -> None:
         self.source = source
-        self.process = FunctionProcess(source.function, source.timeout_sec)
+        self.pool = Pool(source.function, source.given, source.timeout_sec, source.concurrency, beat)
+        self.ends = ends_of(source.tokenizer, source.end_tokens)
 
     def score(self, responses: Responses, columns: Columns) -> Part:
         mine = np.concatenate([np.zeros(0, np.int64), *columns])
-        said = np.full(len(mine), np.nan, np.float32)
-        faults, timeouts, most = [], 0, self.source.max_timeouts
-        for i, column in enumerate(mine.tolist()):
-            found = self._call(responses, column)
-            if not isinstance(found, Fault):
-                said[i] = found
-                continue
-            faults.append((column, f"reward function {self.source.function}: {found.cause}"))
-            timeouts += found.timed_out
-            if most is not None and timeouts > most:
-                faults += [(rest, faults[-1][1]) for rest in mine[i + 1 :].tolist()]
-                break
-        return Part(mine, said, min(faults, default=None), timeouts)
+        batch = self.pool.form.batch
+        called = np.arange(responses.num_responses) if batch and len(mine) else mine
+        rows = [self._row(responses, column) for column in called.tolist()]
+        requests = ([rows] if rows else []) if batch else [[row] for row in rows]
+        answers, timeouts = self.pool.run(requests, responses.version, self.source.max_timeouts)
+        outcomes = dict(zip(called.tolist(), (one for some, _ in answers for one in some), strict=True))
+        logged = [one for _, some in answers for one in some.items()]
+        return self._part(mine, [outcomes[column] for column in mine.tolist()], logged, timeouts)
 
-    def _call(self, responses: Responses, column: int) -> float | Fault:
+    def _part(
+        self, mine: NDArray[np.int64], outcomes: list[Outcome], logged: list[tuple[str, float]], timeouts: int
+    ) -> Part:
+        named, title = _named(self.source.title, outcomes), f"reward function {self.source.function}"
+        for name, value in logged:  # of the whole call: a constant of its rows
+            named[f"{self.source.title}/{name}"] = np.full(len(mine), value, np.float64)
+        faults = [
+            (column, f"{title}: {one.fault}")
+            for column, one in zip(mine.tolist(), outcomes, strict=True)
+            if one.fault is not None
+        ]
+        skipped = np.array([one.skipped for one in outcomes], bool)
+        said = named[self.source.title].astype(np.float32)
+        return Part(mine, said, min(faults, default=None), timeouts, named, skipped)
+
+    def _row(self, responses: Responses, column: int) -> Row:
         prompt = self.source.prompts[int(responses.prompt[column])]
-        tokens = responses.token[column, len(prompt.tokens) : int(responses.length[column])]
-        response: str = self.source.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
-        found = self.process.call(prompt.text, response, prompt.fields)
-        if not isinstance(found, Fault) and abs(found) > LARGEST:
-            return Fault(f"returned {found:g}, more than float32 holds")
-        return found
+        tokens = responses.token[column, len(prompt.tokens) : int(responses.length[column])].tolist()
+        text = response_text(self.source.tokenizer, prompt.tokens, tokens, self.ends)
+        return Row(prompt.text, text, prompt.fields, prompt.messages, prompt.conversational, tokens)
 
     def close(self) -> None:
         """Ends the function's process."""
-        self.process.close()
+        self.pool.close()
+
+
+def _named(title: str, outcomes: Sequence[Outcome]) -> dict[str, NDArray[np.float64]]:
+    """The scores and what was returned beside them, by name, NaN where there is none."""
+    names = dict.fromkeys(name for one in outcomes for name in one.extras)
+    found = {title: np.array([one.score for one in outcomes], np.float64)}
+    for name in names:
+        found[f"{title}/{name}"] = np.array([one.extras.get(name, np.nan) for one in outcomes], np.float64)
+    return found
 
 
 def check_function(function: str) -> None:
     """BadInput where a reward function cannot be loaded: tried in a process of its own, before a run begins."""
-    FunctionProcess(function, timeout_sec=10.0).close()
+    if given(function) is None:
+        FunctionProcess(function, timeout_sec=10.0).close()
+
+
+def function_rewards(
+    functions: Sequence[str], prompts: Sequence[Prompt], tokenizer: Any, **more: Any
+) -> list[FunctionReward]:
+    """Those of a configuration, each with what was given for it as an object.
+
+    BadInput for an object that this process was not given.
+    """
+    return [
+        FunctionReward(function, tuple(prompts), tokenizer, given=given(function), **more)
+        for function in functions
+    ]
+
+
+def require_portable(source: FunctionReward) -> None:
+    """BadInput for a Python object that cannot travel to a worker's process."""
+    if source.given is None:
+        return
+    import cloudpickle
+
+    with translated(
+        f"reward function {source.function!r} cannot be sent to workers",
+        "use --placement in-process, or name it as module:function",
+    ):
+        cloudpickle.dumps(source.given)
 
 
 def function_file(function: str) -> Path | None:
     """The file that its module is in, found without running it; None where it is in none."""
+    if is_file(function):
+        return Path(function.rpartition(":")[0])
     found, path, name = None, [one or os.getcwd() for one in ("", *sys.path)], ""
     for part in function.partition(":")[0].split("."):
         name = f"{name}.{part}".lstrip(".")
@@ -177,7 +241,7 @@ def function_file(function: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Weighted:
-    """sum of weight * score over several; NaN where one of them has none."""
+    """sum of weight * score over several that score a response; NaN where one of them fails, or none scores it."""
 
     sources: tuple[tuple[float, RewardSource], ...]
 
@@ -190,6 +254,8 @@ def for_a_look(source: RewardSource, prompts: Sequence[Prompt]) -> RewardSource:
     """The same reward of responses to other prompts, which numbers them anew."""
     if isinstance(source, FunctionReward):
         return replace(source, prompts=tuple(prompts))
+    if isinstance(source, OfPrompts):
+        return source.with_prompts(prompts)
     if isinstance(source, Weighted):
         return Weighted(tuple((weight, for_a_look(one, prompts)) for weight, one in source.sources))
     return source
@@ -205,14 +271,22 @@ class _WeightedScorer:
 
     def score(self, responses: Responses, columns: Columns) -> Part:
         parts = [(weight, scorer.score(responses, columns)) for weight, scorer in self.scorers]
+        total, scored = np.zeros(len(parts[0][1].columns)), np.zeros(len(parts[0][1].columns), bool)
         with np.errstate(all="ignore"):
-            total = sum(np.float64(weight) * part.said.astype(np.float64) for weight, part in parts)
-        whole = _as_float32(
-            parts[0][1].columns, np.asarray(total), "the weighted sum of its rewards is not finite in float32"
-        )
+            for weight, part in parts:
+                mine = np.ones_like(scored) if part.skipped is None else ~part.skipped
+                total[mine] += np.float64(weight) * part.said[mine].astype(np.float64)
+                scored |= mine
+        columns_n = parts[0][1].columns
+        whole = _as_float32(columns_n, total, "the weighted sum of its rewards is not finite in float32")
+        whole.said[~scored] = np.nan
         # where a column has no score from one of them, that one's cause is told
+        faults = [part.fault for part in (*(part for _, part in parts), whole) if part.fault is not None]
+        named = {name: one for _, part in parts for name, one in part.named.items()}
         timeouts = sum(part.timeouts for _, part in parts)
-        return replace(whole, fault=first_fault([*(part for _, part in parts), whole]), timeouts=timeouts)
+        return Part(
+            columns_n, whole.said, min(faults, key=itemgetter(0), default=None), timeouts, named, ~scored
+        )
 
 
 def _as_float32(columns: NDArray[np.int64], score: NDArray[np.float64], why: str) -> Part:

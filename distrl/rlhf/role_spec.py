@@ -43,6 +43,7 @@ class RoleSpec:
     devices: dict[str, str] = field(default_factory=dict)
     max_skipped_updates: int = 10
     record_events: bool = False
+    samples: int = 0  # prompts, from the first, whose responses are shown from time to time
 
     def device(self, role: str) -> str:
         """Where a role computes."""

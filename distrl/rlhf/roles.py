@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distrl.learner import Snapshot
+from distrl.maths.random import derive_seed
 from distrl.policies.lm import LanguagePolicy
 from distrl.policies.protocol import load_parameters
 from distrl.rlhf.devices import make_repeatable
+from distrl.rlhf.diagnostics import response_metrics, score_metrics
 from distrl.rlhf.experience import Opinions, episodes, experience, summary
 from distrl.rlhf.generation import CachedGenerator, Generator, respond
 from distrl.rlhf.learning import RoleLearner
@@ -186,6 +188,34 @@ class RoleWorker:
                 cast(CachedGenerator, self.generator).rest()
         return written
 
+    def write_samples(self) -> list[Responses]:
+        """Responses to the first `spec.samples` prompts, with the weights that were loaded last and the same noise each time."""
+        spec = self.spec
+        with span("generate"), self._turn("generator"):
+            rows = range(min(spec.samples, len(spec.prompts)))
+            prompts, seed = [spec.prompts[row] for row in rows], derive_seed(spec.seed, "samples")
+            written = respond(
+                self._sampler(),
+                prompts,
+                np.array(rows),
+                seed,
+                0,
+                rows,
+                spec.recipe.max_response,
+                self.written_by,
+            )
+        return [written]
+
+    def _sampler(self) -> Generator:
+        """The plain loop where others would be compiled for another number of rows."""
+        spec = self.spec
+        if spec.generator is not None or spec.generation == "plain":
+            return self.generator
+        temperature = spec.recipe.temperature
+        return CachedGenerator(
+            self.writer, spec.end_tokens, temperature, fast=spec.fast_paths, vocabulary=spec.vocabulary
+        )
+
     def load_writer(self, snapshot: Snapshot | None) -> tuple[int, str]:
         """Takes the actor's new weights over; None where the actor lives here too.
 
@@ -264,6 +294,8 @@ class RoleWorker:
             )
             trajectory = experience(responses, opinions, recipe, beta)
             self.told = summary(responses, opinions, recipe, beta)
+            self.told |= score_metrics(said["reward"], responses.num_responses)
+            self.told |= response_metrics(responses, opinions.score, recipe.group_size)
             self.told["reward_timeouts"] = float(sum(part.timeouts for part in said["reward"]))
             self.episodes = episodes(responses, opinions.score, recipe)
             self.size = responses.num_responses, int(responses.valid.sum())

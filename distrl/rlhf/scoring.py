@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,3 +27,10 @@ class RewardSource(Protocol):
     """What travels to the reward's workers."""
 
     def build(self, device: str) -> Scorer: ...
+
+
+@runtime_checkable
+class OfPrompts(RewardSource, Protocol):
+    """A source that knows the prompts, by number."""
+
+    def with_prompts(self, prompts: Sequence[Any]) -> RewardSource: ...

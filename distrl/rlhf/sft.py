@@ -2,7 +2,8 @@
 
     loss = - sum over completion tokens t of log pi(x_t | x_<t) / number of completion tokens in the batch
 
-The prompt's tokens are read and not learned. A batch's mean is over all its tokens, whatever pieces it is computed in.
+What is in none of a row's spans, its prompt and the turns of others, is read and not learned. A batch's mean is over all its
+tokens, whatever pieces it is computed in.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Imitation:
         self.model = model
         self.rows = rows
         self.lengths = [len(row.tokens) for row in rows]
-        self.learned = np.array([len(row.tokens) - row.num_prompt for row in rows])
+        self.learned = np.array([sum(end - begin for begin, end in row.learned) for row in rows])
 
     def count(self, rows: Ints) -> int:
         """Tokens of the completions."""
@@ -39,11 +40,12 @@ class Imitation:
     def losses(self, rows: Ints) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed over tokens, and how many of those would have been the likeliest."""
         some = [self.rows[row] for row in rows]
-        token_NS, length_N = padded([row.tokens for row in some], next(self.model.parameters()).device)
-        prompt_N = torch.tensor([row.num_prompt for row in some], device=token_NS.device)
-        place_S = torch.arange(token_NS.shape[1] - 1, device=token_NS.device)
-        # position t tells of token t + 1
-        told_NS = (place_S + 1 >= prompt_N.unsqueeze(1)) & (place_S + 1 < length_N.unsqueeze(1))
+        token_NS, _ = padded([row.tokens for row in some], next(self.model.parameters()).device)
+        told = np.zeros((len(some), token_NS.shape[1] - 1), bool)  # position t tells of token t + 1
+        for n, row in enumerate(some):
+            for begin, end in row.learned:
+                told[n, begin - 1 : end - 1] = True
+        told_NS = torch.from_numpy(told).to(token_NS.device)
         hidden_NSH = trunk_hidden(self.model, token_NS)
         said = self.policy.token_log_probs(hidden_NSH[:, :-1][told_NS], token_NS[:, 1:][told_NS])
         return -said.log_prob.sum(), {"entropy": said.entropy.detach().sum()}

@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from distrl.errors import BadInput, RunFailed
 from distrl.runtime.cluster import first_line, root_cause
 from distrl.runtime.pool import WAIT_STEP_SEC
+from distrl.runtime.pulse import last_pulse
 from distrl.runtime.roles import Host, RoleLost
 from distrl.telemetry.spans import TRANSIT, span
 
@@ -40,7 +41,10 @@ class Call:
     method: str
     token: Any
     needs: tuple[Call, ...]
-    running_since: float | None = None  # it has all that it needs and is its worker's next
+    running_since: float | None = (
+        None  # it has all that it needs and is its worker's next, or waited for user code since
+    )
+    pulse: bytes | None = None  # the worker's last sign of life, where it waits for user code
     over: bool = False
 
 
@@ -151,6 +155,13 @@ class Calls:
             if not worker.queue or not all(one.over for one in worker.queue[0].needs):
                 continue
             call = worker.queue[0]
+            # the time of a reward function is its own: a worker that waits for one says so
+            if call.method == "scores" and (
+                call.running_since is None or now - call.running_since > self.timeout_sec / 10
+            ):
+                before, call.pulse = call.pulse, last_pulse(worker.actor._actor_id.hex())
+                if call.pulse != before:
+                    call.running_since = now
             call.running_since = call.running_since or now
             if now - call.running_since > self.timeout_sec:
                 raise self._lost(call, f"no answer within {self.timeout_sec:g} s (--role-timeout-sec)")

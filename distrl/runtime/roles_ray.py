@@ -31,6 +31,7 @@ from distrl.runtime.calls import Answer, Calls, RayWorkers, Worker
 from distrl.runtime.cluster import connect, failed_to_start, first_line, nodes
 from distrl.runtime.placement import needed, require_room, reserve
 from distrl.runtime.pool import WAIT_STEP_SEC
+from distrl.runtime.pulse import tell_pulse
 from distrl.runtime.roles import Host
 from distrl.telemetry import spans
 from distrl.telemetry.spans import TRANSIT, span
@@ -67,6 +68,8 @@ class RoleActor:
         self.worker = RoleWorker(
             spec, host.roles, parts, trees, number, host.workers, remote=True, offload=host.offload
         )
+        if "reward" in host.roles:
+            tell_pulse()
         self.idle_since = time.time()
 
     def ready(self) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
 from distrl.machine import versions
 from distrl.run_directory import write_json_atomic
@@ -27,7 +29,6 @@ SEQUENCE = ("#c77d0a", "#d1495b", "#8a56c9", "#2563c9", "#12805c")
 
 _RC: dict[Any, Any] = {
     "font.size": 10,
-    "font.family": "DejaVu Sans",
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": SOFT,
@@ -51,6 +52,11 @@ _RC: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "figure.facecolor": "white",
 }
+MORE_SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei",
+    "PingFang SC", "Hiragino Sans", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari",
+    "Noto Sans Thai", "Noto Emoji", "Segoe UI Emoji", "Arial Unicode MS",
+)  # fmt: skip
 _INCH_PER_LINE = 0.19
 _CHARACTERS_PER_INCH = 14.2
 
@@ -65,7 +71,7 @@ def page(out: Path, title: str, subtitle: str, caption: str, size: tuple[float, 
     lines = textwrap.wrap(caption, int(size[0] * _CHARACTERS_PER_INCH))
     head, foot = 0.75, 0.3 + _INCH_PER_LINE * len(lines)
     width, height = size[0], size[1] + head + foot
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context({**_RC, "font.family": _families()}):
         figure = Figure(figsize=(width, height), dpi=130)
         FigureCanvasAgg(figure)
         figure.set_layout_engine(
@@ -81,6 +87,42 @@ def page(out: Path, title: str, subtitle: str, caption: str, size: tuple[float, 
         aside = out.with_name(f".{out.name}.tmp")
         figure.savefig(aside, format="png")
         aside.replace(out)
+
+
+def plain_text(text: str, missing: str = "□") -> str:
+    """A user's text as a figure shows it: no mathematics, one line, `missing` for what no installed font has a glyph of.
+
+    Two dollar signs would begin a formula: each is escaped. Control characters are a dot. `missing` may have the
+    character's number: `<U+{:04X}>`.
+    """
+    return "".join(_shown(one, missing) for one in text)
+
+
+def _shown(character: str, missing: str) -> str:
+    if character == "$":
+        return r"\$"
+    if character == "\n":
+        return "↵"
+    if character != " " and not character.isprintable():
+        return "·"
+    return character if ord(character) in _glyphs() else missing.format(ord(character))
+
+
+@cache
+def _families() -> list[str]:
+    """The figures' font, and those that are installed of fonts with more scripts."""
+    installed = {one.name for one in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in MORE_SCRIPTS if name in installed)]
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """Characters that these can draw, bold or not."""
+    weights = []
+    for weight in ("normal", "bold"):
+        paths = [findfont(FontProperties(family=name, weight=weight)) for name in _families()]
+        weights.append({code for path in paths for code in get_font(path).get_charmap()})
+    return frozenset(weights[0] & weights[1])
 
 
 def legend_above(axes: Axes, **options: Any) -> None:

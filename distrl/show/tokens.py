@@ -19,15 +19,29 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from distrl.errors import BadInput
+from distrl.rlhf.data import Prompt
 from distrl.rlhf.experience import Opinions, experience
 from distrl.rlhf.opinions import join
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.role_spec import ROLES, RoleSpec
 from distrl.rlhf.roles import RoleWorker
+from distrl.rlhf.written import ends_of, response_text
 from distrl.show import counting
-from distrl.show.style import AMBER, BLUE, GREEN, INK, RED, SOFT, legend_above, page, write_numbers
+from distrl.show.style import (
+    AMBER,
+    BLUE,
+    GREEN,
+    INK,
+    RED,
+    SOFT,
+    legend_above,
+    page,
+    plain_text,
+    write_numbers,
+)
 
 SHOWN = 3  # responses: the lowest, the middle and the highest score
+MOST_PROMPT = 64  # characters of a prompt, its end
 MOST_TOKENS = 40  # of a response that is drawn; the numbers have all
 
 
@@ -36,6 +50,7 @@ class Episode:
     """One response; lists are by decision."""
 
     prompt: str
+    question: str | None  # of a chat: the last message of the user
     response: str
     score: float
     ended: bool
@@ -67,7 +82,7 @@ def show(
     numbers = write_numbers(out, "tokens", {**about, "episodes": [asdict(one) for one in shown]})
     for one in shown:
         told = f"score {one.score:+.3f}, KL {sum(one.kl):+.3f} nats, rewards sum to {sum(one.reward):+.3f}"
-        print(f"{told}\n  {one.prompt} | {one.response}", file=sys.stderr)
+        print(f"{told}\n  {one.question or one.prompt} | {one.response}", file=sys.stderr)
     print(f"figure   {out}\nnumbers  {numbers}", file=sys.stderr)
 
 
@@ -118,7 +133,7 @@ def _episodes(
     task = worker.learner.begin([experience(responses, said, recipe, beta)], 0.0)
     trajectory, advantage = task.trajectory, task.advantage
     tokenizer = materials.tokenizer
-    episodes = []
+    episodes, ends = [], ends_of(tokenizer, materials.end_tokens)
     for i in np.flatnonzero(np.isfinite(said.score)):
         rows = slice(0, int(responses.num_actions[i]))
 
@@ -131,7 +146,8 @@ def _episodes(
         episodes.append(
             Episode(
                 prompt=prompt.text,
-                response=tokenizer.decode(actions, skip_special_tokens=True),
+                question=_question(prompt),
+                response=response_text(tokenizer, prompt.tokens, actions, ends),
                 score=float(said.score[i]),
                 ended=bool(responses.ended[i]),
                 token=[_written(tokenizer, action) for action in actions],
@@ -146,9 +162,20 @@ def _episodes(
     return episodes
 
 
+def _question(prompt: Prompt) -> str | None:
+    """The last message of the user, where the prompt is a chat."""
+    asked = [one for one in prompt.messages or () if one.get("role") == "user"]
+    if not asked:
+        return None
+    content = asked[-1].get("content")
+    if isinstance(content, list):  # parts, of which text is shown
+        return " ".join(str(one.get("text", "")) for one in content if isinstance(one, dict))
+    return str(content)
+
+
 def _written(tokenizer: Any, token: int) -> str:
-    """A token as a person reads it: spaces as they are within, seen where they are all."""
-    text = str(tokenizer.decode([token]))
+    """A token as a person reads it: spaces as they are within, seen where they are all. Any characters."""
+    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
     seen = text.strip() or text.replace(" ", "␣")
     return "".join(one if one.isprintable() else "·" for one in seen) or f"<{token}>"
 
@@ -156,7 +183,9 @@ def _written(tokenizer: Any, token: int) -> str:
 def _draw(shown: list[Episode], out: Path, about: dict[str, Any]) -> None:
     subtitle = f"{about['algo']}, run {about['run']} after {about['iteration']:,} iterations, beta {about['beta']:.3g}"
     caption = _caption(about["kl_in"], about["whitened"])
-    with page(out, "A language model as an RL agent", subtitle, caption, (13.0, 5.4 * len(shown))) as figure:
+    with page(
+        out, "A language model as an RL agent", plain_text(subtitle), caption, (13.0, 5.4 * len(shown))
+    ) as figure:
         axes = figure.subplots(3 * len(shown), 1, squeeze=False)[:, 0]
         for i, episode in enumerate(shown):
             _draw_episode(axes[3 * i : 3 * i + 3], episode)
@@ -183,7 +212,8 @@ def _draw_episode(axes: Any, episode: Episode) -> None:
         if len(episode.token) <= MOST_TOKENS
         else f" (the first {MOST_TOKENS} of {len(episode.token)} tokens)"
     )
-    prompt = episode.prompt if len(episode.prompt) <= 90 else f"…{episode.prompt[-89:]}"
+    asked = episode.prompt if episode.question is None else episode.question
+    prompt = plain_text(asked if len(asked) <= MOST_PROMPT else f"…{asked[1 - MOST_PROMPT :]}")
     likely, reward, value = axes
     likely.set_title(
         f"“{prompt}”   score {episode.score:+.2f}{'' if episode.ended else ', cut by the limit'}{cut}"
@@ -216,7 +246,14 @@ def _draw_episode(axes: Any, episode: Episode) -> None:
         _mark(axis, at, count)
     for axis in (likely, value):
         legend_above(axis)
-    value.set_xticks(at, episode.token[:count], rotation=55, ha="right", color=INK, rotation_mode="anchor")
+    value.set_xticks(
+        at,
+        [plain_text(one, "<U+{:04X}>") for one in episode.token[:count]],
+        rotation=55,
+        ha="right",
+        color=INK,
+        rotation_mode="anchor",
+    )
 
 
 def _mark(axis: Axes, at: Any, count: int) -> None:

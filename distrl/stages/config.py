@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
+from distrl.errors import BadInput
+from distrl.rlhf.data_columns import check_field
 
 S = TypeVar("S", bound="StageConfig")
 
@@ -26,10 +28,20 @@ class StageConfig(BaseModel):
     chat: bool = Field(
         False, description="put prompts that are text into the tokenizer's chat template, as a user's message"
     )
+    chat_kwargs: dict[str, Any] = Field(
+        {}, description="argument of the chat template: --chat-kwargs.enable_thinking false"
+    )
+    tools: str | None = Field(
+        None, description="JSON file with a list of tools for the chat template; a row's own tools come first"
+    )
+    system_prompt: str | None = Field(None, description="system message of conversations that have none")
     too_long: Literal["error", "drop"] = Field(
         "error", description="a text above the limit: an error, or left out and counted; never cut"
     )
     skip_bad: bool = Field(False, description="leave corrupt lines out and count them")
+    field: dict[str, Any] = Field(
+        {}, description="column that a field has in the data: --field.prompt question; none: unread"
+    )
 
     # what is kept
     run_dir: str | None = Field(
@@ -66,6 +78,15 @@ def needed(config: BaseModel, **why: str) -> Iterator[Clash]:
     for name, advice in why.items():
         if not getattr(config, name):
             yield Clash((name,), f"--{name.replace('_', '-')}: must be given; {advice}")
+
+
+def known_fields(config: StageConfig) -> Iterator[Clash]:
+    """A clash for each name of `--field` that no format of data has."""
+    try:
+        check_field(config.field)
+    except BadInput as error:
+        for problem in error.problems:
+            yield Clash(("field",), problem)
 
 
 def no_clashes(find: Callable[[Any], list[Clash]], config: S) -> S:

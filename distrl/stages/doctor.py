@@ -23,11 +23,20 @@ from distrl.policies.lm import LanguagePolicy, core
 from distrl.rlhf.data import DataSet, Prompt, read_prompts
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import Dtype, ModelParts, context_length, read_causal
-from distrl.rlhf.opinions import join, log_probs
+from distrl.rlhf.opinions import first_fault, join, log_probs
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.rewards import FunctionReward, check_function
+from distrl.rlhf.reward_trial import try_function
+from distrl.rlhf.rewards import FunctionReward
 from distrl.rlhf.scoring import RewardSource
-from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
+from distrl.rlhf.templates import TemplateOptions, check_template, read_arguments
+from distrl.rlhf.tokenizers import (
+    check_rows,
+    check_vocabulary,
+    end_tokens,
+    read_tokenizer,
+    usable_ids,
+    vocabulary_size,
+)
 from distrl.stages.materials import reward_model
 
 NUM_PROMPTS = 8
@@ -48,6 +57,7 @@ class Patient:
     temperature: float = 0.7  # not 1, so that a forgotten division shows
     max_response: int = 32
     chat: bool = False
+    chat_kwargs: str | None = None  # arguments of the chat template, as JSON
     seed: int = 0
     device: str = "auto"
     threads: int = 1
@@ -72,18 +82,18 @@ def _findings(patient: Patient, device: str) -> Iterator[Finding]:
     parts = yield from _try(
         "model", lambda: read_causal(patient.model), lambda found: type(found.config).__name__
     )
-    prompts = yield from _try(
-        "data", lambda: read_prompts(patient.data, tokenizer, chat=patient.chat), _describe_prompts
-    )
+    prompts = yield from _try("data", lambda: _prompts(patient, tokenizer), _describe_prompts)
     if parts is None or prompts is None:
         return
-    fits = yield from _try("vocabulary", lambda: _vocabulary(tokenizer, parts, patient.model), str)
+    fits = yield from _try("vocabulary", lambda: _vocabulary(tokenizer, parts, prompts, patient.model), str)
     yield _context(parts, prompts, patient)
     limit = context_length(parts.config)
     rows = [row for row in prompts.rows if limit is None or len(row.tokens) < limit]
     if fits is None or not rows:
         return
-    policy = LanguagePolicy(parts.build(device), None, patient.temperature, vocabulary_size(tokenizer))
+    policy = LanguagePolicy(
+        parts.build(device), None, patient.temperature, usable_ids(tokenizer, parts.config)
+    )
     ends = end_tokens(tokenizer, parts.generation)
     writer = replace(parts, dtype=patient.dtype).build(device)
     responses = _write(policy, writer, prompts, rows[:NUM_PROMPTS], ends, patient)
@@ -91,7 +101,10 @@ def _findings(patient: Patient, device: str) -> Iterator[Finding]:
     yield from invariants(policy, responses, patient.dtype)
     for folder in patient.reward:
         yield _reward(
-            folder, partial(reward_model, folder, tokenizer, dtype=patient.dtype), responses, device
+            folder,
+            partial(reward_model, folder, tokenizer, dtype=patient.dtype, prompts=prompts.rows),
+            responses,
+            device,
         )
     for function in patient.reward_function:
         make = partial(_function, function, prompts, tokenizer, patient.reward_timeout_sec)
@@ -188,6 +201,12 @@ def _describe_tokenizer(tokenizer: Any) -> str:
     return f"{vocabulary_size(tokenizer)} ids, end of text {tokenizer.eos_token!r}"
 
 
+def _prompts(patient: Patient, tokenizer: Any) -> DataSet[Prompt]:
+    template = TemplateOptions(patient.chat, read_arguments(patient.chat_kwargs or {}))
+    check_template(tokenizer, template)
+    return read_prompts(patient.data, tokenizer, template=template)
+
+
 def _describe_prompts(prompts: DataSet[Prompt]) -> str:
     longest = max(len(row.tokens) for row in prompts.rows)
     return f"{len(prompts.rows)} prompts, the longest of {longest} tokens"
@@ -205,8 +224,9 @@ def _pad(tokenizer: Any) -> Finding:
     return Finding("pass", "pad", repr(tokenizer.pad_token))
 
 
-def _vocabulary(tokenizer: Any, parts: ModelParts, folder: str) -> str:
+def _vocabulary(tokenizer: Any, parts: ModelParts, prompts: DataSet[Prompt], folder: str) -> str:
     check_vocabulary(tokenizer, parts.config, folder)
+    check_rows(tokenizer, parts.config, [row.tokens for row in prompts.rows], folder)
     return f"{vocabulary_size(tokenizer)} ids of the tokenizer's, {int(parts.config.vocab_size)} rows of the model's"
 
 
@@ -272,8 +292,9 @@ def _close(what: str, distance: float, between: str, advice: str) -> Finding:
 
 
 def _function(name: str, prompts: DataSet[Prompt], tokenizer: Any, timeout_sec: float) -> RewardSource:
-    check_function(name)
-    return FunctionReward(name, prompts.rows, tokenizer, timeout_sec)
+    source = FunctionReward(name, prompts.rows, tokenizer, timeout_sec)
+    try_function(source)
+    return source
 
 
 def _reward(name: str, make: Callable[[], RewardSource], responses: Responses, device: str) -> Finding:
@@ -289,7 +310,8 @@ def _reward(name: str, make: Callable[[], RewardSource], responses: Responses, d
     rate = responses.num_responses / max(time.monotonic() - began, 1e-9)
     good = score_N[np.isfinite(score_N)]
     if len(good) < len(score_N):
-        why = f"; the first: {part.fault[1]}" if part.fault is not None else ""
+        fault = first_fault([part])
+        why = f"; the first: {fault[1]}" if fault is not None else ""
         return Finding(
             "fail", "reward", f"{name}: {len(score_N) - len(good)} of {len(score_N)} have no score{why}"
         )

@@ -16,11 +16,13 @@ from distrl.maths.pieces import by_length
 from distrl.maths.random import derive_seed
 from distrl.policies.lm import LanguagePolicy
 from distrl.rlhf.data import Prompt
+from distrl.rlhf.diagnostics import repetition, score_metrics
 from distrl.rlhf.generation import CachedGenerator, respond
 from distrl.rlhf.models import Dtype, ModelParts
-from distrl.rlhf.opinions import Part, join, log_probs
+from distrl.rlhf.opinions import Part, first_fault, join, log_probs
 from distrl.rlhf.responses import Floats, Responses
 from distrl.rlhf.scoring import RewardSource, Scorer
+from distrl.rlhf.written import ends_of, response_text
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,16 @@ class Evaluator:
         if score_N is not None:
             told |= mean_and_error("score", score_N[np.isfinite(score_N)])
             told["unscored"] = int((~np.isfinite(score_N)).sum())
+            named = score_metrics([part] if part is not None else [], responses.num_responses)
+            told |= {name: value if math.isfinite(value) else None for name, value in named.items()}
         kl_N = self._kl(policy, responses)
         if kl_N is not None:
             told |= mean_and_error("kl", kl_N)
         told["response_length_mean"] = float(responses.num_actions.mean())
         told["ended_fraction"] = float(responses.ended.mean())
-        why = part.fault[1] if part is not None and part.fault is not None else None
+        told["repeated_4grams"] = repetition(responses)
+        fault = first_fault([part]) if part is not None else None
+        why = None if fault is None else fault[1]
         return Looked(told, responses, score_N, kl_N, why, part.timeouts if part is not None else 0)
 
     def _policy(self, parts: ModelParts) -> LanguagePolicy:
@@ -126,14 +132,14 @@ class Evaluator:
 
     def texts(self, looked: Looked, tokenizer: Any) -> list[dict[str, Any]]:
         """Each response as a line of JSONL: prompt, response, score, kl, tokens, ended."""
-        found = []
+        found, ends = [], ends_of(tokenizer, self.end_tokens)
         for n in range(looked.responses.num_responses):
             prompt = self.prompts[int(looked.responses.prompt[n])]
-            tokens = looked.responses.token[n, len(prompt.tokens) : int(looked.responses.length[n])]
+            tokens = looked.responses.token[n, len(prompt.tokens) : int(looked.responses.length[n])].tolist()
             found.append(
                 {
                     "prompt": prompt.text,
-                    "response": tokenizer.decode(tokens.tolist(), skip_special_tokens=True),
+                    "response": response_text(tokenizer, prompt.tokens, tokens, ends),
                     "score": _number(looked.score_N, n),
                     "kl": _number(looked.kl_N, n),
                     "tokens": int(looked.responses.num_actions[n]),

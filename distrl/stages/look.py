@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +18,26 @@ from distrl.fields import nearest
 from distrl.machine import resolve_device
 from distrl.resolve import CONFIG_FILE, config_file, read_config_as
 from distrl.rlhf.data import Prompt, read_prompts
+from distrl.rlhf.data_columns import check_field
+from distrl.rlhf.folders import require_folder
+from distrl.rlhf.given_functions import named
 from distrl.rlhf.models import Dtype, ModelParts, read_causal
-from distrl.rlhf.rewards import FunctionReward, check_function
+from distrl.rlhf.reward_trial import try_function
+from distrl.rlhf.rewards import function_rewards
 from distrl.rlhf.scoring import RewardSource
-from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, read_tokenizer, vocabulary_size
+from distrl.rlhf.templates import TemplateOptions, check_template, read_arguments
+from distrl.rlhf.tokenizers import check_rows, check_vocabulary, end_tokens, read_tokenizer, usable_ids
 from distrl.session import has_ended
 from distrl.stages.evaluation import Evaluator
-from distrl.stages.materials import Problems, require_context, reward_model, trained_parts, weighted
+from distrl.stages.materials import (
+    Problems,
+    read_tools,
+    require_context,
+    reward_model,
+    template_options,
+    trained_parts,
+    weighted,
+)
 from distrl.stages.ppo_config import PPO, PPOConfig
 from distrl.trust import check_trust_as
 
@@ -45,21 +58,27 @@ class Asked:
     seed: int = 0
     batch: int = 64
     chat: bool = False
+    chat_kwargs: Mapping[str, Any] | str | None = None  # text: as JSON
+    tools: str | None = None
+    system_prompt: str | None = None
     skip_bad: bool = False
+    field: Mapping[str, str | None] | None = None
     out: Path | None = None
     trust_run: bool = False
     device: str | None = None
     threads: int | None = None
     reward_timeout_sec: float | None = None
+    reward_concurrency: int | None = None
     dtype: Dtype | None = None
     checkpoint: str = "latest"
 
     def __post_init__(self) -> None:
+        check_field(self.field or {})
         if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
             raise BadInput(
                 f"--out: must name a file in a folder that exists, got {str(self.out)!r}; name another"
             )
-        for name in ("samples", "max_response", "limit", "batch", "threads"):
+        for name in ("samples", "max_response", "limit", "batch", "threads", "reward_concurrency"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise BadInput(f"--{name.replace('_', '-')} must be 1 or more, got {value!r}")
         for name in ("temperature", "reward_timeout_sec"):
@@ -91,6 +110,9 @@ def ask(given: Mapping[str, Any]) -> Asked:
                 for name in unknown
             )
         )
+    given = (
+        {**given, "reward_function": named(given["reward_function"])} if "reward_function" in given else given
+    )
     plain = {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()
     }
@@ -105,11 +127,12 @@ def ask(given: Mapping[str, Any]) -> Asked:
 
 
 class Computing(NamedTuple):
-    """`--device`, `--threads`, `--reward-timeout-sec` and `--dtype`."""
+    """`--device`, `--threads`, `--reward-timeout-sec`, `--reward-concurrency` and `--dtype`."""
 
     device: str
     threads: int
     reward_timeout_sec: float
+    reward_concurrency: int
     dtype: Dtype
 
 
@@ -124,17 +147,19 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
     check_vocabulary(tokenizer, parts.config, str(where))
     recipe = config.recipe if config is not None else PPOConfig.model_fields["recipe"].default
     prompts = _prompts(asked, config, tokenizer)
+    check_rows(tokenizer, parts.config, [prompt.tokens for prompt in prompts], str(where))
     max_response = asked.max_response or recipe.max_response
     longest = max(len(prompt.tokens) for prompt in prompts)
     require_context(
         parts, longest + max_response, f"the longest prompt's {longest} + --max-response {max_response}"
     )
+    ends = end_tokens(tokenizer, parts.generation)
     reference = asked.reference or (config and (config.reference or config.model))
     evaluator = Evaluator(
         prompts=prompts,
         reference=read_causal(reference) if reference else None,
-        reward=_reward(asked, config, tokenizer, prompts, computing),
-        end_tokens=end_tokens(tokenizer, parts.generation),
+        reward=_reward(asked, config, tokenizer, prompts, computing, ends),
+        end_tokens=ends,
         max_response=max_response,
         temperature=asked.temperature or recipe.temperature,
         greedy=not asked.sample,
@@ -142,7 +167,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
         seed=asked.seed,
         batch=asked.batch,
         device=device,
-        vocabulary=vocabulary_size(tokenizer),
+        vocabulary=usable_ids(tokenizer, parts.config),
         fast_paths=config is None or config.fast_paths,
         dtype=computing.dtype,
     )
@@ -164,6 +189,7 @@ def look_at(folder: Path, asked: Asked) -> dict[str, Any]:
 
 def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
     """That of a run of `distrl rlhf ppo`; None for another run or a model's folder. BadInput for neither."""
+    require_folder(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise BadInput(f"{folder} is no run directory and no model folder: it has no config.json")
     try:
@@ -210,10 +236,27 @@ def _of_checkpoint(config: PPOConfig, found: Checkpoint) -> tuple[ModelParts, Pa
 def _prompts(asked: Asked, config: PPOConfig | None, tokenizer: Any) -> tuple[Prompt, ...]:
     path = asked.prompts or (config and (config.eval_prompts or config.prompts))
     if not path:
-        raise BadInput('--prompts: must be given; a JSONL file, {"prompt": "..."} a line')
-    chat = asked.chat or (config is not None and config.chat)
-    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad, chat=chat).rows
+        raise BadInput(
+            '--prompts: must be given; a file of rows, such as JSONL with {"prompt": "..."} a line'
+        )
+    field = asked.field if asked.field is not None else config.field if config is not None else {}
+    template = _template(asked, config)
+    check_template(tokenizer, template)
+    own = config is not None and config.skip_bad and not asked.prompts
+    rows = read_prompts(path, tokenizer, skip_bad=asked.skip_bad or own, template=template, field=field).rows
     return rows[: asked.limit] if asked.limit else rows
+
+
+def _template(asked: Asked, config: PPOConfig | None) -> TemplateOptions:
+    """What was asked of the chat template, else what the run asked."""
+    found = TemplateOptions() if config is None else template_options(config)
+    if asked.chat_kwargs is not None:
+        found = replace(found, arguments=read_arguments(asked.chat_kwargs))
+    if asked.tools is not None:
+        found = replace(found, tools=read_tools(asked.tools))
+    if asked.system_prompt is not None:
+        found = replace(found, system=asked.system_prompt)
+    return replace(found, chat=asked.chat or found.chat)
 
 
 def _reward(
@@ -222,6 +265,7 @@ def _reward(
     tokenizer: Any,
     prompts: tuple[Prompt, ...],
     computing: Computing,
+    ends: tuple[int, ...],
 ) -> RewardSource | None:
     """What was asked for, else the run's own, else none."""
     folders, functions = asked.reward, asked.reward_function
@@ -231,12 +275,21 @@ def _reward(
     problems = Problems()
     fast = config is None or config.fast_paths
     models = [
-        problems.of("--reward", reward_model, folder, tokenizer, fast, computing.dtype) for folder in folders
+        problems.of("--reward", reward_model, folder, tokenizer, fast, computing.dtype, prompts)
+        for folder in folders
     ]
-    for function in functions:
-        problems.of("--reward-function", check_function, function)
+    own = problems.of(
+        "--reward-function",
+        function_rewards,
+        functions,
+        prompts,
+        tokenizer,
+        timeout_sec=computing.reward_timeout_sec,
+        concurrency=computing.reward_concurrency,
+        end_tokens=ends,
+    )
+    for one in own or ():
+        problems.of("--reward-function", try_function, one)
     problems.stop()
-    timeout_sec = computing.reward_timeout_sec
-    named = [FunctionReward(function, prompts, tokenizer, timeout_sec) for function in functions]
-    sources: list[RewardSource] = [*(one for one in models if one is not None), *named]
+    sources: list[RewardSource] = [*(one for one in models if one is not None), *(own or ())]
     return weighted(sources, weights) if sources else None

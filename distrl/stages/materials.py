@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distrl.errors import BadInput
+from distrl.errors import BadInput, translated
 from distrl.learner import digest
 from distrl.machine import resolve_device
-from distrl.rlhf import data
+from distrl.rlhf import data, retokenize
+from distrl.rlhf.data_files import sha256_of
 from distrl.rlhf.fixed import why_not
 from distrl.rlhf.models import (
     Dtype,
@@ -24,17 +25,23 @@ from distrl.rlhf.models import (
     scalar_from,
     with_lora,
 )
+from distrl.rlhf.retokenize import reading_its_own
+from distrl.rlhf.reward_trial import try_function
 from distrl.rlhf.rewards import (
     FunctionReward,
     ModelReward,
     Weighted,
     check_function,
     function_file,
+    function_rewards,
     read_reward,
+    require_portable,
 )
 from distrl.rlhf.sampling import left_out
 from distrl.rlhf.scoring import RewardSource
+from distrl.rlhf.templates import TemplateOptions, check_template
 from distrl.rlhf.tokenizers import (
+    check_rows,
     check_same_tokenizer,
     check_vocabulary,
     end_tokens,
@@ -69,7 +76,7 @@ class Problems:
 
 def file_sha256(path: str | Path) -> str:
     """Of a data file, so that a resumed run finds the same."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return sha256_of(path)
 
 
 def text_sha256(told: Any) -> str:
@@ -105,21 +112,30 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
     """Reads and checks it all; data before models, since it is cheap. Raises one BadInput with what is wrong."""
     problems = Problems()
     tokenizer = problems.of("--model", read_tokenizer, config.folder)
-    for function in config.reward_function:
-        problems.of("--reward-function", check_function, function)
+    if problems.found:
+        for function in config.reward_function:
+            problems.of("--reward-function", check_function, function)
     problems.stop()
     prompts = problems.of("--prompts", read_prompt_file, str(config.prompts), tokenizer, config)
     eval_prompts = None
     if config.eval_prompts:
         eval_prompts = problems.of("--eval-prompts", read_prompt_file, config.eval_prompts, tokenizer, config)
+    functions, warnings = _functions(config, prompts, tokenizer, problems)
     problems.stop()
     assert prompts is not None and tokenizer is not None
     models = _models(config, tokenizer, problems)
     rewards = [
-        problems.of("--reward", reward_model, folder, tokenizer, config.fast_paths, config.dtype)
+        problems.of(
+            "--reward", reward_model, folder, tokenizer, config.fast_paths, config.dtype, prompts.rows
+        )
         for folder in config.reward
     ]
     problems.stop()
+    for flag, some in (("--prompts", prompts), ("--eval-prompts", eval_prompts)):
+        if some is not None:
+            problems.of(
+                flag, check_rows, tokenizer, models["actor"].config, [one.tokens for one in some.rows]
+            )
     longest = max(len(prompt.tokens) for some in (prompts, eval_prompts) if some for prompt in some.rows)
     told = f"the longest prompt's {longest} + --max-response {config.recipe.max_response}"
     for parts in models.values():
@@ -131,15 +147,15 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
             prompts.note(),
             eval_prompts and eval_prompts.note(),
             padding_note(tokenizer),
+            border_note(prompts.rows),
+            *map(retokenize.note, config.reward, rewards),
             left_out(models["actor"].generation.to_dict(), config.recipe.temperature),
+            *warnings,
         )
         if note
     ]
-    functions = [
-        FunctionReward(function, prompts.rows, tokenizer, config.reward_timeout_sec, config.max_timeouts)
-        for function in config.reward_function
-    ]
     ends = end_tokens(tokenizer, models["actor"].generation)
+    functions = [replace(one, end_tokens=ends) for one in functions]
     facts = {name: digest(parts.arrays) for name, parts in models.items()}
     for i, one in enumerate(filter(None, rewards)):
         facts |= {
@@ -164,32 +180,102 @@ def read_ppo_materials(config: PPOConfig) -> PPOMaterials:
     )
 
 
+def _functions(
+    config: PPOConfig, prompts: data.DataSet[data.Prompt] | None, tokenizer: Any, problems: Problems
+) -> tuple[list[FunctionReward], list[str]]:
+    """The reward functions, tried on the prompts where those could be read, and warnings; problems are kept."""
+    warnings: list[str] = []
+    if prompts is None:
+        for function in config.reward_function:
+            problems.of("--reward-function", check_function, function)
+        return [], warnings
+    several = problems.of(
+        "--reward-function",
+        function_rewards,
+        config.reward_function,
+        prompts.rows,
+        tokenizer,
+        timeout_sec=config.reward_timeout_sec,
+        max_timeouts=config.max_timeouts,
+        concurrency=config.reward_concurrency,
+    )
+    for one in several or ():
+        warnings += problems.of("--reward-function", try_function, one) or []
+    if config.placement != "in-process":
+        for one in several or ():
+            problems.of("--reward-function", require_portable, one)
+    return several or [], warnings
+
+
+def border_note(prompts: Sequence[data.Prompt]) -> str | None:
+    """What to say of prompts whose last token would be another with a word behind them."""
+    count = sum(prompt.messages is None and prompt.text.endswith(" ") for prompt in prompts)
+    if not count:
+        return None
+    return (
+        f"{count} of {len(prompts)} prompts end with a space, which most tokenizers take into the word behind it: a model "
+        "that learned the two as one text has not seen it alone; end them before the space"
+    )
+
+
 def read_prompt_file(path: str, tokenizer: Any, config: Any) -> data.DataSet[data.Prompt]:
     """The prompts of a file, by a stage's own limits."""
-    return data.read_prompts(path, tokenizer, **reading(config, config.max_prompt_tokens))
+    return data.read_prompts(path, tokenizer, **reading(config, tokenizer, config.max_prompt_tokens))
 
 
-def reading(config: StageConfig, max_tokens: int) -> data.Reading:
-    """How a stage reads its texts."""
-    return {
-        "max_tokens": max_tokens, "too_long": config.too_long, "skip_bad": config.skip_bad, "chat": config.chat
+def reading(config: StageConfig, tokenizer: Any, max_tokens: int) -> data.Reading:
+    """How a stage reads its texts. Raises BadInput for what the tokenizer's chat template does not read."""
+    template = template_options(config)
+    check_template(tokenizer, template)
+    found: data.Reading = {
+        "max_tokens": max_tokens, "too_long": config.too_long, "skip_bad": config.skip_bad, "template": template,
+        "field": config.field,
     }  # fmt: skip
+    if (turns := getattr(config, "turns", None)) is not None:
+        found["turns"] = turns
+    return found
+
+
+def template_options(config: StageConfig) -> TemplateOptions:
+    """What a stage asks of the chat template. BadInput where --tools is no list of tools."""
+    tools = read_tools(config.tools) if config.tools is not None else ()
+    return TemplateOptions(config.chat, config.chat_kwargs, tools, config.system_prompt)
+
+
+def read_tools(path: str) -> tuple[dict[str, Any], ...]:
+    """The tools in a JSON file. BadInput where it has none."""
+    with translated(f"--tools: {path} cannot be read as JSON"):
+        tools = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
+        raise BadInput(f"--tools: {path} must be a JSON list of tools, each an object")
+    return tuple(tools)
 
 
 def weighted(sources: Sequence[RewardSource], weights: Sequence[float]) -> RewardSource:
-    """One source of several."""
+    """One source of several; names of their metrics that are the same get a number."""
+    names = [one.title if isinstance(one, FunctionReward) else getattr(one, "name", "") for one in sources]
+    sources = [
+        replace(one, name=f"{name}_{names[: place + 1].count(name)}")  # type: ignore[type-var]
+        if name and names.count(name) > 1
+        else one
+        for place, (one, name) in enumerate(zip(sources, names, strict=True))
+    ]
     if len(sources) == 1 and (not weights or weights[0] == 1.0):
         return sources[0]
     return Weighted(tuple(zip(weights or [1.0] * len(sources), sources, strict=True)))
 
 
 def reward_model(
-    folder: str, tokenizer: Any, fast_paths: bool = True, dtype: Dtype = "float32"
+    folder: str,
+    tokenizer: Any,
+    fast_paths: bool = True,
+    dtype: Dtype = "float32",
+    prompts: Sequence[data.Prompt] = (),
 ) -> ModelReward:
-    """The reward model of a folder, which must read the actor's tokens. Raises BadInput."""
-    found = read_reward(folder)
-    _check_reads(folder, tokenizer, found.parts, "--reward")
-    return replace(found, parts=replace(found.parts, fused=fast_paths, dtype=dtype))
+    """The reward model of a folder; of another tokenizer than the actor's it reads texts with its own. Raises BadInput."""
+    found = reading_its_own(read_reward(folder), folder, tokenizer, prompts)
+    parts = replace(found.parts, fused=fast_paths, dtype=dtype)
+    return replace(found, parts=parts, name=Path(folder).resolve().name)
 
 
 def _check_reads(folder: str, tokenizer: Any, parts: ModelParts, flag: str) -> None:

@@ -20,7 +20,7 @@ from distrl.rlhf.responses import Responses
 from distrl.rlhf.rewards import for_a_look
 from distrl.rlhf.role_spec import RoleSpec
 from distrl.rlhf.roles import LearnReport, RoleWorker
-from distrl.rlhf.tokenizers import vocabulary_size
+from distrl.rlhf.tokenizers import usable_ids
 from distrl.runtime.placement import devices, idle_warnings, require_place
 from distrl.runtime.roles import Host, Roles, start_roles
 from distrl.stages.evaluation import Evaluator
@@ -28,9 +28,10 @@ from distrl.stages.materials import PPOMaterials, read_ppo_materials
 from distrl.stages.ppo_config import PPO, PPOConfig
 from distrl.stages.report import PPO_LOOK, picture_of, told_chain
 from distrl.stages.run import StageRun
+from distrl.stages.samples import is_due, printed, sample
 from distrl.stages.trace import TRACE_FILE, Recording, write_role_trace
 from distrl.telemetry.look import Picture
-from distrl.telemetry.spans import SpanTotals
+from distrl.telemetry.spans import SpanTotals, span
 
 # what every record has; null where an algorithm has no such number
 KEYS = (
@@ -227,12 +228,13 @@ class PPOStage:
         config = self.config
         return (
             f"more than {config.max_timeouts} calls of a reward function for {num_responses} responses gave no answer within "
-            f"--reward-timeout-sec {config.reward_timeout_sec:g}, as many as --max-unscored {config.max_unscored:g} and "
-            f"--role-timeout-sec {config.role_timeout_sec:g} leave room for; the first: {why}"
+            f"--reward-timeout-sec {config.reward_timeout_sec:g}; raise it where the function is "
+            f"only slow; the first: {why}"
         )
 
     def _evaluate(self, iteration: int) -> dict[str, Any]:
         """Greedy responses to held-out prompts, where they are due; the checkpoint with their best score is kept."""
+        self._sample(iteration)
         config, prompts = self.config, self.materials.eval_prompts
         if prompts is None or not config.eval_every or iteration % config.eval_every:
             return {}
@@ -247,6 +249,17 @@ class PPOStage:
         else:
             self.run.keep_best(looked.told["score_mean"], looked.told)
         return {f"eval/{name}": value for name, value in looked.told.items()}
+
+    def _sample(self, iteration: int) -> None:
+        """Responses to the same few prompts, where they are due."""
+        if not is_due(self.config, iteration):
+            return
+        with span("samples"), self.run.interrupts.at_once():
+            found = sample(self._roles, self.materials, iteration)
+        self.run.sinks.write_samples(found)
+        if self.config.print_samples:
+            for one in found:
+                self.run.console.message(printed(one))
 
     def actor(self) -> ModelParts:
         """As it stands."""
@@ -265,7 +278,7 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         num_prompts=config.num_prompts,
         end_tokens=materials.end_tokens,
         reward=materials.reward,
-        vocabulary=vocabulary_size(materials.tokenizer),
+        vocabulary=usable_ids(materials.tokenizer, materials.models["actor"].config),
         value_head=config.value_head,
         critic_rate=config.critic_rate,
         generation_batch=config.generation_batch,
@@ -278,6 +291,7 @@ def role_spec(config: PPOConfig, materials: PPOMaterials, hosts: tuple[Host, ...
         devices=placed,
         max_skipped_updates=config.max_skipped_updates,
         record_events=bool(config.trace),
+        samples=config.samples if config.sample_every else 0,
     )
 
 
@@ -296,5 +310,5 @@ def evaluator_of(config: PPOConfig, materials: PPOMaterials, device: str) -> Eva
         device=device,
         fast_paths=config.fast_paths,
         dtype=config.dtype,
-        vocabulary=vocabulary_size(materials.tokenizer),
+        vocabulary=usable_ids(materials.tokenizer, materials.models["actor"].config),
     )

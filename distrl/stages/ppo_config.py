@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from distrl.clashes import FUNCTION, Clash
+from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.errors import BadInput
 from distrl.fields import Schema
+from distrl.named import is_file
 from distrl.rlhf.recipes import RECIPES, RLHF_PPO, ResponseRecipe
 from distrl.stages import reward_time
-from distrl.stages.config import FIXED, KEPT, StageConfig, needed, no_clashes
+from distrl.stages.config import FIXED, KEPT, StageConfig, known_fields, needed, no_clashes
 
 if TYPE_CHECKING:
     from distrl.runtime.roles import Host
@@ -41,22 +43,23 @@ class PPOConfig(StageConfig):
     # the reward
     reward: tuple[str, ...] = Field((), description="folder of a reward model; several with commas")
     reward_function: tuple[str, ...] = Field(
-        (), description="module:function that scores responses; several with commas"
+        (), description="module:function or file.py:function that scores responses; several with commas"
     )
     reward_weights: tuple[float, ...] = Field(
         (), description="of the models, then of the functions, in the order given; default: 1 each"
     )
     reward_timeout_sec: Annotated[float, Field(gt=0)] = Field(
-        60.0,
-        description="a call of a reward function may take this long; no more may hang than --max-unscored and "
-        "--role-timeout-sec leave room for",
+        60.0, description="seconds that one call of a reward function may take"
     )
+    reward_concurrency: Count = Field(1, description="calls of a reward function at the same time")
     max_unscored: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of a batch that may be left without a score"
     )
 
     # the texts
-    prompts: str | None = Field(None, description='JSONL: {"prompt": text or messages, ...} a line')
+    prompts: str | None = Field(
+        None, description="data file: JSONL, JSON, CSV, Parquet, a folder of them; see docs/data.md"
+    )
     max_prompt_tokens: Count = Field(512, description="limit of a prompt")
 
     # a batch
@@ -114,10 +117,17 @@ class PPOConfig(StageConfig):
     )
 
     # how it goes
-    eval_prompts: str | None = Field(None, description="JSONL of held-out prompts")
+    eval_prompts: str | None = Field(None, description="data file of held-out prompts")
     eval_every: CountOrZero = Field(
         0, description="iterations between evaluations on --eval-prompts (0: none)"
     )
+
+    # samples
+    sample_every: CountOrZero = Field(
+        10, description="iterations between samples in samples.jsonl and the report (0: none)"
+    )
+    samples: Count = Field(4, description="prompts sampled, the first ones of --prompts")
+    print_samples: bool = Field(False, description="print the samples on the terminal too")
 
     # where the time goes
     trace: CountOrZero = Field(
@@ -133,6 +143,11 @@ class PPOConfig(StageConfig):
     def _recipe_within_bounds(cls, recipe: ResponseRecipe) -> ResponseRecipe:
         PPO.check_recipe(recipe)
         return recipe
+
+    @field_validator("reward_function", mode="after")
+    @classmethod
+    def _files_from_anywhere(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(os.path.abspath(name) if is_file(name) else name for name in names)
 
     @field_validator("algo", "roles", mode="after")
     @classmethod
@@ -165,7 +180,6 @@ def clashes(config: PPOConfig) -> list[Clash]:
     """Every rule between fields that `config` breaks."""
     return [
         *_given(config),
-        *_rewards(config),
         *reward_time.clashes(config),
         *_critic(config),
         *_batch(config),
@@ -194,6 +208,8 @@ def warnings(config: PPOConfig) -> list[str]:
         )
     if recipe.cut_off == "score" and recipe.max_response < 4:
         found.append(f"--max-response {recipe.max_response}: hardly a response; the default is 64")
+    if config.print_samples and not config.sample_every:
+        found.append("--print-samples does nothing without --sample-every")
     if config.eval_every and not config.eval_prompts:
         found.append("--eval-every does nothing without --eval-prompts")
     return found
@@ -203,29 +219,14 @@ def _given(config: PPOConfig) -> Iterator[Clash]:
     yield from needed(
         config,
         model="a folder that save_pretrained wrote, with its tokenizer",
-        prompts='a JSONL file, {"prompt": "..."} a line',
+        prompts='a file of rows, such as JSONL with {"prompt": "..."} a line',
     )
+    yield from known_fields(config)
     if not config.reward and not config.reward_function:
         yield Clash(
             ("reward", "reward_function"),
             "--reward: must be given, or --reward-function; without either there is nothing to maximise: give a reward "
             "model's folder or module:function",
-        )
-
-
-def _rewards(config: PPOConfig) -> Iterator[Clash]:
-    for function in config.reward_function:
-        if not FUNCTION.match(function):
-            yield Clash(
-                ("reward_function",),
-                f"--reward-function: must be module:function, got {function!r}; for example my_package.mine:score",
-            )
-    count = len(config.reward) + len(config.reward_function)
-    if config.reward_weights and len(config.reward_weights) != count:
-        yield Clash(
-            ("reward_weights", "reward", "reward_function"),
-            f"--reward-weights: {len(config.reward_weights)} for {count} rewards ({len(config.reward)} models + "
-            f"{len(config.reward_function)} functions); give {count}, models first",
         )
 
 
@@ -367,6 +368,7 @@ PPO = Schema(
         "the optimiser: Adam": "learning_rate",
         "who does the work": ("device", "placement"),
         "evaluation": "eval_prompts",
+        "samples": "sample_every",
         "where the time goes": "trace",
         "what is kept": "run_dir",
         "when things break": "max_skipped_updates",
@@ -375,6 +377,7 @@ PPO = Schema(
         *KEPT, "iterations", "learning_rate", "learning_rate_schedule", "placement", "roles", "address",
         "role_timeout_sec", "placement_timeout_sec", "eval_every", "eval_prompts", "max_skipped_updates",
         "max_worker_restarts", "reward_timeout_sec", "max_unscored", "trace",
+        "reward_concurrency", "sample_every", "samples", "print_samples",
     ),
     fixed=FIXED,
     start_from=" from --model RUN_DIR/model",

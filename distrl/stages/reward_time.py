@@ -1,51 +1,44 @@
-"""How many calls of reward functions may hang before a run ends, and whether their timeout leaves room for any.
+"""Rules of rewards: their names and weights, and how many calls of functions may hang in an iteration before a run ends.
 
-A worker makes its calls one after the other, and a call that hangs takes it --reward-timeout-sec and a new process. It
-must have met one too many before it counts as lost itself (--role-timeout-sec), or the run would be told of a worker that
-does not answer and not of the function. The same holds in-process, so that a run ends alike wherever roles live.
+A call that hangs costs --reward-timeout-sec and a new process. The time that reward functions take is their own: a
+role's worker that waits for one gives signs of life, and --role-timeout-sec does not count it (`distrl.rlhf.pulse`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil
 from typing import TYPE_CHECKING
 
-from distrl.clashes import Clash
+from distrl.clashes import FUNCTION, Clash
+from distrl.named import is_file
 
 if TYPE_CHECKING:
     from distrl.stages.ppo_config import PPOConfig
 
-RESTART_SEC = 5.0  # that a function's process usually takes to be ended and made anew
-PATIENCE = 0.8  # share of --role-timeout-sec that calls which hang may take
+RESTART_SEC = 5.0  # that a function's process usually takes to be ended and started again
+PATIENCE_SEC = 480.0  # that calls which hang may take of an iteration
 
 
 def max_timeouts(config: PPOConfig) -> int:
-    """Calls for an iteration that may give no answer in time: as many as may lack a score, and as there is time for."""
+    """Calls for an iteration that may give no answer in time: as many as may lack a score, and as there is patience for."""
     may_lack = int(config.max_unscored * config.num_responses)
-    return min(may_lack, max(int(_in_time(config)) - 1, 0))
-
-
-def _in_time(config: PPOConfig) -> float:
-    """Calls of each function that fit into the time."""
-    return PATIENCE * config.role_timeout_sec / _lost_sec(config)
-
-
-def _lost_sec(config: PPOConfig) -> float:
-    """By a response for which every function hangs."""
-    return max(len(config.reward_function), 1) * (config.reward_timeout_sec + RESTART_SEC)
+    lost_sec = max(len(config.reward_function), 1) * (config.reward_timeout_sec + RESTART_SEC)
+    return min(may_lack, max(int(PATIENCE_SEC / lost_sec) - 1, 0))
 
 
 def clashes(config: PPOConfig) -> Iterator[Clash]:
-    """One where not even the first call that hangs would be told."""
-    if not config.reward_function or _in_time(config) >= 1.0:
-        return
-    count, lost = len(config.reward_function), _lost_sec(config)
-    times = f"{count} functions x " if count > 1 else ""
-    yield Clash(
-        ("reward_timeout_sec", "role_timeout_sec", "reward_function"),
-        f"--reward-timeout-sec {config.reward_timeout_sec:g}: a call that hangs takes {times}"
-        f"({config.reward_timeout_sec:g} + {RESTART_SEC:g} for a new process) = {lost:g} s, of {PATIENCE:g} x "
-        f"--role-timeout-sec {config.role_timeout_sec:g} = {PATIENCE * config.role_timeout_sec:g} s in which a reward "
-        f"must answer; lower it, or use --role-timeout-sec {ceil(lost / PATIENCE)}",
-    )
+    """Names that are none, and another number of weights than of rewards."""
+    for function in config.reward_function:
+        if not FUNCTION.match(function) and not is_file(function):
+            yield Clash(
+                ("reward_function",),
+                f"--reward-function: must be module:function, got {function!r}; for example my_package.mine:score, or "
+                "path/to/mine.py:score",
+            )
+    count = len(config.reward) + len(config.reward_function)
+    if config.reward_weights and len(config.reward_weights) != count:
+        yield Clash(
+            ("reward_weights", "reward", "reward_function"),
+            f"--reward-weights: {len(config.reward_weights)} for {count} rewards ({len(config.reward)} models + "
+            f"{len(config.reward_function)} functions); give {count}, models first",
+        )

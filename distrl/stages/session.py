@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,6 +33,7 @@ from distrl.rlhf.devices import reproducibility
 from distrl.run_directory import default_run_dir, failure_of, lock_run_directory, new_run_directory
 from distrl.runtime.roles import RoleLost
 from distrl.session import Outcome, has_ended, last_record, warnings_told_to
+from distrl.stages.rows import keep_rows, with_kept
 from distrl.stages.run import StageRun, StageState
 from distrl.telemetry import spans
 from distrl.telemetry.console import ConsoleSink, print_span_table
@@ -85,20 +86,29 @@ class Stage(Protocol):
 
 
 def run_stage(
-    stage: Stage, resolved: ResolvedAs[Any], resume: Path | None = None, quiet: bool = False
+    stage: Stage,
+    resolved: ResolvedAs[Any],
+    resume: Path | None = None,
+    quiet: bool = False,
+    rows: Mapping[str, Path] | None = None,
 ) -> Outcome:
-    """Runs a stage to its end. Raises BadInput and RunFailed as `distrl.session.run_training` does."""
+    """Runs a stage to its end; `rows` are files of data that the run directory keeps, by field.
+
+    Raises BadInput and RunFailed as `distrl.session.run_training` does.
+    """
     config = resolved.config
     name = stage.schema.command.rpartition(" ")[2]
     model = Path(config.folder).resolve().name
     default = default_run_dir(model, getattr(config, "algo", name), config.seed, datetime.now(UTC))
     directory = resume or (Path(config.run_dir) if config.run_dir else default)
+    resolved, notes = with_kept(resolved, directory, rows or {})
+    stage.notes += notes
     started = time.monotonic()
     created = False
     with Interrupts() as interrupts:
         try:
             if resume is None:
-                _create(directory, stage, resolved)
+                _create(directory, stage, resolved, rows or {})
                 created = True
             with lock_run_directory(directory):
                 return _Session(
@@ -129,9 +139,10 @@ def run_stage(
             raise failure_of(directory, error, _how_to_resume(stage, directory)) from error
 
 
-def _create(directory: Path, stage: Stage, resolved: ResolvedAs[Any]) -> None:
-    """The run directory with config.json and checkpoint 0, all at once."""
+def _create(directory: Path, stage: Stage, resolved: ResolvedAs[Any], rows: Mapping[str, Path]) -> None:
+    """The run directory with config.json, checkpoint 0 and rows given from Python, all at once."""
     with new_run_directory(directory) as folder:
+        keep_rows(folder, rows)
         trees = {**stage.first_trees(), "run": StageState().tree()}
         write_checkpoint(folder / "checkpoints", 0, trees, _meta(stage))
         write_config_as(stage.schema, folder / "config.json", resolved)
@@ -240,7 +251,10 @@ class _Session:
 
     def _resume_notes(self, before: dict[str, Any]) -> Iterator[str]:
         stage = self.stage
-        changed = machine.differences(before.get("facts", {}), stage.facts)
+        facts = before.get("facts", {})  # what an older version did not record cannot be compared
+        changed = machine.differences(
+            facts, {name: fact for name, fact in stage.facts.items() if name in facts}
+        )
         if changed:
             raise BadInput(
                 f"{self.directory} was begun with other data or models: {', '.join(changed)}; put them back, or start a "

@@ -25,9 +25,23 @@ from distrl.rlhf.options import TrainOptions
 from distrl.rlhf.reward_model import new_reward_model, reference_samples, reward_trainer, score_scale
 from distrl.rlhf.rewards import ScoreScale, save_reward
 from distrl.rlhf.sft import sft_trainer
-from distrl.rlhf.tokenizers import check_vocabulary, end_tokens, padding_note, read_tokenizer, vocabulary_size
+from distrl.rlhf.tokenizers import (
+    check_rows,
+    check_vocabulary,
+    end_tokens,
+    padding_note,
+    read_tokenizer,
+    usable_ids,
+)
 from distrl.rlhf.training import Trainer
-from distrl.stages.materials import Problems, file_sha256, reading, require_context, trained_parts
+from distrl.stages.materials import (
+    Problems,
+    file_sha256,
+    reading,
+    require_context,
+    text_sha256,
+    trained_parts,
+)
 from distrl.stages.report import REWARD_LOOK, SFT_LOOK
 from distrl.stages.run import StageRun
 from distrl.stages.supervised_config import REWARD, SFT, RewardConfig, SFTConfig, SupervisedConfig
@@ -57,6 +71,13 @@ class SupervisedStage:
         self.rows, self.held_out = self._read_rows(config)
         self.base = self._model(config)
         check_vocabulary(self.tokenizer, self.base.config, config.folder)
+        texts = [
+            [ids for row in some.rows for ids in self._texts(row)]
+            for some in (self.rows, self.held_out)
+            if some is not None
+        ]
+        for some in texts:
+            check_rows(self.tokenizer, self.base.config, some)
         longest = max(self._length(row) for some in (self.rows, self.held_out) if some for row in some.rows)
         require_context(self.base, longest, "--max-tokens: the longest text")
         self.parts = self._start_from(config)
@@ -65,15 +86,15 @@ class SupervisedStage:
         notes = [self.rows.note(), self.held_out and self.held_out.note(), padding_note(self.tokenizer)]
         self.notes = [note for note in notes if note]
         self.facts = {"model": digest(self.base.arrays), "data": file_sha256(config.data)}
+        self.facts["tokens of the data"] = text_sha256(texts)
         if config.held_out:
             self.facts["held out"] = file_sha256(config.held_out)
         self.before: dict[str, float] = {}
 
     def _read_rows(self, config: SupervisedConfig) -> tuple[data.DataSet[Any], data.DataSet[Any] | None]:
-        problems = Problems()
+        problems, how = Problems(), reading(config, self.tokenizer, config.max_tokens)
 
         def of(flag: str, path: str) -> data.DataSet[Any] | None:
-            how = reading(config, config.max_tokens)
             found: data.DataSet[Any] | None = problems.of(flag, type(self).read, path, self.tokenizer, **how)
             return found
 
@@ -92,8 +113,11 @@ class SupervisedStage:
     def _trainer(self) -> Trainer:
         raise NotImplementedError
 
-    def _length(self, row: Any) -> int:
+    def _texts(self, row: Any) -> tuple[tuple[int, ...], ...]:
         raise NotImplementedError
+
+    def _length(self, row: Any) -> int:
+        return max(map(len, self._texts(row)))
 
     # a stage
 
@@ -147,8 +171,8 @@ class SFTStage(SupervisedStage):
     def _start_from(self, config: SFTConfig) -> ModelParts:
         return trained_parts(config, self.base)
 
-    def _length(self, row: data.Demonstration) -> int:
-        return len(row.tokens)
+    def _texts(self, row: data.Demonstration) -> tuple[tuple[int, ...], ...]:
+        return (row.tokens,)
 
     def _trainer(self) -> Trainer:
         held_out = self.held_out.rows if self.held_out else ()
@@ -170,8 +194,8 @@ class RewardStage(SupervisedStage):
     def _start_from(self, config: RewardConfig) -> ModelParts:
         return trained_parts(config, new_reward_model(self.base, config.seed))
 
-    def _length(self, row: data.Preference) -> int:
-        return max(len(row.chosen), len(row.rejected))
+    def _texts(self, row: data.Preference) -> tuple[tuple[int, ...], ...]:
+        return row.chosen, row.rejected
 
     def _trainer(self) -> Trainer:
         held_out = self.held_out.rows if self.held_out else ()
@@ -195,6 +219,6 @@ class RewardStage(SupervisedStage):
             config.seed,
             config.temperature,
             device=self.device,
-            vocabulary=vocabulary_size(self.tokenizer),
+            vocabulary=usable_ids(self.tokenizer, self.base.config),
         )
         return score_scale(parts, samples, device=self.device)

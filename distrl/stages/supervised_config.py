@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,15 +11,17 @@ from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.fields import Schema
 from distrl.rlhf.options import TrainOptions
-from distrl.stages.config import FIXED, KEPT, StageConfig, needed, no_clashes
+from distrl.stages.config import FIXED, KEPT, StageConfig, known_fields, needed, no_clashes
 
 
 class SupervisedConfig(StageConfig):
     """What both have."""
 
     # the texts
-    data: str | None = Field(None, description="JSONL file, one object a line")
-    held_out: str | None = Field(None, description="JSONL file of rows that are looked at and not learned")
+    data: str | None = Field(
+        None, description="data file: JSONL, JSON, CSV, Parquet, a folder of them; see docs/data.md"
+    )
+    held_out: str | None = Field(None, description="data file of rows that are looked at and not learned")
     held_out_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="or this share of --data, picked by the seed"
     )
@@ -46,6 +48,9 @@ class SupervisedConfig(StageConfig):
 class SFTConfig(SupervisedConfig):
     """Supervised fine-tuning on demonstrations."""
 
+    turns: Literal["all", "last"] = Field(
+        "all", description="which of the assistant's turns of a conversation are learned"
+    )
     fresh: str | None = Field(
         None,
         description="config.json of a model to begin from scratch; --model then only gives the tokenizer",
@@ -72,7 +77,8 @@ def clashes(config: SupervisedConfig) -> list[Clash]:
 
 def _clashes(config: SupervisedConfig) -> Iterator[Clash]:
     yield from needed(config, model="a folder that save_pretrained wrote, with its tokenizer")
-    yield from needed(config, data="a JSONL file")
+    yield from needed(config, data="a file of rows, or a folder of them")
+    yield from known_fields(config)
     if config.held_out and config.held_out_share:
         yield Clash(
             ("held_out", "held_out_share"),
@@ -105,7 +111,7 @@ def warnings(config: SupervisedConfig) -> list[str]:
 
 _SECTIONS: dict[str, str | tuple[str, ...]] = {
     "what is trained": ("model", "lora_rank", "fresh"),
-    "the texts": ("chat", "data"),
+    "the texts": ("chat", "data", "turns"),
     "how it is trained": "learning_rate",
     "the scores": "normalize",
     "who does the work": "device",

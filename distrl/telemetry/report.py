@@ -15,6 +15,7 @@ from typing import Any
 from distrl.telemetry.charts import Chart, line_chart
 from distrl.telemetry.look import TRAIN, Curve, Look, Picture, Records, column, finite
 from distrl.telemetry.page import templates, write_page
+from distrl.telemetry.samples import PromptShown, shown_samples
 from distrl.telemetry.sinks.jsonl import read_jsonl
 from distrl.telemetry.spans import PHASES, Phase, phase, span_table_rows
 
@@ -48,6 +49,7 @@ def write_report(run_dir: Path, look: Look = TRAIN, picture: Picture | None = No
         summary=_read_json(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {},
         look=look,
         picture=picture,
+        samples=shown_samples(run_dir),
     )
     path = run_dir / REPORT_FILE
     write_page(path, html)
@@ -62,6 +64,7 @@ def render_report(
     summary: Mapping[str, Any],
     look: Look = TRAIN,
     picture: Picture | None = None,
+    samples: Sequence[PromptShown] = (),
 ) -> str:
     """The page as text, from what the run directory's files hold."""
     environment = templates(Path(__file__).parent)
@@ -86,6 +89,7 @@ def render_report(
         phases=list(zip(PHASES, look.phases, strict=True)),
         chain=_chain(summary),
         picture=picture,
+        samples=samples,
         config=[(name, _value_text(value)) for name, value in config.items()],
         facts=_facts(summary),
     )

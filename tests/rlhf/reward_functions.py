@@ -68,6 +68,20 @@ def very_large(prompt: str, response: str) -> float:
     return 3e38
 
 
+def rank(prompts: Any, completions: Any, **columns: Any) -> list[int]:
+    """A score that depends on the whole batch."""
+    order = sorted(completions)
+    return [order.index(one) for one in completions]
+
+
+def told_as_batch(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Any:
+    """Its own on some rows alone."""
+    return [
+        None if one.startswith("a") else {"score": len(one), "tokens": len(ids)}
+        for one, ids in zip(completions, completion_ids, strict=True)
+    ]
+
+
 def not_of_cats(prompt: str, response: str) -> float:
     """Says nothing of one of the prompts."""
     return float("nan") if "cat" in prompt else len(response)

@@ -22,9 +22,10 @@ from distrl.errors import BadInput
 from distrl.policies.lm import ScalarModel
 from distrl.rlhf.data import Prompt
 from distrl.rlhf.models import read_causal, scalar_from
-from distrl.rlhf.opinions import Part, first_fault
+from distrl.rlhf.opinions import SKIPPED, Part, first_fault
 from distrl.rlhf.responses import Responses
-from distrl.rlhf.reward_process import Fault, FunctionProcess
+from distrl.rlhf.reward_calls import Row
+from distrl.rlhf.reward_process import FunctionProcess
 from distrl.rlhf.rewards import (
     FunctionReward,
     ModelReward,
@@ -115,7 +116,7 @@ FAULTS = {
     "nan": "returned nan",
     "infinite": "returned -inf",
     "text": "returned str '1.0', not a number",
-    "none": "returned NoneType",
+    "none": "every reward function returned None",
     "large": "returned -1e+39, more than float32 holds",
     "list": "returned list",
     "array": "ValueError",
@@ -127,19 +128,20 @@ FAULTS = {
 def test_a_call_without_a_number_masks_its_response_alone(fault: str, tokenizer: Any) -> None:
     part = say(tokenizer, ["good", fault, "good", "good"])
     np.testing.assert_array_equal(part.said, [1.0, np.nan, 1.0, 1.0])
-    assert part.fault is not None
-    assert part.fault[0] == 1 and f"reward function {HERE}:obeys: " in part.fault[1]
-    assert FAULTS[fault] in part.fault[1]
+    found = first_fault([part])
+    assert found is not None and found[0] == 1 and FAULTS[fault] in found[1]
+    assert fault == "none" or f"reward function {HERE}:obeys: " in found[1]
 
 
 @pytest.mark.parametrize("hang", ["hang", "stuck", "child"])
 def test_a_call_that_takes_too_long_is_ended_with_all_it_started(hang: str, tokenizer: Any) -> None:
     process = FunctionProcess(f"{HERE}:obeys", timeout_sec=2.0)
     first = process.child
-    assert process.call("", hang, {}) == Fault("no answer within 2 s", timed_out=True)
+    ((outcome,), _) = process.call([Row("", hang)])
+    assert (outcome.fault, outcome.timed_out) == ("no answer within 2 s", True)
     assert first.returncode == -signal.SIGKILL
     assert not alive_in_group(first.pid)
-    assert process.call("", "good", {}) == 1.0, "another took its place"
+    assert process.call([Row("", "good")])[0][0].score == 1.0, "another took its place"
     process.close()
 
 
@@ -167,16 +169,53 @@ def test_who_has_met_too_many_timeouts_calls_no_more_and_others_count_their_own(
     assert first_fault(shares) == (1, hung)
 
 
+def test_a_batch_function_sees_all_responses_whoever_scores_which(tokenizer: Any) -> None:
+    texts = ["the cat", "a dog", "zebra", "moon"]
+    prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
+    responses = answered(tokenizer, prompts, texts)
+    scorer = FunctionReward(f"{HERE}:rank", prompts, tokenizer).build("cpu")
+    whole = scorer.score(responses, every(responses)).said
+    np.testing.assert_array_equal(whole, [2, 0, 3, 1])
+    shares = [scorer.score(responses, [np.array(mine)]) for mine in ([3, 0], [1, 2])]
+    np.testing.assert_array_equal(np.concatenate([one.said for one in shares]), whole[[3, 0, 1, 2]])
+    assert scorer.score(responses, []).said.shape == (0,)
+
+
+def test_a_reward_that_does_not_score_a_response_is_left_out_of_its_sum(tokenizer: Any) -> None:
+    texts = ["the cat", "a dog", "moon"]
+    prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
+    responses = answered(tokenizer, prompts, texts)
+    some = FunctionReward(f"{HERE}:told_as_batch", prompts, tokenizer)
+    other = FunctionReward(f"{HERE}:letters", prompts, tokenizer, name="other")
+    part = Weighted(((2.0, some), (10.0, other))).build("cpu").score(responses, every(responses))
+    np.testing.assert_array_equal(part.said, [84.0, 50.0, 48.0])
+    np.testing.assert_array_equal(part.named["told_as_batch"], [7.0, np.nan, 4.0])
+    assert (
+        set(part.named) == {"told_as_batch", "told_as_batch/tokens", "other"} and first_fault([part]) is None
+    )
+    alone = some.build("cpu").score(responses, every(responses))
+    assert first_fault([alone]) == (1, SKIPPED) and np.isnan(alone.said[1])
+
+
+def test_special_tokens_reach_a_function_and_the_end_does_not(tokenizer: Any) -> None:
+    prompts = (prompt_of(tokenizer, "say"),)
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    tokens = [user, *tokenizer("the cat")["input_ids"], user, tokenizer.eos_token_id]
+    responses = Responses.write([prompts[0].tokens], [tokens], [[0.0] * len(tokens)], [True], [0])
+    scorer = FunctionReward(f"{HERE}:letters", prompts, tokenizer).build("cpu")
+    assert scorer.score(responses, every(responses)).said[0] == len("<|user|>the cat<|user|>")
+
+
 def test_a_process_that_was_killed_between_calls_costs_no_response() -> None:
     process = FunctionProcess(f"{HERE}:obeys", timeout_sec=30.0)
     process.child.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.child.pid, os.WEXITED | os.WNOWAIT)
-    assert process.call("", "good", {}) == 1.0
+    assert process.call([Row("", "good")])[0][0].score == 1.0
     process.close()
 
 
 def test_a_scorer_ends_no_run_and_says_why_its_first_column_has_no_score(tokenizer: Any) -> None:
-    texts = ["good", "nan", "raise", "none", "raise"]
+    texts = ["good", "nan", "raise", "text", "raise"]
     prompts = tuple(prompt_of(tokenizer, "say") for _ in texts)
     responses = answered(tokenizer, prompts, texts)
     obeys = FunctionReward(f"{HERE}:obeys", prompts, tokenizer)
@@ -224,7 +263,8 @@ def test_no_function_outlives_a_run_that_was_killed(tmp_path: Path) -> None:
         "from distrl.rlhf.reward_process import FunctionProcess\n"
         f"process = FunctionProcess('{HERE}:obeys', 60.0)\n"
         "print(process.child.pid, flush=True)\n"
-        "process.call('', 'hang', {})\n"
+        "from distrl.rlhf.reward_calls import Row\n"
+        "process.call([Row('', 'hang')])\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None

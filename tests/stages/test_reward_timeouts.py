@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from distrl.errors import BadInput
 from distrl.resolve import resolve_as
 from distrl.stages.ppo_config import PPO, PPOConfig
 from tests.stages.conftest import command, ppo_flags, records, start, summary, write_lines
@@ -17,9 +16,8 @@ Undisturbed = Callable[..., Path]
 # of the 8 responses 2 may lack a score
 FLAGS = ("--reward-function", "hangs:score", "--reward-timeout-sec", "1", "--max-unscored", "0.25")
 TOLD = (
-    "more than 2 calls of a reward function for 8 responses gave no answer within --reward-timeout-sec 1, as many as "
-    "--max-unscored 0.25 and --role-timeout-sec 600 leave room for; the first: reward function hangs:score: no answer "
-    "within 1 s"
+    "more than 2 calls of a reward function for 8 responses gave no answer within --reward-timeout-sec 1; raise it where "
+    "the function is only slow; the first: reward function hangs:score: no answer within 1 s"
 )
 HANGS = """
 import time
@@ -56,7 +54,7 @@ def test_a_function_that_hangs_is_called_no_more_often_than_the_batch_may_lose_a
     run = tmp_path / "run"
     failed = command(workplace, *ppo_flags(run, *FLAGS), status=1)
     assert TOLD in failed.stderr and TOLD in summary(run)["exit_reason"]
-    assert calls(workplace) == 3
+    assert calls(workplace) == 1 + 3, "the trial, and the batch"
 
 
 @pytest.mark.slow
@@ -75,7 +73,7 @@ def test_on_ray_it_ends_with_the_same_error_and_no_worker_counts_as_lost(
     assert process.returncode == 1, said
     assert TOLD in said and TOLD in summary(run)["exit_reason"]
     assert summary(run)["restarts"] == 0 and "is lost" not in said
-    assert 3 <= calls(workplace) <= 3 * workers
+    assert 1 + 3 <= calls(workplace) <= 1 + 3 * workers
 
 
 def test_calls_that_hang_now_and_then_are_left_out_and_counted(workplace: Path, tmp_path: Path) -> None:
@@ -115,26 +113,52 @@ def config(**fields: object) -> PPOConfig:
     return resolve_as(PPO, given).config
 
 
-def test_as_many_calls_may_hang_as_may_lack_a_score_and_as_fit_into_what_a_role_has_for_an_answer() -> None:
+def test_as_many_calls_may_hang_as_may_lack_a_score_and_as_there_is_patience_for() -> None:
     assert config(num_prompts=8, max_unscored=0.25).max_timeouts == 2
-    # 0.8 x 600 s / (60 + 5) s = 7 calls, and the last ends the run
+    # 480 s / (60 + 5) s = 7 calls, and the last ends the run
     assert config(num_prompts=64).max_timeouts == 6
     assert config(num_prompts=64, algo="grpo").max_timeouts == 6
     assert config(num_prompts=64, reward_function="my:score,my:other").max_timeouts == 2
-    assert config(num_prompts=64, role_timeout_sec=6000.0).max_timeouts == 32
     assert config(num_prompts=64, reward_timeout_sec=300.0).max_timeouts == 0
-    for some in (config(), config(algo="grpo"), config(reward_timeout_sec=400.0)):
-        # whoever makes all calls has the answer before it counts as lost
-        assert (some.max_timeouts + 1) * (some.reward_timeout_sec + 5) <= 0.8 * some.role_timeout_sec
 
 
-def test_a_timeout_of_calls_above_that_of_a_role_is_refused_with_the_arithmetic() -> None:
-    with pytest.raises(BadInput) as error:
-        config(reward_timeout_sec=500.0)
-    assert error.value.problems == [
-        "--reward-timeout-sec 500: a call that hangs takes (500 + 5 for a new process) = 505 s, of 0.8 x "
-        "--role-timeout-sec 600 = 480 s in which a reward must answer; lower it, or use --role-timeout-sec 632",
-    ]
-    assert config(reward_timeout_sec=500.0, role_timeout_sec=632.0).max_timeouts == 0
-    without = {"reward_function": (), "reward": "folder"}
-    assert config(reward_timeout_sec=500.0, **without).reward_timeout_sec == 500
+def test_a_call_may_take_longer_than_a_role_since_its_time_is_its_own() -> None:
+    assert config(reward_timeout_sec=900.0, role_timeout_sec=60.0).reward_timeout_sec == 900
+
+
+SLOW = """
+import time
+
+def score(prompt, response):
+    time.sleep(0.8)
+    return float(len(response))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("placement", ["separate", "colocate"])
+def test_a_slow_function_is_not_a_lost_worker(placement: str, workplace: Path, tmp_path: Path) -> None:
+    (workplace / "slow.py").write_text(SLOW)
+    run = tmp_path / "run"
+    # 48 calls of 0.8 s are 38 s, and a role must answer within 25
+    more = (
+        "--placement",
+        placement,
+        "--num-prompts",
+        "48",
+        "--iterations",
+        "1",
+        "--role-timeout-sec",
+        "25",
+        "--placement-timeout-sec",
+        "200",
+    )
+    with tempfile.TemporaryDirectory(prefix="dr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        process = start(
+            workplace, *ppo_flags(run, "--reward-function", "slow:score", *more), RAY_TMPDIR=folder
+        )
+        _, said = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    assert summary(run)["restarts"] == 0 and "is lost" not in said

@@ -185,7 +185,7 @@ def fills(row: list[tuple[float, float, str]], wall: float) -> None:
 
 def test_in_one_process_the_roles_spans_follow_one_another(workplace: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command(workplace, *ppo_flags(run, "--trace", "2"))
+    command(workplace, *ppo_flags(run, "--trace", "2", "--sample-every", "0"))
     found, ends = rows(run / "trace.json")
     assert set(found) == {"driver", "longest chain"}
     for row in found.values():

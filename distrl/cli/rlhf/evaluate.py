@@ -15,7 +15,7 @@ COUNT = click.IntRange(min=1)
 
 @click.command("eval")
 @click.argument("folder", metavar="RUN_DIR|FOLDER", type=click.Path(path_type=Path))
-@click.option("--prompts", metavar="FILE.jsonl", help='{"prompt": ...} a line  (default: the run\'s own)')
+@click.option("--prompts", metavar="FILE", help="data file of prompts  (default: the run's own)")
 @click.option(
     "--reward", multiple=True, metavar="FOLDER", help="a reward model; may be repeated  (default: the run's)"
 )
@@ -35,6 +35,19 @@ COUNT = click.IntRange(min=1)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="of what is sampled")
 @click.option("--batch", type=COUNT, default=64, show_default=True, help="responses written together")
 @click.option("--chat", is_flag=True, help="put prompts that are text into the chat template")
+@click.option("--chat-kwargs", metavar="JSON", help="arguments of the chat template  (default: the run's)")
+@click.option(
+    "--tools", metavar="FILE.json", help="list of tools for the chat template  (default: the run's)"
+)
+@click.option(
+    "--system-prompt", metavar="TEXT", help="system message where there is none  (default: the run's)"
+)
+@click.option(
+    "--field.prompt",
+    "prompt_column",
+    metavar="COLUMN",
+    help="column of the prompts  (default: the run's, else prompt)",
+)
 @click.option("--skip-bad", is_flag=True, help="leave corrupt lines out")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="default: the run's, else auto")
 @click.option("--threads", type=COUNT, help="CPU threads of a model's passes  (default: the run's, else 1)")
@@ -49,11 +62,16 @@ COUNT = click.IntRange(min=1)
     help="a call of a reward function may take this long  (default: the run's, else 60)",
 )
 @click.option(
+    "--reward-concurrency",
+    type=COUNT,
+    help="calls of a function at the same time  (default: the run's, else 1)",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="write prompts and responses here"
 )
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object on standard output")
 @click.option("--trust-run", is_flag=True, help="import code that somebody else's config.json names")
-def command(folder: Path, as_json: bool, **asked: Any) -> int:
+def command(folder: Path, as_json: bool, prompt_column: str | None, **asked: Any) -> int:
     """Ask a model for responses to prompts, and score them.
 
     Takes a run of any stage, its newest model counts, or a model's folder. With the KL is meant log pi/pi_ref summed
@@ -64,8 +82,9 @@ def command(folder: Path, as_json: bool, **asked: Any) -> int:
     make_current_folder_importable()
     from distrl.stages.look import Asked, look_at
 
+    field = None if prompt_column is None else {"prompt": prompt_column}
     with others_to_stderr():  # what a reward function prints
-        told = look_at(folder, Asked(**asked))
+        told = look_at(folder, Asked(**asked, field=field))
     if as_json:
         click.echo(json.dumps(told))
         return 0

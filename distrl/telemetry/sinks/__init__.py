@@ -8,12 +8,13 @@ so theirs become one warning and training goes on.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from distrl.telemetry.sinks.jsonl import JsonlSink
+from distrl.telemetry.sinks.jsonl import JsonlSink, truncate_jsonl
+from distrl.telemetry.sinks.samples import SAMPLES_FILE, append_samples
 
 
 class Sink(Protocol):
@@ -36,16 +37,27 @@ class Sinks:
     def write(self, record: Mapping[str, Any]) -> None:
         self.primary.write(record)
         for sink in list(self.others):
-            try:
-                sink.write(record)
-            except Exception as error:
-                self.others.remove(sink)
-                warnings.warn(
-                    f"{type(sink).__name__} failed and is off for the rest of this run; training goes on. "
-                    f"metrics.jsonl has every record. Cause: {error}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+            self._guarded(sink, sink.write, record)
+
+    def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Responses of an iteration, before its record: into samples.jsonl, and to the sinks that show them."""
+        append_samples(self.primary.path.with_name(SAMPLES_FILE), samples)
+        for sink in list(self.others):
+            if (show := getattr(sink, "write_samples", None)) is not None:
+                self._guarded(sink, show, samples)
+
+    def _guarded(self, sink: Sink, write: Callable[[Any], None], what: Any) -> None:
+        """A sink that fails is left out from then on."""
+        try:
+            write(what)
+        except Exception as error:
+            self.others.remove(sink)
+            warnings.warn(
+                f"{type(sink).__name__} failed and is off for the rest of this run; training goes on. "
+                f"metrics.jsonl has every record. Cause: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def close(self) -> None:
         try:
@@ -80,11 +92,14 @@ def open_sinks(
 ) -> Sinks:
     """Opens the sinks of a run directory; `extra` are further ones, such as the console.
 
-    With `resume_iteration` (the checkpoint's), metrics.jsonl and TensorBoard are first cut back to that iteration, so
+    With `resume_iteration` (the checkpoint's), metrics.jsonl, samples.jsonl and TensorBoard are first cut back to that iteration, so
     that each step is there once. `config` is shown by wandb. The heavy packages are imported only here.
     """
     sinks = Sinks(JsonlSink(run_dir / "metrics.jsonl", resume_iteration=resume_iteration), extra)
+    samples = run_dir / SAMPLES_FILE
     try:
+        if resume_iteration is not None and samples.exists():
+            truncate_jsonl(samples, resume_iteration)
         if tensorboard:
             from distrl.telemetry.sinks.tensorboard import TensorBoardSink
 

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,17 @@ class WandbSink:
             {name: value for name, value in as_json(record).items() if value is not None}, step=iteration
         )
         self._last_iteration = iteration
+
+    def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """A table of an iteration's samples, under the key `samples`; before the iteration's record."""
+        iteration = int(samples[0]["iteration"])
+        if self._run is None or iteration <= self._last_iteration:
+            return
+        import wandb
+
+        columns = ["iteration", "prompt", "response", "score", *samples[0]["scores"], "kl", "tokens", "ended"]
+        rows = [[{**one["scores"], **one}[name] for name in columns] for one in samples]
+        self._run.log({"samples": wandb.Table(columns=columns, data=rows)}, step=iteration)
 
     def close(self) -> None:
         run, self._run = self._run, None
