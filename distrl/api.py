@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,14 @@ from distrl.recipes import Recipe
 from distrl.resolve import CONFIG_FILE, config_file, resolve, resolve_resume
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from distrl.loaded import LoadedPolicy
     from distrl.session import Outcome
 
 PathLike = str | os.PathLike[str]
 
 
 def train(
-    env: str = "CartPole-v1",
+    env: str | Callable[..., Any] = "CartPole-v1",
     algo: str = "ppo",
     *,
     recipe: Recipe | None = None,
@@ -30,19 +30,31 @@ def train(
     """Trains as `distrl train` does and returns the run's outcome.
 
     `fields` are the flags by name (`workers=0`, `learning_rate=1e-3`, `env_kwargs={...}`); `recipe` gives
-    all of an algorithm's fields at once, below single ones; `config` is a TOML file. Raises BadInput with
+    all of an algorithm's fields at once, below single ones; `config` is a TOML file. `env` may be an Env class or a function
+    that makes an env, `wrapper` and `policy` functions. Raises BadInput with
     all that is wrong before anything starts, RunFailed where the run cannot go on.
     """
     given = (
         {} if recipe is None else {one.name: getattr(recipe, one.name) for one in dataclass_fields(Recipe)}
     )
     given |= {"env": env, "algo": algo, **fields}
+    for name in ("env", "wrapper", "policy"):
+        if given.get(name) is not None:
+            given[name] = _named(given[name], name)
     resolved = resolve(given, None if config is None else Path(config))
     from distrl.preflight import check_before_run
     from distrl.session import run_training
 
     check_before_run(resolved.config)
     return run_training(resolved, resume=None)
+
+
+def _named(given: Any, what: str) -> str:
+    if isinstance(given, str):
+        return given
+    from distrl.envs.given import name_of
+
+    return name_of(given, what)
 
 
 def resume(run_dir: PathLike, *, trust_run: bool = False, **fields: Any) -> Outcome:
@@ -152,8 +164,13 @@ def _stage(command: str, named: dict[str, Any], config: PathLike | None, fields:
     return run_stage_of(command, given, None if config is None else Path(config))
 
 
-def load(run_dir: PathLike, checkpoint: str | int = "latest", *, trust_run: bool = False) -> nn.Module:
-    """The policy of a checkpoint, ready to act; its observation moments are in it. Raises BadInput."""
-    from distrl.evaluation import load_run
+def load(run_dir: PathLike, checkpoint: str | int = "latest", *, trust_run: bool = False) -> LoadedPolicy:
+    """The policy of a checkpoint, ready to act in the env; its observation moments are in it. Raises BadInput.
 
-    return load_run(Path(run_dir), str(checkpoint), trust_run).policy
+    `load(run_dir).predict(observation)` gives (the env's action, the policy's memory after it); see `LoadedPolicy`.
+    """
+    from distrl.evaluation import load_run
+    from distrl.loaded import LoadedPolicy
+
+    loaded = load_run(Path(run_dir), str(checkpoint), trust_run)
+    return LoadedPolicy(loaded.policy, *loaded.spaces, loaded.inference, loaded.env.mask_key)

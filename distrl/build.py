@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 from gymnasium import spaces
 
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec, running_statistics
+from distrl.envs.actions import ActionMap
+from distrl.envs.registrations import registrations
+from distrl.envs.spaces import leaf_spaces
+from distrl.envs.trial import Verdict, try_entry_point, try_env
 from distrl.errors import BadInput
 from distrl.machine import resolve_device
 from distrl.policies import PolicySpec
+from distrl.policies.build import readings_of
 from distrl.policies.compiled import why_not_compiled
 from distrl.rollout_fused import why_not_fused
 from distrl.runtime.workers import WorkSpec
@@ -31,6 +42,8 @@ def env_spec(config: TrainConfig, repro_dir: str | None = None) -> EnvSpec:
         nonfinite=config.nonfinite,
         repro_dir=repro_dir,
         backend=config.env_backend,
+        check_observations=config.check_observations,
+        mask_key=config.mask_key,
     )
 
 
@@ -42,20 +55,37 @@ def policy_spec(config: TrainConfig) -> PolicySpec:
         activation=config.activation,
         lstm_size=config.lstm_size,
         normalize_observation=config.normalize_observation,
+        rescale_action=config.rescale_action,
+        observation_scale=config.observation_scale,
         precision=config.precision,
         policy=config.policy,
         policy_kwargs=dict(config.policy_kwargs),
     )
 
 
-def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = None) -> WorkSpec:
-    """All that workers need. Makes one env to learn its spaces; BadInput where env and policy do not fit."""
+def work_spec(
+    config: TrainConfig, device: str = "cpu", repro_dir: str | None = None, tried: bool = False
+) -> WorkSpec:
+    """All that workers need. Makes one env to learn its spaces; BadInput where env and policy do not fit.
+
+    `tried`: what the env claims is tried too, as before a run.
+    """
     spec = env_spec(config, repro_dir).settled()
-    probe = EnvGroup(spec, index=0, num_envs=1, first_env=0, seed=config.seed)
+    started = time.monotonic()
+    asynchronous = spec.vectorization == "async"  # one env needs no process of its own to be looked at
+    probed = replace(spec, vectorization="sync") if asynchronous else spec
+    probe = EnvGroup(probed, index=0, num_envs=1, first_env=0, seed=config.seed)
+    verdict = Verdict()
     try:
         observation_space, action_space = probe.observation_space, probe.action_space
         time_limit = probe.max_episode_steps
         _no_running_statistics(probe, config)
+        if tried and probe.is_wrapped:
+            verdict = try_env(spec, probe.first_single_env, time.monotonic() - started, config.seed)
+            spec = replace(spec, own_snapshots=verdict.own_snapshots)
+        elif tried and probe.has_own and spec.vectorization == "vector_entry_point":
+            verdict = try_entry_point(spec, config.seed)
+            spec = replace(spec, own_snapshots=verdict.own_snapshots)
     finally:
         probe.close()
     if config.recipe.collects == "episodes" and time_limit is None:
@@ -78,7 +108,40 @@ def work_spec(config: TrainConfig, device: str = "cpu", repro_dir: str | None = 
         paths=_paths(config, spec, device, observation_space, action_space),
         overlap=config.overlap,
         rollout_device=config.rollout_device,
+        reproducibility=verdict.reproducibility,
+        notes=verdict.notes,
+        registrations=registrations(spec),
     )
+
+
+def spaces_meta(spec: WorkSpec) -> dict[str, str]:
+    """What a checkpoint remembers of the env's spaces: kinds, shapes and dtypes, not bounds."""
+    told = {}
+    for name, space in (("observation", spec.observation_space), ("action", spec.action_space)):
+        told[name] = ", ".join(
+            f"{key}{': ' if key else ''}{type(leaf).__name__}{_size(leaf)} {leaf.dtype}"
+            for key, leaf in leaf_spaces(space)
+        )
+    return told
+
+
+def _size(leaf: spaces.Space) -> str:
+    if isinstance(leaf, spaces.Discrete):
+        return f"({leaf.n})"
+    return f"({leaf.nvec.tolist()})" if isinstance(leaf, spaces.MultiDiscrete) else str(leaf.shape)
+
+
+def require_same_spaces(meta: Mapping[str, Any], spec: WorkSpec, run_dir: Path) -> None:
+    """Raises BadInput where the env has other spaces now than when the checkpoint of `meta` was written."""
+    now = spaces_meta(spec)
+    problems = [
+        f"env {spec.env.env_id!r}: its {name} space was {trained} when {run_dir} was trained, and is {now[name]} now; go "
+        "back to the env's version of then, or train anew"
+        for name, trained in meta.get("spaces", {}).items()
+        if trained != now[name]
+    ]
+    if problems:
+        raise BadInput(*problems)
 
 
 def _no_running_statistics(probe: EnvGroup, config: TrainConfig) -> None:
@@ -145,3 +208,32 @@ def learner_device(config: TrainConfig) -> str:
             "or --learner auto"
         )
     return device
+
+
+def space_lines(
+    config: TrainConfig, observation_space: spaces.Space, action_space: spaces.Space
+) -> list[str]:
+    """How the policy reads each leaf of an observation, and what becomes of its actions; a line each."""
+    spec = policy_spec(config)
+    if spec.policy is not None:
+        lines = [f"observation: {observation_space} -> as --policy {spec.policy} reads it"]
+    else:
+        lines = [one.described() for one in readings_of(spec, observation_space)]
+    how = ActionMap(action_space, spec.rescale_action and spec.policy is None).described()
+    lines.append(f"action: {' '.join(str(action_space).split())}" + (f" -> {how}" if how else ""))
+    keys = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+    lines += [
+        f"action mask: is observation {key} one? --mask-key {key} masks the actions by it"
+        for key in keys
+        if "mask" in key.lower()
+    ]
+    return lines
+
+
+def lines_of_spaces(config: TrainConfig) -> list[str]:
+    """`space_lines` of the run's envs, one of which is made. BadInput where it cannot be."""
+    probe = EnvGroup(env_spec(config).settled(), index=0, num_envs=1, first_env=0, seed=config.seed)
+    try:
+        return space_lines(config, probe.observation_space, probe.action_space)
+    finally:
+        probe.close()

@@ -164,6 +164,7 @@ def _envs(config: TrainConfig) -> Iterator[Clash]:
             "atari": config.atari,
             "vectorization": config.vectorization != "sync" and config.vectorization,
             "autoreset": config.autoreset != "disabled" and config.autoreset,
+            "mask_key": config.mask_key,
         }
         for name, value in asked.items():
             if value:
@@ -190,11 +191,18 @@ def _envs(config: TrainConfig) -> Iterator[Clash]:
             f"--wrapper {config.wrapper} wraps single envs, and --vectorization vector_entry_point has none; "
             "use --vectorization sync or async",
         )
+    if config.mask_key is not None:
+        yield Clash(
+            ("vectorization", "mask_key"),
+            f"--mask-key {config.mask_key} is taken from single envs, and --vectorization vector_entry_point has none; "
+            "use --vectorization sync or async",
+        )
 
 
 def _pool(config: TrainConfig) -> Iterator[Clash]:
     for name, value, wrong, why in (
         ("wrapper", config.wrapper, config.wrapper is not None, "it has no single envs to wrap"),
+        ("mask_key", config.mask_key, config.mask_key is not None, "its observations are no Dict"),
         ("vectorization", config.vectorization, config.vectorization != "sync", "it steps all envs itself"),
         ("autoreset", config.autoreset, config.autoreset == "same_step", "it does disabled and next_step"),
     ):

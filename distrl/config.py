@@ -31,7 +31,7 @@ class TrainConfig(BaseModel):
     # what is trained
     env: str = Field(
         "CartPole-v1",
-        description="env id: Name-v0, namespace/Name-v0 or module:namespace/Name-v0; or module:NAME of a NativeEnv",
+        description="env id (Name-v0, namespace/Name-v0, module:Name-v0), or module:Name of an Env class, factory or NativeEnv",
     )
     env_kwargs: dict[str, Any] = Field(
         {}, description="the env's own arguments: --env-kwargs.goal-velocity 0.1"
@@ -69,11 +69,24 @@ class TrainConfig(BaseModel):
         None, description="stack the last observations; default: 4 for Atari, else 1"
     )
     max_episode_steps: Count | None = Field(None, description="the time limit, where it is not the env's own")
+    mask_key: str | None = Field(
+        None, description="key of the observation that holds the action mask (docs/action_masks.md)"
+    )
     normalize_observation: bool = Field(
         False, description="observations to mean 0 and deviation 1, clipped to 10"
     )
     normalize_reward: bool = Field(
         False, description="rewards by the deviation of the discounted return, clipped to 10"
+    )
+
+    observation_scale: Literal["auto", "off", "bytes"] = Field(
+        "auto",
+        description="how images are scaled; auto: to 0..1 by the bounds of the space, below 28x28 not at all; bytes: "
+        "every matrix of bytes by 255",
+    )
+    rescale_action: bool = Field(
+        True,
+        description="Box actions with finite bounds rescaled from [-1, 1]; --no-rescale-action clips them",
     )
 
     # the policy
@@ -136,6 +149,10 @@ class TrainConfig(BaseModel):
     wandb_project: str = Field("distrl", description="its project")
 
     # when things break
+    check_observations: Literal["error", "warn", "off"] = Field(
+        "warn",
+        description="observation outside its Box bounds: error, warn (error in the first one only), or off",
+    )
     nonfinite: Literal["fail", "drop"] = Field(
         "fail", description="a NaN or Inf from an env: fail, or drop and count"
     )
@@ -191,7 +208,7 @@ SECTIONS: dict[str, str] = {
     "the policy": "network",
     "who does the work": "workers",
     "what is kept": "run_dir",
-    "when things break": "nonfinite",
+    "when things break": "check_observations",
     "what is collected": "collects",
     "how credit is given": "gamma",
     "how a batch is used": "clip",
@@ -204,7 +221,7 @@ CHANGEABLE = (
     "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "rollout_device", "address",
     "checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "eval_max_steps",
     "eval_timeout_sec", "tensorboard", "wandb", "wandb_project", "step_timeout_sec", "max_save_failures", "max_skipped_updates",
-    "max_env_restarts", "max_worker_restarts", "max_replay_steps",
+    "max_env_restarts", "max_worker_restarts", "max_replay_steps", "check_observations",
 )  # fmt: skip
 
 TRAIN = Schema(
@@ -220,5 +237,12 @@ TRAIN = Schema(
     presets=LADDER,
     implied=implied,
     modules=("env", "wrapper", "policy"),
-    before={"eval_max_steps": 100_000, "eval_timeout_sec": 3600.0},
+    before={
+        "observation_scale": "bytes",
+        "rescale_action": False,
+        "mask_key": None,
+        "check_observations": "warn",
+        "eval_max_steps": 100_000,
+        "eval_timeout_sec": 3600.0,
+    },
 )

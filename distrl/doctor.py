@@ -118,8 +118,9 @@ def _device(config: TrainConfig) -> Finding:
 
 def environment(config: TrainConfig) -> Iterator[Finding]:
     """Whether the env can be made, keeps its spaces, is a function of its seed, and how fast it is."""
-    from distrl.build import env_spec
+    from distrl.build import env_spec, space_lines
     from distrl.envs import running_statistics
+    from distrl.envs.closing import LONGEST_SEC, within
     from distrl.envs.spaces import check_supported
     from distrl.preflight import check_env
 
@@ -131,7 +132,6 @@ def environment(config: TrainConfig) -> Iterator[Finding]:
         yield Finding("fail", "env", " ".join(error.problems))
         return
     try:
-        yield Finding("pass", "env", _spaces(env, config))
         try:
             check_supported(env.observation_space, env.action_space, config.env)
             if problems := running_statistics.problems(
@@ -139,18 +139,17 @@ def environment(config: TrainConfig) -> Iterator[Finding]:
             ):
                 raise BadInput(*problems)
         except (BadInput, RunFailed) as error:
+            yield Finding("pass", "env", _spaces(env, config))
             yield Finding("fail", "spaces", str(error))
             return
+        read = space_lines(config, env.observation_space, env.action_space)
+        yield Finding("pass", "env", "; ".join([_spaces(env, config), *read]))
         yield from _walk(env, config)
-        for what, check in (("reset(seed)", _reset_is_seeded), ("replay", _replays)):
-            try:
-                yield check(env, spec, config)
-            except Exception as error:  # as in _walk
-                yield Finding("fail", what, f"raised {type(error).__name__}: {error}")
+        yield from _trial(env, spec, config)
         if spec.is_pool:
             yield _pool(spec, config)
     finally:
-        env.close()
+        within(env.close, LONGEST_SEC)
 
 
 def _pool(spec: EnvSpec, config: TrainConfig) -> Finding:
@@ -194,22 +193,24 @@ def _walk(env: gymnasium.Env[Any, Any], config: TrainConfig) -> Iterator[Finding
     """Random steps: observations in their space, finite rewards, seconds per step."""
     import numpy as np
 
+    from distrl.envs.api import check_reset, check_step
+    from distrl.envs.observations import reward_of
     from distrl.envs.spaces import check_observation
 
     env.action_space.seed(config.seed)
     spent_sec: list[float] = []
     episodes = 0
     try:
-        observation, _ = env.reset(seed=config.seed)
+        observation, _ = check_reset(env.reset(seed=config.seed), config.env)
         check_observation(env.observation_space, observation, f"reset of {config.env}")
         for step in range(NUM_STEPS):
             action = env.action_space.sample()
             start = time.perf_counter()
-            observation, reward, terminated, truncated, _ = env.step(action)
+            observation, reward, terminated, truncated, _ = check_step(env.step(action), config.env)
             spent_sec.append(time.perf_counter() - start)
             check_observation(env.observation_space, observation, f"step {step + 1} of {config.env}")
-            if not np.isfinite(float(reward)):
-                raise RunFailed(f"step {step + 1}: the reward must be finite, got {float(reward)}")
+            if not np.isfinite(number := reward_of(reward, f"step {step + 1}")):
+                raise RunFailed(f"step {step + 1}: the reward must be finite, got {number}")
             if terminated or truncated:
                 episodes += 1
                 observation, _ = env.reset()
@@ -229,59 +230,28 @@ def _walk(env: gymnasium.Env[Any, Any], config: TrainConfig) -> Iterator[Finding
     )
 
 
-def _reset_is_seeded(env: gymnasium.Env[Any, Any], spec: EnvSpec, config: TrainConfig) -> Finding:
-    """reset(seed) twice in one env, and in a new one."""
-    other = spec.make_one()
-    try:
-        first, second, third = (one.reset(seed=config.seed)[0] for one in (env, env, other))
-        same = same_tree(first, second) and same_tree(first, third)
-    finally:
-        other.close()
-    if same:
-        return Finding("pass", "reset(seed)", "gives the same observation each time")
-    wrong = "gives different observations: draw from self.np_random, which super().reset(seed=seed) sets"
-    return Finding("fail", "reset(seed)", wrong)
-
-
-def _replays(env: gymnasium.Env[Any, Any], spec: EnvSpec, config: TrainConfig) -> Finding:
-    """Episodes in two envs by the same seeds and actions; then whether a snapshot can be taken at all."""
+def _trial(env: gymnasium.Env[Any, Any], spec: EnvSpec, config: TrainConfig) -> Iterator[Finding]:
+    """What every run tries for a few steps (`envs/trial.py`), tried for longer."""
     from distrl.envs import snapshots
+    from distrl.envs.closing import LONGEST_SEC, within
+    from distrl.envs.trial import checks, has_own_snapshot
 
-    other = spec.make_one()
+    what = "reset(seed)"
     try:
-        seed = config.seed
-        env.reset(seed=seed)
-        other.reset(seed=seed)
-        for steps in range(1, NUM_REPLAYED + 1):
-            action = env.action_space.sample()
-            ours, theirs = env.step(action), other.step(action)
-            if not same_tree(tuple(ours[:4]), tuple(theirs[:4])):
-                return Finding(
-                    "fail",
-                    "replay",
-                    f"differs at step {steps}: a run cannot be put back exactly after a fault",
-                )
-            if ours[2] or ours[3]:
-                seed += 1
-                env.reset(seed=seed)
-                other.reset(seed=seed)
-        way = "an exact snapshot" if snapshots.capture(env) is not None else "replay of the episode's actions"
-        return Finding("pass", "replay", f"exact over {NUM_REPLAYED} steps; put back after a fault by {way}")
-    finally:
-        other.close()
-
-
-def same_tree(one: Any, other: Any) -> bool:
-    """Whether two trees of arrays are equal to the bit, NaN equal to NaN."""
-    import numpy as np
-
-    if isinstance(one, dict):
-        return (
-            isinstance(other, dict)
-            and one.keys() == other.keys()
-            and all(same_tree(one[k], other[k]) for k in one)
-        )
-    if isinstance(one, tuple):
-        return isinstance(other, tuple) and len(one) == len(other) and all(map(same_tree, one, other))
-    left, right = np.asarray(one), np.asarray(other)
-    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+        other = spec.make_one()
+        try:
+            for check in checks(env, other, config.env, config.seed, NUM_REPLAYED):
+                what = check.what
+                found = check.problem or check.note
+                if what == "replay" and check.problem is None:
+                    own = snapshots.capture(env) is not None and not has_own_snapshot(env)
+                    way = "an exact snapshot" if own else "replay of the episode's actions"
+                    found += f"; put back after a fault by {way}"
+                if what == "snapshot" and check.problem is None:
+                    found = "the env's own is exact; put back after a fault by it"
+                status: Literal["pass", "warn", "fail"] = "pass" if check.problem is None else "fail"
+                yield Finding("warn" if what == "snapshot" and status == "fail" else status, what, found)
+        finally:
+            within(other.close, LONGEST_SEC)
+    except (Exception, SystemExit) as error:  # as in _walk
+        yield Finding("fail", what, f"raised {type(error).__name__}: {error}")

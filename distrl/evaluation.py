@@ -18,11 +18,11 @@ from torch import nn
 from distrl.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint, read_checkpoint
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
-from distrl.envs.spaces import to_env_action
+from distrl.envs.actions import ActionMap
 from distrl.errors import BadInput, translated
 from distrl.inference import Inference, TorchInference, make_inference
 from distrl.maths.random import derive_seed, stream
-from distrl.policies import load_parameters, make_policy
+from distrl.policies import load_parameters, make_policy, rescales_action
 from distrl.rollout import reset_where
 from distrl.trees import tree_map
 from distrl.video import VideoWriter, fps_of, require_video, video
@@ -182,6 +182,7 @@ class _Player:
         group.first_env = first
         group.reset_all(number)
         state = tree_map(lambda leaf: leaf.cpu(), self.policy.initial_state(group.num_envs))
+        to_env = ActionMap(group.action_space, rescales_action(self.policy))
         ended: dict[int, _Played] = {}
         step = 0
         with torch.inference_mode():
@@ -192,7 +193,7 @@ class _Player:
                 state = reset_where(group.episode_start, state)
                 noise = self._noise(number, first, step)
                 action, state = self.inference.act(group.observation, state, noise, group.action_mask)
-                for record in group.step(to_env_action(group.action_space, action)).episodes:
+                for record in group.step(to_env(action)).episodes:
                     if record.env < first + wanted:
                         ended.setdefault(record.env, _Played(record.return_, record.length, False))
                 step += 1
@@ -220,6 +221,7 @@ class Loaded:
     config: TrainConfig
     checkpoint: Checkpoint
     inference: Literal["torch", "compiled"] = "torch"  # the twin that the run's rollouts took
+    spaces: tuple[Any, Any] = (None, None)  # of observations and of actions
 
 
 def limits_of(config: TrainConfig) -> Limits:
@@ -234,7 +236,7 @@ def load_run(
 
     BadInput where there is no such run or checkpoint.
     """
-    from distrl.build import work_spec
+    from distrl.build import require_same_spaces, work_spec
     from distrl.resolve import read_config
     from distrl.trust import check_trust
 
@@ -242,10 +244,11 @@ def load_run(
     check_trust(run_dir / "config.json", config, trust_run)
     content = find_checkpoint(run_dir, checkpoint)
     spec = work_spec(config)
+    require_same_spaces(content.meta, spec, run_dir)
     policy = make_policy(spec.policy, spec.observation_space, spec.action_space, spec.seed).to(device)
     load_parameters(policy, content.trees["learner"]["policy"])
     kind = spec.path("inference") if device == "cpu" else "torch"
-    return Loaded(policy, spec.env, config, content, kind)
+    return Loaded(policy, spec.env, config, content, kind, (spec.observation_space, spec.action_space))
 
 
 def find_checkpoint(run_dir: Path, which: str) -> Checkpoint:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from distrl.clashes import Clash
+from distrl.plain_values import plain
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -188,7 +190,7 @@ class Schema(Generic[C]):
         if field.choices and value is not None and value not in field.choices:
             raise ValueError(_choice_rule(field, given))
         if field.kind is dict:
-            return {canonical(key): plain(one, f"{field.flag}.{key}") for key, one in value.items()}
+            return {key: plain(one, f"{field.flag}.{key}") for key, one in value.items()}
         return value
 
     def check_recipe(self, recipe: Any) -> None:
@@ -233,6 +235,11 @@ def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
 def canonical(name: str) -> str:
     """`learning-rate` and `learning_rate` are one name."""
     return name.replace("-", "_")
+
+
+def quoted_keys(toml: str) -> set[str]:
+    """Keys that a TOML text writes in quotes: those are meant with their dashes, `"my-key" = 1`."""
+    return {key for _, key in re.findall(r"""(["'])([^"'\n]+)\1\s*[=.\]]""", toml)}
 
 
 def _from_text(field: FlatField, given: Any) -> Any:
@@ -280,20 +287,3 @@ def _choice_rule(field: FlatField, given: Any) -> str:
 def _way_out(field: FlatField) -> str:
     default = field.default_text if ";" not in field.default_text else "the algorithm's own"
     return f" give another, or leave it out for {default}"
-
-
-def plain(value: Any, name: str) -> Any:
-    """A value of `env_kwargs` as JSON has it, so that a resumed run's env gets what the first run's got.
-
-    Raises ValueError for what JSON cannot hold.
-    """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [plain(one, name) for one in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: plain(one, f"{name}.{key}") for key, one in value.items()}
-    raise ValueError(
-        f"{name} must be what JSON can hold (numbers, text, lists, tables), got {type(value).__name__}; "
-        "make the object inside your env, wrapper or policy"
-    )

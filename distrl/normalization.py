@@ -32,7 +32,9 @@ class ObservationMoments:
         rows = tree_map(
             lambda leaf: torch.from_numpy(leaf[trajectory.valid]).to(device), trajectory.observation
         )
-        self.moments = self.moments.merge(Moments.of(self.observe.features(rows).cpu().numpy()))
+        with torch.no_grad():
+            features = self.observe.features(rows).cpu().numpy()
+        self.moments = self.moments.merge(Moments.of(features))
         self.observe.set_moments(self.moments.mean, self.moments.variance)
 
     def state(self) -> dict[str, Any]:

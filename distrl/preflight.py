@@ -75,7 +75,30 @@ def check_env(config: TrainConfig) -> None:
         checks.append(partial(load_function, config.wrapper, "wrapper"))
     if config.policy is not None:
         checks.append(partial(load_function, config.policy, "policy"))
+    if config.workers:
+        checks.append(partial(_check_reaches_workers, config))
     _all_of(checks, _as_flag)
+
+
+def _check_reaches_workers(config: TrainConfig) -> None:
+    """Raises BadInput where Ray's workers, which never ran this script, could not have its env, wrapper or policy."""
+    from distrl.build import env_spec
+    from distrl.envs.given import is_of_this_process
+    from distrl.envs.registrations import check_travels, registrations
+
+    problems = [
+        f"{name} {value!r} is defined in this script or notebook, which Ray workers do not run: move it into a module and "
+        "give module:function, or train in-process (workers 0)"
+        for name, value in (("wrapper", config.wrapper), ("policy", config.policy))
+        if value is not None and is_of_this_process(value)
+    ]
+    if problems:
+        raise BadInput(*problems)
+    try:
+        found = registrations(env_spec(config))
+    except BadInput:  # told by the other checks
+        return
+    check_travels(found, config.env)
 
 
 def _make_env(config: TrainConfig) -> None:

@@ -18,7 +18,8 @@ from typing import Any, Generic, Literal
 from distrl.config import CHANGEABLE as CHANGEABLE
 from distrl.config import TRAIN, TrainConfig
 from distrl.errors import BadInput
-from distrl.fields import C, Schema, canonical, show
+from distrl.fields import C, Schema, canonical, quoted_keys, show
+from distrl.plain_values import decode, encode
 from distrl.trust import check_trust_as
 
 SCHEMA = 1
@@ -123,7 +124,14 @@ def merge_tables(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str
 
 def _read_toml(path: Path, found: list[str]) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        quoted = quoted_keys(text)
+        return {
+            key: {one if one in quoted else canonical(one): inner for one, inner in value.items()}
+            if isinstance(value, dict)
+            else value
+            for key, value in tomllib.loads(text).items()
+        }
     except OSError as error:
         found.append(f"--config: {path} cannot be read ({error.strerror}); give the path of a TOML file")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -167,7 +175,7 @@ def to_flat(config: TrainConfig) -> dict[str, Any]:
 def to_flat_as(schema: Schema[Any], config: Any) -> dict[str, Any]:
     """The configuration as one flat dict that JSON can hold; `from_flat_as` gives the configuration back."""
     flat = flat_values(schema, config)
-    return {name: _encode(list(value) if isinstance(value, tuple) else value) for name, value in flat.items()}
+    return {name: encode(value) for name, value in flat.items()}
 
 
 def from_flat(flat: Mapping[str, Any]) -> TrainConfig:
@@ -179,7 +187,12 @@ def from_flat_as(schema: Schema[C], flat: Mapping[str, Any]) -> C:
     """The configuration that `to_flat_as` wrote. Raises BadInput for names and values that are not its."""
     found: list[str] = []
     flat = {**schema.before, **flat}
-    decoded = {name: _decode(value) for name, value in flat.items()}
+    decoded: dict[str, Any] = {}
+    for name, value in flat.items():
+        try:
+            decoded[name] = decode(value)
+        except ValueError as error:
+            found.append(f"{name}: {error}")
     given, _, bad = _read_all(schema, decoded, None, found)
     missing = [name for name in schema.fields if name not in flat]
     if missing:
@@ -188,27 +201,6 @@ def from_flat_as(schema: Schema[C], flat: Mapping[str, Any]) -> C:
         )
     fallback = {name: field.default for name, field in schema.fields.items()}
     return _build(schema, {**fallback, **given}, found, bad)
-
-
-def _encode(value: Any) -> Any:
-    """Infinity has no JSON, but an env may take it (Hopper's `healthy_z_range`): `{"float": "inf"}`."""
-    if isinstance(value, float) and value - value != 0:
-        return {"float": str(value)}
-    if isinstance(value, list):
-        return [_encode(one) for one in value]
-    if isinstance(value, dict):
-        return {key: _encode(one) for key, one in value.items()}
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(one) for one in value]
-    if isinstance(value, dict):
-        if set(value) == {"float"} and value["float"] in ("inf", "-inf", "nan"):
-            return float(value["float"])
-        return {key: _decode(one) for key, one in value.items()}
-    return value
 
 
 def write_config(path: Path, resolved: Resolved) -> None:

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distrl.envs import EnvGroup
-from distrl.envs.spaces import to_env_action
+from distrl.envs.actions import ActionMap
 from distrl.inference import Inference, TorchInference
 from distrl.maths.random import stream
+from distrl.policies import rescales_action
 from distrl.telemetry.spans import span
 from distrl.trajectory import Trajectory
 from distrl.trees import Tree, tree_leaves, tree_map
@@ -109,6 +110,7 @@ class Collector:
         self.num_steps = num_steps
         self.stopped = stopped  # asked before each row
         self.inference = inference if inference is not None else TorchInference(policy)
+        self.to_env = ActionMap(group.action_space, rescales_action(policy))
         self.state: Tree = self._fresh_state(group.num_envs)
 
     def _fresh_state(self, num_envs: int) -> Tree:
@@ -207,7 +209,7 @@ class Collector:
             row = {"observation": observation, "episode_start": episode_start, "action_mask": mask}
             row["action"], self.state = self.inference.act(observation, self.state, noise, mask)
         with span("rollout: env step"):
-            result = group.step(to_env_action(group.action_space, row["action"]))
+            result = group.step(self.to_env(row["action"]))
         done = result.terminated | result.truncated
         row.update(reward=result.reward, terminated=result.terminated, done=done, valid=result.valid)
         return row, done, result.episodes, result.final_observation

@@ -141,8 +141,12 @@ class FusedCollector(Collector):
             view.std if normalize else none,
             CLIP,
             0 if is_box else int(space.start),
-            space.low.reshape(-1) if is_box else none,
-            space.high.reshape(-1) if is_box else none,
+            self.to_env.low.astype(np.float32),
+            self.to_env.high.astype(np.float32),
+            self.to_env.center,
+            self.to_env.half_width,
+            self.to_env.least,
+            self.to_env.most,
         )
 
     def _episodes(self, rows: Block) -> list[EpisodeRecord]:

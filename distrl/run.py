@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distrl.config import TrainConfig
+from distrl.envs.group import LEAVES_SPACE
 from distrl.errors import BadInput, RunFailed, translated
 from distrl.evaluation import Evaluation, evaluate_policy, evaluation_group, limits_of
 from distrl.inference import make_inference
@@ -69,6 +70,11 @@ class Run(RunKeeper[RunState]):
         self.config = config
         self.spec = spec
         self.runtime = runtime
+        if spec.reproducibility != "exact":
+            state.reproducibility = spec.reproducibility
+        for note in spec.notes:
+            self.warn(note)
+        self._outside: set[str] = set()
         self.evaluation: Evaluation | None = None  # the last one
         self._tried_envs = False
         self._eval_policy: Any = None
@@ -125,10 +131,13 @@ class Run(RunKeeper[RunState]):
         state.episodes += len(ended)
         state.dropped = sum(report.dropped for report in collected)
         for report in collected:
-            if report.reproducibility != "exact":
+            if report.reproducibility != "exact" and state.reproducibility != "unknown":
                 state.reproducibility = report.reproducibility
             for message in report.warnings:
-                self.warn(message)
+                kind, leaves, _ = message.partition(LEAVES_SPACE)
+                if not leaves or kind not in self._outside:  # once a leaf, and not once a group
+                    self._outside.add(kind)
+                    self.warn(message)
         for message in self.runtime.take_warnings():
             self.note(message)
         learner = {name: updated.metrics.get(name) for name in LEARNER_KEYS}

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from distrl import machine
-from distrl.build import learner_device, work_spec
+from distrl.build import learner_device, require_same_spaces, spaces_meta, work_spec
 from distrl.checkpoint import latest_checkpoint, write_checkpoint
 from distrl.config import TrainConfig
 from distrl.errors import BadInput, RunFailed, cause
@@ -78,10 +78,11 @@ def run_training(
         directory = Path(config.run_dir)
     else:
         directory = default_run_dir(config.env, config.algo, config.seed, datetime.now(UTC))
+    directory = directory.absolute()  # an env's code may change the current folder
     created = False
     with Interrupts() as interrupts:
         try:
-            spec = work_spec(config, device, str(directory / "faults"))
+            spec = work_spec(config, device, str(directory / "faults"), tried=True)
             spec = replace(spec, record_events=record_events)
             if resume is None:
                 _create(directory, resolved, spec)
@@ -146,7 +147,12 @@ def _first_learner(config: TrainConfig, spec: WorkSpec) -> dict[str, Any]:
 
 
 def _meta(spec: WorkSpec) -> dict[str, Any]:
-    return {"env": spec.env.env_id, "versions": machine.versions(), "machine": machine.machine(spec.device)}
+    return {
+        "env": spec.env.env_id,
+        "spaces": spaces_meta(spec),
+        "versions": machine.versions(),
+        "machine": machine.machine(spec.device),
+    }
 
 
 def _train(
@@ -168,6 +174,7 @@ def _train(
     state = RunState.from_tree(content.trees["run"])
     notes = [*resolved.warnings, *notes]
     if resumed:
+        require_same_spaces(content.meta, spec, directory)
         if state.env_steps >= config.total_steps and has_ended(directory):
             return _already_finished(directory, state, config)
         state.resumes += 1

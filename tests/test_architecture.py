@@ -22,6 +22,7 @@ FLOORS = {
     "distrl.trees": 0,
     "distrl.nopython": 0,
     "distrl.named": 0,
+    "distrl.plain_values": 0,
     "distrl.maths": 0,
     "distrl.trajectory": 1,
     "distrl.policies": 1,

@@ -106,7 +106,8 @@ CHANGED = {
     "target_kl": 0.1, "value_coef": 1, "entropy_coef": 0.1, "adam_eps": 1e-8, "max_grad_norm": 1,
     "normalize_advantage": False, "credit": "return", "baseline": False, "collects": "episodes",
     "clip_schedule": "linear", "overlap": 1, "env_backend": "gymnasium", "rollout": "stepwise",
-    "inference": "torch", "learner": "torch", "precision": "bf16",
+    "inference": "torch", "learner": "torch", "precision": "bf16", "mask_key": "m", "rescale_action": False,
+    "observation_scale": "off",
 }  # fmt: skip
 
 

@@ -32,11 +32,12 @@ def make(
     num_steps: int = 150,
     normalize: bool = False,
     num_envs: int = NUM_ENVS,
+    rescale: bool = False,
 ) -> Any:
     group = EnvGroup(spec, 1, num_envs, NUM_ENVS, SEED)
     policy: Any = stir(
         make_policy(
-            PolicySpec("mlp", (16, 16), normalize_observation=normalize),
+            PolicySpec("mlp", (16, 16), normalize_observation=normalize, rescale_action=rescale),
             group.observation_space,
             group.action_space,
             SEED,
@@ -95,6 +96,16 @@ def test_a_fused_fragment_is_the_stepwise_one(env_id, collects, normalize):
         assert_same(one, other)
         assert_same_tree(fused.snapshot(), stepwise.snapshot())
     assert one.episodes
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "MountainCarContinuous-v0"])
+def test_a_fused_rollout_rescales_actions_as_the_stepwise_one(env_id):
+    fused, stepwise = (make(kind, native(env_id), rescale=True) for kind in (FusedCollector, Collector))
+    one, other = fused.collect(0, 0), stepwise.collect(0, 0)
+    assert_same(one, other)
+    clipped = make(FusedCollector, native(env_id)).collect(0, 0).trajectory
+    same = np.array_equal(one.trajectory.reward, clipped.reward)
+    assert same == (env_id == "MountainCarContinuous-v0"), "whose actions lie in [-1, 1] anyway"
 
 
 def test_either_rollout_goes_on_from_where_the_other_stood(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distrl.config import TRAIN, TrainConfig
+from distrl.errors import BadInput, RunFailed
 from distrl.fields import Schema, show
 from distrl.resolve import Resolved, ResolvedAs, flat_values
 
@@ -12,8 +13,20 @@ Rows = list[tuple[str, str]]
 
 
 def table(resolved: Resolved) -> str:
-    """`table_as` for `distrl train`."""
-    return table_as(TRAIN, resolved, derived(resolved.config))
+    """`table_as` for `distrl train`, and how the policy sees the env."""
+    return "\n".join([table_as(TRAIN, resolved, derived(resolved.config)), "", *_spaces(resolved.config)])
+
+
+def _spaces(config: TrainConfig) -> list[str]:
+    """A line for each leaf of an observation and for the action."""
+    from distrl.build import lines_of_spaces
+    from distrl.preflight import check_env
+
+    try:
+        check_env(config)
+        return lines_of_spaces(config)
+    except (BadInput, RunFailed) as error:
+        return [f"spaces: not known here ({' '.join(str(error).split())})"]
 
 
 def table_as(schema: Schema[Any], resolved: ResolvedAs[Any], follows: Rows) -> str:

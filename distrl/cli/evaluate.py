@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from distrl.cli.output import others_to_stderr
 from distrl.errors import BadInput
 from distrl.resolve import CONFIG_FILE, read_config
 
@@ -61,7 +62,8 @@ def command(
     from distrl.evaluation import evaluate_run
     from distrl.session import warnings_told_to
 
-    with warnings_told_to(lambda message: click.echo(f"distrl: {message}", err=True)):
+    told = warnings_told_to(lambda message: click.echo(f"distrl: {message}", err=True))
+    with others_to_stderr(), told:  # what the env prints
         result = evaluate_run(
             run_dir,
             episodes=episodes,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distrl.fields import FlatField, Schema, canonical, train_schema
+from distrl.fields import FlatField, Schema, canonical, quoted_keys, train_schema
 
 
 @dataclass
@@ -96,7 +96,8 @@ def _store(
     read = read_toml_value(value)
     if not path:
         if isinstance(read, dict):
-            table.update(read)
+            quoted = quoted_keys(value)
+            table.update({key if key in quoted else canonical(key): inner for key, inner in read.items()})
         else:
             parsed.problems.append(
                 f"{one.flag}: must be a table, got {value!r}; "
@@ -104,7 +105,8 @@ def _store(
             )
         return
     first, *deeper = path.split(".")
-    keys = [canonical(first), *deeper]
+    quotes = first[:1] in "\"'" and first[:1] == first[-1:] and len(first) > 2
+    keys = [first[1:-1] if quotes else canonical(first), *deeper]
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):

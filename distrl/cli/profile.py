@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import click
 
 from distrl.cli.config_command import ConfigCommand
+from distrl.cli.output import others_to_stderr
 from distrl.cli.parsing import Parsed
 from distrl.cli.train import CONFIG_OPTION, TRUST_OPTION, resolve_command_line
 from distrl.errors import BadInput
@@ -69,7 +69,7 @@ def command(parsed: Parsed) -> int:
     def tell(message: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {message}", file=sys.stderr)
 
-    with contextlib.redirect_stdout(sys.stderr):  # where Ray writes what its own processes log
+    with others_to_stderr():  # where Ray writes what its own processes log
         result = profile(
             resolved, folder, run_dir, wanted.seconds, wanted.tries, wanted.tune, wanted.trace, tell
         )

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from distrl.envs.infos import GAME
 from distrl.errors import BadInput
 
 NOOP, FIRE, SECOND = 0, 1, 2
@@ -25,8 +26,8 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     A lost life (with others left) ends an episode for learning and not the game: the step that loses it
     goes on by itself with a no-op and FIRE, returns the observation from there with a fresh stack and
-    `terminated` False, and says so in the info: `life_lost` True and `life_final_obs`, where the life
-    ended. No reset is involved, so it is the same in all autoreset modes and in a replay. Rewards of
+    `terminated` False, and says so in the info, under a key that no env has (`infos.GAME`): `life_lost` True and
+    `life_final_obs`, where the life ended. No reset is involved, so it is the same in all autoreset modes and in a replay. Rewards of
     frames that no action of the agent chose come as `unlearned_reward`.
 
     Sticky actions (Machado et al. 2018: with probability `sticky`, each frame repeats the action of the one
@@ -85,17 +86,18 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
                 picture, unlearned = self._shrink(self._begin(None, options)), 0.0
         self._frames[:] = picture
         self._lives = self._ale.lives()
-        return self._frames.copy(), {"unlearned_reward": unlearned} if unlearned else {}
+        return self._frames.copy(), {GAME: {"unlearned_reward": unlearned}} if unlearned else {}
 
     def step(self, action: Any) -> Any:
         picture, reward, terminated, truncated = self._act(action)
         self._frames[:-1] = self._frames[1:]
         self._frames[-1] = picture
         lives = self._ale.lives()
-        info: dict[str, Any] = {}
+        info: dict[Any, Any] = {}
         if 0 < lives < self._lives and not (terminated or truncated):
-            info = {"life_lost": True, "life_final_obs": self._frames.copy()}
-            terminated, truncated = self._next_life(info)
+            game: dict[str, Any] = {"life_lost": True, "life_final_obs": self._frames.copy()}
+            terminated, truncated = self._next_life(game)
+            info = {GAME: game}
         elif terminated or truncated:
             info = {"episode_frames": self._ale.getEpisodeFrameNumber()}
         self._lives = self._ale.lives()
@@ -128,7 +130,7 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
             gymnasium.Env.reset(self.unwrapped, seed=seed)  # only its generator, which ours are drawn from
         return self._begun[1].copy()
 
-    def _next_life(self, info: dict[str, Any]) -> tuple[bool, bool]:
+    def _next_life(self, game: dict[str, Any]) -> tuple[bool, bool]:
         unlearned, terminated, truncated = 0.0, False, False
         for action in (NOOP, FIRE, SECOND) if self._needs_fire else (NOOP,):
             picture, reward, terminated, truncated = self._act(action)
@@ -137,7 +139,7 @@ class AtariGame(gymnasium.Wrapper[Any, Any, Any, Any]):
             if terminated or truncated:
                 break
         if unlearned:
-            info["unlearned_reward"] = unlearned
+            game["unlearned_reward"] = unlearned
         return terminated, truncated
 
     def _act(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool]:

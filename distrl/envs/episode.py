@@ -15,7 +15,11 @@ import gymnasium
 import numpy as np
 
 from distrl.envs import repro, running_statistics, snapshots
-from distrl.envs.spaces import check_observation, leaf_spaces
+from distrl.envs.closing import LONGEST_SEC, within
+from distrl.envs.infos import told
+from distrl.envs.masks import MaskReader
+from distrl.envs.observations import Taker, flag_of, reward_of
+from distrl.envs.spaces import check_observation
 from distrl.envs.spec import EnvSpec
 from distrl.errors import RunFailed
 from distrl.maths.random import derive_seed
@@ -58,10 +62,10 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._base_at = 0
         self._whole = True  # `_actions` holds the episode since its reset
         self._last: Any = None
-        self._checked = False
+        self._check_first = spec.check_observations != "off"
         self._reset_pending = False
-        box = len(list(leaf_spaces(self.observation_space))) == 1 and self.observation_space.shape
-        self._shape = tuple(box) if box else None
+        self._take = Taker(self.observation_space, self._who)
+        self._masks = MaskReader(self.env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._episode += 1
@@ -70,34 +74,44 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         )
         self._actions, self._base, self._base_at, self._whole = [], None, 0, True
         self._reset_pending = False
+        restarted = None
         try:
-            observation, info = self.env.reset(seed=self._seed, options=options)
+            observation, info = self.env.reset(seed=self._seed, options=options or None)
         except RunFailed:
             raise
-        except Exception as error:  # an env may raise anything
-            observation, info = self._recover(error)
-        if not self._checked:
+        except (Exception, SystemExit) as error:  # an env may raise anything
+            (observation, info), restarted = self._recover(error)
+        if self._check_first:
             check_observation(self.observation_space, observation, self._who)
-            self._checked = True
-        self._last = observation
-        return observation, info
+            self._check_first = False
+        self._last = self._take(observation)
+        info = self._masks.put(self.env, info or {}, self._who, 0)
+        return self._last, told(info, over=False, restarted=restarted)
 
     def step(self, action: Any) -> Any:
         if self._reset_pending:
             return self._begin_pending()
+        kept = _copied(action)  # the env may write into what it is given
+        restarted = None
         try:
-            result = self.env.step(action)
-            observation = result[0]
+            observation, reward, terminated, truncated, info = self.env.step(action)
         except RunFailed:
             raise
-        except Exception as error:  # an env may raise anything
-            result = self._recover(error, action)
-            observation = result[0]
-        self._actions.append(action)
-        if self._shape is not None and getattr(observation, "shape", None) != self._shape:
-            check_observation(self.observation_space, observation, self._who)
-        self._last = observation
-        return result
+        except (Exception, SystemExit) as error:  # an env may raise anything
+            result, restarted = self._recover(error, kept)
+            observation, reward, terminated, truncated, info = result
+        self._actions.append(kept)
+        self._last = self._take(observation)
+        if type(reward) is not float:
+            reward = reward_of(reward, self._who)
+        if type(terminated) is not bool:
+            terminated = flag_of(terminated, "terminated", self._who)
+        if type(truncated) is not bool:
+            truncated = flag_of(truncated, "truncated", self._who)
+        over = terminated or truncated
+        if info or self._masks.has_method:
+            info = self._masks.put(self.env, info or {}, self._who, len(self._actions), over)
+        return self._last, reward, terminated, truncated, told(info, over, restarted)
 
     def episode_number(self, episode: int) -> None:
         """The next reset starts episode `episode`."""
@@ -113,7 +127,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         state: dict[str, Any] = {"episode": self._episode, "seed": self._seed, "strategy": "pending"}
         if reset_pending[self._slot]:
             return state
-        layers = snapshots.capture(self.env)
+        layers = snapshots.capture(self.env, self._spec.own_snapshots)
         if layers is not None:
             self._base, self._base_at = layers, len(self._actions)
             if self._base_at > self._spec.max_replay_steps:
@@ -157,34 +171,34 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             self.env.reset(seed=self._seed)
             snapshots.apply(self.env, self._base)
         for action in actions[self._base_at :]:
-            self._last = self.env.step(action)[0]
+            self._last = self.env.step(_copied(action))[0]
+        if self._last is not None:
+            self._last = self._take(self._last)
         self._actions = actions
 
-    def _recover(self, error: Exception, action: Any = None) -> Any:
-        """The result of the reset or step that raised, by a new env put back to where the old one was."""
-        first = f"{type(error).__name__}: {error}"
+    def _recover(self, error: BaseException, action: Any = None) -> tuple[Any, str]:
+        """The result of the reset or step that raised, by a new env put back to where the old one was; what is told."""
+        first = f"{type(error).__name__}: {' '.join(str(error).split())}"
         while self._restarts.value > 0:
             self._restarts.value -= 1
             try:
-                try:
-                    self.env.close()
-                except Exception as closing:  # half broken; it is thrown away in any case
-                    error.add_note(f"close raised {closing!r} too")
+                if problem := within(
+                    self.env.close, LONGEST_SEC
+                ):  # half broken; it is thrown away in any case
+                    error.add_note(f"close() {problem}, too")
                 self.env = self._spec.make_one()
                 message = f"{self._who} raised {first} and was made anew"
                 if action is None:
-                    observation, info = self.env.reset(seed=self._seed)
-                    return observation, {**info, "env_restarted": message}
+                    return self.env.reset(seed=self._seed), message
                 if self._base is None and not self._whole:
                     break
                 self._replay(self._actions)
-                *result, info = self.env.step(action)
-                return *result, {**info, "env_restarted": message}
-            except Exception as again:  # the same bug, at the same place of the replay
+                return self.env.step(_copied(action)), message
+            except (Exception, SystemExit) as again:  # the same bug, at the same place of the replay
                 error = again
         raise self._failure(error, action) from error
 
-    def _failure(self, error: Exception, action: Any) -> RunFailed:
+    def _failure(self, error: BaseException, action: Any) -> RunFailed:
         where = "its reset" if action is None else f"step {len(self._actions)} of its episode"
         trace = "".join(traceback.format_exception(error))
         actions = self._actions if action is None else [*self._actions, action]
@@ -194,6 +208,10 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             f"{self._who} raised {type(error).__name__}: {' '.join(str(error).split())} in {where} (reset seed "
             f"{self._seed}), and {self._spec.max_env_restarts} restarts of its group are used up{how}"
         )
+
+
+def _copied(action: Any) -> Any:
+    return action.copy() if isinstance(action, np.ndarray) else action
 
 
 def _digest(observation: Any) -> str:

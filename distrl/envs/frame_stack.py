@@ -8,9 +8,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from distrl.envs.images import COMMON_CHANNELS, ImageBox
 from distrl.errors import BadInput
-
-_CHANNELS = (1, 3, 4)
 
 
 class FrameStack(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -25,13 +24,13 @@ class FrameStack(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise BadInput(
                 f"frame_stack must be 1 where the observation is not a Box, got {size} with {space}"
             )
-        self._axis: int | None = None
-        if len(space.shape) == 3 and (space.shape[-1] in _CHANNELS or space.shape[0] in _CHANNELS):
-            self._axis = -1 if space.shape[-1] in _CHANNELS else 0
+        self._axis = _channel_axis(space)
         self._frames: list[NDArray[Any]] = [np.zeros(space.shape, space.dtype)] * size
-        self.observation_space = gymnasium.spaces.Box(
-            self._join([space.low] * size), self._join([space.high] * size), dtype=space.dtype.type
-        )
+        low, high = self._join([space.low] * size), self._join([space.high] * size)
+        if self._axis is None and len(space.shape) != 2:
+            self.observation_space = gymnasium.spaces.Box(low, high, dtype=space.dtype.type)
+        else:  # whose channels may be any number now
+            self.observation_space = ImageBox(low, high, space.dtype.type, self._axis or 0)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         observation, info = self.env.reset(seed=seed, options=options)
@@ -53,3 +52,15 @@ class FrameStack(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _join(self, frames: list[NDArray[Any]]) -> NDArray[Any]:
         return np.stack(frames) if self._axis is None else np.concatenate(frames, axis=self._axis)
+
+
+def _channel_axis(space: gymnasium.spaces.Box) -> int | None:
+    """Where frames are joined: the axis with the channels of an image; None where it is not sure that there is one."""
+    if len(space.shape) != 3:
+        return None
+    known: int | None = getattr(space, "channel_axis", None)
+    if known is not None:
+        return known
+    if space.shape[-1] in COMMON_CHANNELS:
+        return -1
+    return 0 if space.shape[0] in COMMON_CHANNELS else None

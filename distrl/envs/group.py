@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from distrl.envs import group_state, running_statistics
 from distrl.envs import infos as info_arrays
 from distrl.envs.calls import Calls
+from distrl.envs.masks import KEY, mask_parts, read_masks
 from distrl.envs.native.single import NativeSingleEnv
 from distrl.envs.native.vector import NativeVectorEnv
+from distrl.envs.observations import LARGEST_REWARD, Outside, Ranges
 from distrl.envs.results import Episode, StepResult, replaced
 from distrl.envs.snapshots import has_own
 from distrl.envs.spaces import ObservationReader, check_supported
@@ -38,6 +40,9 @@ from distrl.trees import Tree
 
 Array = NDArray[Any]
 _MAX_FIRST_OBSERVATIONS = 10
+SAFE_SQUARES = 1e70  # a sum of squared rewards below it: none is infinite in float32
+LEAVES_SPACE = " leaves its space: "
+CORRECT_SPACE = "; correct the env's observation_space, or clip with a wrapper"
 HOW_TO_GO_ON = "; fix the env, or go on without such episodes by --nonfinite drop"
 
 
@@ -68,9 +73,11 @@ class EnvGroup:
             self._vector.close()
             raise
         self._reader = ObservationReader(self.observation_space)
+        self._ranges = Ranges(self.observation_space, spec.check_observations != "off" and not spec.is_native)
+        kind = "wrapped" if self.is_wrapped else "own" if spec.is_native or spec.is_pool else "entry_point"
+        self._own_infos = info_arrays.READERS[kind]
         self._clip = spec.is_atari()
         self._next_step = spec.autoreset == "next_step"
-        self._keep_actions = self.is_wrapped and bool(self.action_space.shape)
         self._all_valid = np.ones(num_envs, np.bool_)
         self._all_valid.flags.writeable = False
         self.observation: Tree = None
@@ -81,7 +88,8 @@ class EnvGroup:
         self.episode = np.full(num_envs, -1)
         self.resetting = np.zeros(num_envs, np.bool_)  # next_step: the next step is a reset
         self.calls = Calls(self._vector, spec, index, first_env)
-        if not self.is_wrapped and not has_own(self._vector.unwrapped):
+        self.has_own = not self.is_wrapped and spec.own_snapshots and has_own(self._vector.unwrapped)
+        if not self.is_wrapped and not self.has_own:
             self.lose(
                 f"{spec.env_id} as vector_entry_point has no snapshot(): a recovery starts fresh episodes"
             )
@@ -113,11 +121,11 @@ class EnvGroup:
 
     def step(self, action: Array) -> StepResult:
         """All envs one step on, by `action` [N, ...] in the env's own format."""
-        if self._keep_actions:
-            action = action.copy()  # rows of it are remembered for a replay
         raw, reward, terminated, truncated, infos = self.watched(self._vector.step, action)
         if not self.is_wrapped:  # an env's own arrays may be its memory
             terminated, truncated = (np.array(terminated, np.bool_), np.array(truncated, np.bool_))
+        if (outside := self._ranges.outside(raw)) is not None:
+            self._outside(outside)
         observation, finite = self._reader.read(raw)
         valid, start = self._all_valid, None
         if self._next_step:
@@ -126,12 +134,14 @@ class EnvGroup:
             self.episode += start
         self.running_return += reward
         self.running_length += valid
-        learned = (np.sign(reward) if self._clip else reward).astype(np.float32)
+        with np.errstate(over="ignore"):  # looked at below
+            learned = (np.sign(reward) if self._clip else reward).astype(np.float32)
         ended = terminated | truncated
         over, final, bad = ended, observation, None
         if start is None:
             start = ended
-        if infos:
+        if infos or self.action_mask is not None:
+            infos = self._own_infos(infos, self.num_envs) if infos else infos
             final, lost_life = self._read_infos(infos, ended, observation)
             if lost_life is not None:
                 terminated, start = terminated | lost_life, start | lost_life
@@ -139,7 +149,7 @@ class EnvGroup:
                 forced = infos["forced"]
                 valid, start, learned[forced] = valid & ~forced, start | forced, 0.0
                 self.running_length -= forced
-        if not finite or final is not observation or not math.isfinite(np.vdot(reward, reward)):
+        if not finite or final is not observation or not float(np.vdot(reward, reward)) < SAFE_SQUARES:
             bad = self._nonfinite(final, reward, self._all_valid)
             if bad.any():
                 final = replaced(final, self.observation, bad)
@@ -185,6 +195,12 @@ class EnvGroup:
                 env.unwrapped.np_random = generator
 
     @property
+    def first_single_env(self) -> gymnasium.Env[Any, Any]:
+        """The first env with all its wrappers but distrl's own, for envs of this process (`sync`)."""
+        env: gymnasium.Env[Any, Any] = self._vector.envs[0].env
+        return env
+
+    @property
     def max_episode_steps(self) -> int | None:
         """The time limit of an episode, in steps; None where there is none that Gymnasium knows of."""
         if self.spec.max_episode_steps is not None:
@@ -207,8 +223,9 @@ class EnvGroup:
         return self._vector.metadata
 
     def close(self) -> None:
-        """Ends the envs and their processes. The group is of no use afterwards."""
-        self.calls.close()
+        """Ends the envs and their processes; what an env's `close` raises is said, unless it was never reset. The group is
+        of no use afterwards."""
+        self.calls.close(quietly=self.observation is None)
 
     def watched(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Calls into the vector env, watched; what it raises becomes RunFailed."""
@@ -227,6 +244,10 @@ class EnvGroup:
             self.running_return[mask] = 0.0
             self.running_length[mask] = 0
             self.resetting = self.resetting & ~mask
+            if (outside := self._ranges.outside(raw)) is not None and mask[outside.slot]:
+                self._outside(outside)
+            if infos:
+                infos = self._own_infos(infos, self.num_envs)
             self._notice(infos, mask)
             if "unlearned_reward" in infos:
                 self.running_return += infos["unlearned_reward"]
@@ -269,18 +290,14 @@ class EnvGroup:
         self, infos: dict[str, Any], ended: Array, observation: Tree
     ) -> tuple[Tree, Array | None]:
         """(where the transitions truly arrived, who lost a life and plays on [N] or None)."""
-        self._notice(infos, self._all_valid)
         final, same_step = observation, self.spec.autoreset == "same_step"
+        self._notice(infos, self._all_valid, None if same_step else ended)
         if "unlearned_reward" in infos:
             self.running_return += (
                 infos["unlearned_reward"] * ~ended if same_step else infos["unlearned_reward"]
             )
-        if (
-            same_step
-            and isinstance(infos.get("final_info"), dict)
-            and "unlearned_reward" in infos["final_info"]
-        ):
-            self.running_return += infos["final_info"]["unlearned_reward"]
+        if "final_unlearned_reward" in infos:
+            self.running_return += infos["final_unlearned_reward"]
         if "final_obs" in infos and ended.any():
             final = info_arrays.with_rows(observation, infos["final_obs"], ended, self.observation_space)
         if "life_lost" not in infos:
@@ -290,11 +307,17 @@ class EnvGroup:
             final, infos["life_final_obs"], lost_life, self.observation_space
         ), lost_life
 
-    def _notice(self, infos: dict[str, Any], rows: Array) -> None:
-        """Action masks of `rows`, which have new observations, and restarts."""
-        if "action_mask" in infos:
-            given = infos["action_mask"].astype(np.bool_)
-            given[~info_arrays.mask_of(infos, "action_mask", self.num_envs)] = True
+    def _notice(self, infos: dict[str, Any], rows: Array, over: Array | None = None) -> None:
+        """Action masks of `rows`, which have new observations or are `over`, and restarts."""
+        masks = mask_parts(self.action_space)
+        if KEY in infos and not masks:
+            self._warn(
+                f"{self.spec.env_id} gives an action_mask, which {self.action_space} does not take: ignored"
+            )
+        elif KEY in infos:
+            told = infos["_action_mask"]
+            given = read_masks(self.action_space, infos[KEY], told & rows, self._who_now, over)
+            self._miss_masks(rows & ~told if over is None else rows & ~told & ~over)
             if self.action_mask is None and self.observation is not None:
                 raise RunFailed(
                     f"env group {self.index} ({self.spec.env_id}) gives its first action_mask in the info of "
@@ -304,39 +327,69 @@ class EnvGroup:
             old = self.action_mask if self.action_mask is not None else np.ones_like(given)
             self.action_mask = np.where(rows[:, None], given, old)
         elif self.action_mask is not None:
+            self._miss_masks(rows if over is None else rows & ~over)
             self.action_mask = self.action_mask | rows[:, None]
-        if infos:
-            for message in info_arrays.texts(infos, "env_restarted"):
-                self._warn(message)
+        for message in infos.get("env_restarted", ()):
+            self._warn(message)
+
+    def _who_now(self, slot: int) -> str:
+        return f"{self.calls.who(slot)}: step {int(self.running_length[slot])} of its episode"
+
+    def _miss_masks(self, rows: Array) -> None:
+        """Says once that `rows` gave no mask where others were given before."""
+        if rows.any():
+            self._warn(
+                f"{self.spec.env_id} gives an action_mask at some steps and none at others: without one, every action "
+                "is taken as legal"
+            )
 
     def _nonfinite(self, observation: Tree, reward: Array | None, among: Array) -> Array:
         """Rows [N] of `among` with a NaN or Inf: counted where they may be dropped, else RunFailed."""
         rows, key = self._reader.nonfinite_rows(observation)
-        bad = (rows if reward is None else rows | ~np.isfinite(reward)) & among
+        bad = (rows if reward is None else rows | ~(np.abs(reward) <= LARGEST_REWARD)) & among
         if not bad.any():
             return bad
         slot = int(np.argmax(bad))
-        message = self.not_finite(slot, key if rows[slot] else "reward")
+        given = math.nan if reward is None or rows[slot] else float(reward[slot])
+        too_large = given if math.isfinite(given) else None
+        message = self.not_finite(slot, key if rows[slot] else "reward", too_large)
         if self.spec.nonfinite == "fail":
             raise RunFailed(message + HOW_TO_GO_ON)
         self.dropped += int(bad.sum())
         self._warn(f"{message}; dropped")
         return bad
 
-    def not_finite(self, slot: int, what: str) -> str:
-        """Says that the env at `slot` gave a NaN or Inf as `what`, and in which episode."""
+    def not_finite(self, slot: int, what: str, too_large: float | None = None) -> str:
+        """Says that the env at `slot` gave a NaN or Inf as `what`, or what float32 cannot hold, and in which episode."""
+        is_bad = "is NaN or Inf" if too_large is None else f"is {too_large:g}, infinite in float32,"
         return (
-            f"{self.calls.who(slot)}: {what} is NaN or Inf at step {int(self.running_length[slot])} "
+            f"{self.calls.who(slot)}: {what} {is_bad} at step {int(self.running_length[slot])} "
             f"of the episode with reset seed {self._episode_seed(slot)}"
         )
 
+    def _outside(self, found: Outside) -> None:
+        """An entry of an observation is not in its space: RunFailed, or for a Box's bounds a warning, once a leaf."""
+        got = f"expected values in [{found.low:.6g}, {found.high:.6g}], got {found.value:.6g}"
+        if not found.is_box or self.spec.check_observations == "error":
+            raise RunFailed(
+                f"{self.calls.who(found.slot)}: observation{found.key} is outside its space at step "
+                f"{int(self.running_length[found.slot]) + 1} of the episode with reset seed "
+                f"{self._episode_seed(found.slot)}: {got}{CORRECT_SPACE}"
+            )
+        self._ranges.forget_boxes(found.key)
+        self._warn(
+            f"{self.spec.env_id}: observation{found.key}{LEAVES_SPACE}{got} (env "
+            f"{self.first_env + found.slot}){CORRECT_SPACE}; --check-observations error makes it an error"
+        )
+
     def _episodes(self, over: Array, infos: dict[str, Any]) -> list[Episode]:
+        numbers = infos.get("numbers", lambda slot: {})
         return [
             Episode(
                 self.first_env + int(slot),
                 float(self.running_return[slot]),
                 int(self.running_length[slot]),
-                info_arrays.numbers(infos, int(slot)),
+                numbers(int(slot)),
             )
             for slot in np.flatnonzero(over)
         ]

@@ -13,6 +13,7 @@ import numpy as np
 
 from distrl.envs.spec import EnvSpec
 from distrl.errors import BadInput
+from distrl.plain_values import decode, encode
 
 SCHEMA = 1
 
@@ -27,7 +28,7 @@ def write(
     path = folder / f"env{env}-episode{episode}.json"
     content = {
         "schema": SCHEMA,
-        "spec": {**spec.to_json(), "repro_dir": None},
+        "spec": {**spec.to_json(), "repro_dir": None, "kwargs": encode(spec.kwargs)},
         "env": env,
         "episode": episode,
         "seed": seed,
@@ -56,7 +57,8 @@ def replay(path: str) -> int:
         raise BadInput(f"{path} must have schema {SCHEMA}, got {content.get('schema')!r}")
     if not content["whole_episode"]:
         raise BadInput(f"{path} holds only the last {len(content['actions'])} actions of a long episode")
-    env = EnvSpec(**content["spec"]).make_one()
+    fields = content["spec"]
+    env = EnvSpec(**{**fields, "kwargs": decode(fields["kwargs"])}).make_one()
     env.reset(seed=content["seed"])
     space = env.action_space
     for action in content["actions"]:

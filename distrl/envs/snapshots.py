@@ -8,6 +8,7 @@ snapshot: the episode is replayed instead.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -16,6 +17,7 @@ from gymnasium import wrappers
 
 from distrl.envs.atari import AtariGame
 from distrl.envs.frame_stack import FrameStack
+from distrl.envs.mask_key import MaskFromObservation
 
 # Wrapper -> the attributes that it changes while an episode runs.
 _MEMORY: dict[type, tuple[str, ...]] = {
@@ -32,6 +34,7 @@ _MEMORY: dict[type, tuple[str, ...]] = {
     wrappers.RescaleObservation: (),
     wrappers.ReshapeObservation: (),
     wrappers.ResizeObservation: (),
+    MaskFromObservation: (),
 }
 _LAYERS = (AtariGame, FrameStack)
 
@@ -66,12 +69,14 @@ _KINEMATICS = (
 Layers = list[dict[str, Any]]
 
 
-def capture(env: gymnasium.Env[Any, Any]) -> Layers | None:
-    """The state of all layers as a state tree, or None where it cannot be taken."""
+def capture(env: gymnasium.Env[Any, Any], own_snapshots: bool = True) -> Layers | None:
+    """The state of all layers as a state tree, or None where it cannot be taken. Without `own_snapshots`, an env's own
+    `snapshot` is not one."""
     layers: Layers = []
     while True:
-        if has_own(env):
-            layers.append({"own": env.snapshot(), "random": _random_state(env)})  # type: ignore[attr-defined]
+        if own_snapshots and has_own(env):
+            own = copy.deepcopy(env.snapshot())  # type: ignore[attr-defined]  # its arrays may be the env's memory
+            layers.append({"own": own, "random": _random_state(env)})
             return layers
         if not isinstance(env, gymnasium.Wrapper):
             core = _core(env)
@@ -89,7 +94,7 @@ def apply(env: gymnasium.Env[Any, Any], layers: Layers) -> None:
     """Put `env`, built by the same spec and reset at least once, into the state that `capture` took."""
     for layer in layers:
         if "own" in layer:
-            env.restore(layer["own"])  # type: ignore[attr-defined]
+            env.restore(copy.deepcopy(layer["own"]))  # type: ignore[attr-defined]
         elif "mujoco" in layer:
             _restore_mujoco(env, layer)
         elif "ale" in layer:

@@ -12,11 +12,19 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from distrl.envs.actions import ActionMap
 from distrl.errors import BadInput, RunFailed
 from distrl.trees import Tree
 
 _LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _ACTIONS = _LEAVES
+# Types that torch has not, or does nothing with: what they are read as (None: float32, by way of float64).
+_AS_OTHERS: dict[Any, Any] = {
+    np.dtype(np.uint16): np.int32,
+    np.dtype(np.uint32): np.int64,
+    np.dtype(np.uint64): None,
+    np.dtype(np.longdouble): None,
+}
 # The square sum below which no entry of a float64 array leaves the range of float32.
 _SAFE_SQUARES = 1e70
 
@@ -31,14 +39,33 @@ def check_supported(
             f"env {env_id!r}: the action space must be Discrete, MultiDiscrete, MultiBinary or Box, "
             f"got {action_space}; flatten it with a wrapper"
         )
-    for key, leaf in leaf_spaces(observation_space):
+    elif _is_empty(action_space):
+        problems.append(
+            f"env {env_id!r}: the action space must have at least one entry, got {action_space}, which leaves nothing "
+            "to choose"
+        )
+    leaves = list(leaf_spaces(observation_space))
+    if not leaves:
+        problems.append(
+            f"env {env_id!r}: the observation must have at least one entry, got {observation_space}; give a constant "
+            "where there is nothing to see, e.g. Box(0, 0, (1,))"
+        )
+    for key, leaf in leaves:
         if not isinstance(leaf, _LEAVES):
             problems.append(
                 f"env {env_id!r}: observation{key} must be Box, Discrete, MultiDiscrete or MultiBinary, or a Dict "
                 f"or Tuple of them, got {leaf}; change it with a wrapper"
             )
+        elif _is_empty(leaf):
+            problems.append(
+                f"env {env_id!r}: observation{key} must have at least one entry, got {leaf}; leave it out with a wrapper"
+            )
     if problems:
         raise BadInput(*problems)
+
+
+def _is_empty(space: spaces.Space[Any]) -> bool:
+    return 0 in (space.shape or ())
 
 
 def leaf_spaces(space: spaces.Space[Any], key: str = "") -> Iterator[tuple[str, spaces.Space[Any]]]:
@@ -56,16 +83,7 @@ def leaf_spaces(space: spaces.Space[Any], key: str = "") -> Iterator[tuple[str, 
 def to_env_action(space: spaces.Space[Any], action: NDArray[Any]) -> NDArray[Any]:
     """A policy's action [N, ...] in the env's own format: integers from 0 are moved to `start`, Box actions
     are clipped to the bounds, and shape and dtype become the space's."""
-    if isinstance(space, spaces.Discrete):
-        return action.astype(np.int64) + int(space.start) if space.start else action.astype(np.int64)
-    shaped = action.reshape(len(action), *(space.shape or ()))
-    if isinstance(space, spaces.MultiDiscrete):
-        moved: NDArray[Any] = shaped + space.start
-        return moved.astype(space.dtype)
-    if isinstance(space, spaces.Box):
-        clipped: NDArray[Any] = np.clip(shaped, space.low, space.high)
-        return clipped.astype(space.dtype)
-    return shaped.astype(space.dtype)
+    return ActionMap(space)(action)
 
 
 def check_observation(space: spaces.Space[Any], observation: Any, who: str) -> None:
@@ -128,8 +146,8 @@ def _outside(who: str, key: str, expected: str, got: str) -> RunFailed:
 
 
 class ObservationReader:
-    """Turns a vector env's observation buffer into arrays of our own: float64 to float32, the rest as it
-    is, always new arrays; and says whether all of it is finite."""
+    """Turns a vector env's observation buffer into arrays of our own: float64 to float32, types that torch lacks to
+    ones that it has, the rest as it is, always new arrays; and says whether all of it is finite."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self._space = space
@@ -183,6 +201,11 @@ def _reader(space: spaces.Space[Any]) -> Callable[[Any], tuple[Tree, bool]]:
     kind = np.dtype(space.dtype)
     if kind == np.float64:
         return _read_float64
+    if kind in _AS_OTHERS:
+        other = _AS_OTHERS[kind]
+        return lambda raw: (
+            _read_float64(np.asarray(raw, np.float64)) if other is None else (np.array(raw, other), True)
+        )
     return _read_float if kind.kind == "f" else lambda raw: (np.array(raw), True)
 
 

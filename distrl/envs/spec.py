@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -10,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from distrl.errors import BadInput
+from distrl.errors import BadInput, translated
 from distrl.named import import_named, load_function, nearest
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ VECTORIZATIONS = ("sync", "async", "vector_entry_point")
 BACKENDS = ("auto", "gymnasium", "envpool", "ale", "native")
 AUTORESETS = ("disabled", "next_step", "same_step")
 NONFINITE = ("fail", "drop")
+CHECK_OBSERVATIONS = ("error", "warn", "off")
 ATARI_FRAME_STACK = 4
 
 # What registers a namespace's ids, the extra that installs it, and what says that it is missing.
@@ -46,6 +48,9 @@ class EnvSpec:
     the process (0: never). max_env_restarts: times that a group's envs may raise. repro_dir: where the
     failing episode of an env that raises is written. backend: who steps the envs; "native" is a compiled loop over
     a `NativeEnv`, "ale" and "envpool" are a library's pools (`distrl.envs.pools`), "auto" is decided by `settled`.
+    check_observations: what a value outside a Box's bounds is, an error, a warning or nothing (`observations.py`).
+    own_snapshots: whether an env's own `snapshot` and `restore` are used; a trial of them decides (`trial.py`).
+    mask_key: the key of the observation that holds the action mask.
     """
 
     env_id: str
@@ -62,6 +67,9 @@ class EnvSpec:
     nonfinite: str = "fail"
     repro_dir: str | None = None
     backend: str = "gymnasium"
+    check_observations: str = "warn"
+    own_snapshots: bool = True
+    mask_key: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -71,6 +79,7 @@ class EnvSpec:
                 ("autoreset", self.autoreset, AUTORESETS),
                 ("nonfinite", self.nonfinite, NONFINITE),
                 ("backend", self.backend, BACKENDS),
+                ("check_observations", self.check_observations, CHECK_OBSERVATIONS),
             )
             if given not in allowed
         ]
@@ -129,6 +138,7 @@ class EnvSpec:
                 ("atari", bool(self.atari), False),
                 ("vectorization", self.vectorization, "sync"),
                 ("autoreset", self.autoreset, "disabled"),
+                ("mask_key", self.mask_key, None),
             )
             if value != plain
         ]
@@ -151,6 +161,9 @@ class EnvSpec:
         """
         import gymnasium
 
+        from distrl.envs.api import check_made
+        from distrl.envs.surroundings import kept
+
         registered = self.registered()
         atari = self.is_atari(registered)
         kwargs = {**self._gymnasium_kwargs(atari), **extra}
@@ -167,14 +180,25 @@ class EnvSpec:
             limit = {"max_episode_steps": self.max_episode_steps}
         if "mujoco" in str(registered.entry_point) and importlib.util.find_spec("mujoco"):
             _hear_mujoco()
-        try:
-            env = gymnasium.make(registered, disable_env_checker=True, **limit, **kwargs)
-        except Exception as error:  # an env's constructor may raise anything
-            raise BadInput(self._cannot_make(error)) from error
-        if atari:
-            env = self._preprocess(env, sticky)
-        if self.wrapper is not None:
-            env = _wrap(self.wrapper, env)
+        with kept():
+            try:
+                env = gymnasium.make(registered, disable_env_checker=True, **limit, **kwargs)
+            except (Exception, SystemExit) as error:  # an env's constructor may raise anything
+                raise BadInput(self._cannot_make(error)) from error
+            try:
+                check_made(env, self.env_id)
+                if atari:
+                    env = self._preprocess(env, sticky)
+                if self.wrapper is not None:
+                    env = _wrap(self.wrapper, env)
+                if self.mask_key is not None:
+                    from distrl.envs.mask_key import MaskFromObservation
+
+                    env = MaskFromObservation(env, self.mask_key)
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first error is the one that counts
+                    env.close()
+                raise
         if not atari and (self.frame_stack or 1) > 1:
             from distrl.envs.frame_stack import FrameStack
 
@@ -188,10 +212,10 @@ class EnvSpec:
         module, _, name = self.env_id.rpartition(":")
         if module:
             imported = import_named(module, f"env {self.env_id!r}")
-            if name not in gymnasium.registry and hasattr(imported, name):
-                from distrl.envs.native.single import registered_as
+            if name not in gymnasium.registry:
+                from distrl.envs.registrations import registered_object
 
-                if (own := registered_as(name, getattr(imported, name))) is not None:
+                if (own := registered_object(imported, name, self.env_id)) is not None:
                     return own
         if name.startswith("ALE/") or (name not in gymnasium.registry and importlib.util.find_spec("ale_py")):
             _register_atari(name)
@@ -220,21 +244,31 @@ class EnvSpec:
         env = AtariGame(env, frame_stack=self.frame_stack or ATARI_FRAME_STACK, sticky=sticky)
         return env if self.max_episode_steps is None else TimeLimit(env, self.max_episode_steps)
 
-    def _cannot_make(self, error: Exception) -> str:
+    def _cannot_make(self, error: BaseException) -> str:
+        from distrl.envs.api import place_of
+
         said = " ".join(str(error).split())
         for word, extra in _WORDS.items():
             missing = [name for name in _EXTRAS[extra] if importlib.util.find_spec(name) is None]
             if word in said.lower() and missing:
                 return f"env {self.env_id!r} needs {', '.join(missing)}: pip install 'distrl[{extra}]'"
-        return f"env {self.env_id!r} cannot be made with env_kwargs {self.kwargs}: {type(error).__name__}: {said}"
+        return (
+            f"env {self.env_id!r} cannot be made with env_kwargs {self.kwargs}: {type(error).__name__}: {said}"
+            + ("" if said and not isinstance(error, SystemExit) else place_of(error))
+        )
 
 
 def _wrap(name: str, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     import gymnasium
 
-    wrapped = load_function(name, "wrapper")(env)
+    from distrl.envs.api import check_made
+
+    function = load_function(name, "wrapper")
+    with translated(f"wrapper {name!r} raised"):
+        wrapped = function(env)
     if not isinstance(wrapped, gymnasium.Env):
         raise BadInput(f"wrapper {name!r} must return a gymnasium.Env, got {type(wrapped).__name__}")
+    check_made(wrapped, f"{env.spec.id if env.spec else env} in {name}")
     return wrapped
 
 

@@ -17,6 +17,7 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from distrl.envs.closing import LONGEST_SEC, within
 from distrl.envs.episode import Counter, EpisodeEnv, Restarts
 from distrl.envs.native.choice import native_env
 from distrl.envs.native.vector import NativeVectorEnv
@@ -24,7 +25,8 @@ from distrl.envs.pools.choice import make_pool, step_limit
 from distrl.envs.pools.vector import PoolVectorEnv
 from distrl.envs.spaces import check_observation
 from distrl.envs.spec import EnvSpec
-from distrl.errors import BadInput, RunFailed
+from distrl.envs.surroundings import kept
+from distrl.errors import BadInput, RunFailed, translated
 
 _PR_SET_PDEATHSIG = 1
 _ERROR_WAIT_SEC = 10
@@ -64,11 +66,20 @@ def make_vector(spec: EnvSpec, num_envs: int, first_env: int, seed: int) -> Vect
         restarts = Counter(spec.max_env_restarts)
     else:
         restarts = multiprocessing.get_context("fork").Value("i", spec.max_env_restarts)
-    thunks = [_thunk(spec, first_env + slot, slot, seed, restarts, os.getpid()) for slot in range(num_envs)]
+    made: list[Any] = []
+    thunks = [
+        _thunk(spec, first_env + slot, slot, seed, restarts, os.getpid(), made) for slot in range(num_envs)
+    ]
     mode = MODES[spec.autoreset]
-    if spec.vectorization == "sync":
-        return SyncVectorEnv(thunks, copy=False, autoreset_mode=mode)
-    return _Async(thunks, copy=False, context="fork", autoreset_mode=mode)
+    try:
+        with translated(f"{num_envs} envs {spec.env_id!r} cannot be stepped side by side"):
+            if spec.vectorization == "sync":
+                return SyncVectorEnv(thunks, copy=False, autoreset_mode=mode)
+            return _Async(thunks, copy=False, context="fork", autoreset_mode=mode)
+    except BaseException:  # the third cannot be made: the first two are there already
+        for env in made:
+            within(env.close, LONGEST_SEC)
+        raise
 
 
 class _Async(AsyncVectorEnv[Any, Any]):
@@ -90,13 +101,14 @@ class _Async(AsyncVectorEnv[Any, Any]):
 
 
 def _thunk(
-    spec: EnvSpec, env: int, slot: int, seed: int, restarts: Restarts, parent: int
+    spec: EnvSpec, env: int, slot: int, seed: int, restarts: Restarts, parent: int, made: list[Any]
 ) -> Callable[[], gymnasium.Env[Any, Any]]:
     def make() -> gymnasium.Env[Any, Any]:
         # AsyncVectorEnv makes one env in this process too, to see its spaces.
         if os.getpid() != parent:
             _become_child(parent)
-        return EpisodeEnv(spec, env, slot, seed, restarts)
+        made.append(EpisodeEnv(spec, env, slot, seed, restarts))
+        return made[-1]  # type: ignore[no-any-return]
 
     return make
 
@@ -113,7 +125,7 @@ def _become_child(parent: int) -> None:
 
 
 def _entry_point(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    unused = [name for name in ("wrapper", "frame_stack") if getattr(spec, name) not in (None, 1)]
+    unused = [name for name in ("wrapper", "frame_stack", "mask_key") if getattr(spec, name) not in (None, 1)]
     if unused:
         raise BadInput(
             f"{', '.join(unused)} cannot go around env {spec.env_id!r} as vector_entry_point; use sync"
@@ -133,8 +145,9 @@ def _entry_point(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
         if registered.kwargs.get("frameskip") != kwargs.get("frameskip", 4):
             kwargs.setdefault("frameskip", 4)
     try:
-        env = gymnasium.make_vec(registered, num_envs, vectorization_mode="vector_entry_point", **kwargs)
-    except Exception as error:  # an entry point may raise anything
+        with kept():
+            env = gymnasium.make_vec(registered, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+    except (Exception, SystemExit) as error:  # an entry point may raise anything
         said = " ".join(str(error).split())
         raise BadInput(
             f"env {spec.env_id!r} cannot be made as vector_entry_point with {kwargs}: {said}"
@@ -175,7 +188,7 @@ def reset_rows(vector: VectorEnv[Any, Any, Any], mask: NDArray[np.bool_], seeds:
 
 
 def explain(
-    vector: VectorEnv[Any, Any, Any], group: str, env_name: Callable[[int], str], error: Exception
+    vector: VectorEnv[Any, Any, Any], group: str, env_name: Callable[[int], str], error: BaseException
 ) -> RunFailed:
     """What `error` of a call into `vector` means: where an observation does not fit its space, the env, key and
     what it got; else the error itself, said of the group."""
@@ -189,19 +202,3 @@ def explain(
     if isinstance(error, EOFError | ConnectionError):
         said = f"a subprocess of an environment died ({said})"
     return RunFailed(f"{group}: {said}")
-
-
-def abandon(vector: VectorEnv[Any, Any, Any]) -> None:
-    """Ends a vector env that failed in the middle of something, without a word to its subprocesses: one that
-    died or hangs would leave a polite close waiting for its answer."""
-    if not isinstance(vector, AsyncVectorEnv):
-        vector.close()
-        return
-    for process in vector.processes:
-        process.kill()
-    for process in vector.processes:
-        process.join()
-    for pipe in vector.parent_pipes:
-        if pipe is not None:
-            pipe.close()
-    vector.closed = True

@@ -3,7 +3,13 @@
 from distrl.policies.build import PolicySpec, make_policy
 from distrl.policies.distributions import make_distribution
 from distrl.policies.observe import Observe
-from distrl.policies.protocol import Evaluation, Policy, load_parameters, parameters_and_buffers
+from distrl.policies.protocol import (
+    Evaluation,
+    Policy,
+    load_parameters,
+    parameters_and_buffers,
+    rescales_action,
+)
 
 __all__ = [
     "Evaluation",
@@ -14,4 +20,5 @@ __all__ = [
     "make_distribution",
     "make_policy",
     "parameters_and_buffers",
+    "rescales_action",
 ]

@@ -20,6 +20,7 @@ from distrl.policies.lstm import LSTMPolicy
 from distrl.policies.mlp import MLPPolicy
 from distrl.policies.observe import has_image
 from distrl.policies.precision import set_precision
+from distrl.policies.reading import Reading, Scale, readings
 from distrl.trees import tree_leaves
 
 
@@ -32,6 +33,8 @@ class PolicySpec:
     activation: str = "tanh"
     lstm_size: int = 128
     normalize_observation: bool = False
+    rescale_action: bool = False
+    observation_scale: Scale = "bytes"
     precision: str = "fp32"
     policy: str | None = None
     policy_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +51,8 @@ def make_policy(
         torch.manual_seed(derive_seed(seed, "parameters"))
         try:
             policy = _build(spec, observation_space, action_space)
+            if spec.policy is None:
+                policy.rescales_action = spec.rescale_action  # type: ignore[assignment]
             set_precision(policy, spec.precision)
             return policy
         except ValueError as error:
@@ -68,15 +73,15 @@ def one_thread() -> Iterator[None]:
 def _build(spec: PolicySpec, observation_space: spaces.Space, action_space: spaces.Space) -> nn.Module:
     if spec.policy is not None:
         return _custom(spec, observation_space, action_space)
-    network = spec.network
-    if network == "auto":
-        network = "cnn" if has_image(observation_space) else "mlp"
+    network, scale = network_of(spec, observation_space), spec.observation_scale
     if network == "cnn":
-        if not has_image(observation_space):
+        asked = spec.network == "cnn" and scale != "bytes"
+        if not has_image(observation_space, scale, asked):
             raise BadInput(
-                f"--network cnn wants an image (uint8, 2 or 3 dimensions) in {observation_space}: use mlp"
+                f"--network cnn wants an image (a Box of 2 to 4 dimensions, 3 pixels a side at least) in "
+                f"{observation_space}: use mlp"
             )
-        return CNNPolicy(observation_space, action_space, spec.normalize_observation)
+        return CNNPolicy(observation_space, action_space, spec.normalize_observation, scale, asked)
     if network == "lstm":
         return LSTMPolicy(
             observation_space,
@@ -85,10 +90,25 @@ def _build(spec: PolicySpec, observation_space: spaces.Space, action_space: spac
             spec.activation,
             spec.lstm_size,
             spec.normalize_observation,
+            scale,
         )
     return MLPPolicy(
-        observation_space, action_space, spec.hidden_sizes, spec.activation, spec.normalize_observation
+        observation_space, action_space, spec.hidden_sizes, spec.activation, spec.normalize_observation, scale
     )
+
+
+def network_of(spec: PolicySpec, observation_space: spaces.Space) -> str:
+    """`mlp`, `cnn` or `lstm`: the one asked for, else cnn where there is an image."""
+    if spec.network != "auto":
+        return spec.network
+    return "cnn" if has_image(observation_space, spec.observation_scale) else "mlp"
+
+
+def readings_of(spec: PolicySpec, observation_space: spaces.Space) -> list[Reading]:
+    """How the policy reads each leaf; of a custom one nothing is known."""
+    network, scale = network_of(spec, observation_space), spec.observation_scale
+    asked = spec.network == "cnn" and scale != "bytes"
+    return readings(observation_space, scale, asked, flatten=network == "mlp")
 
 
 def _custom(spec: PolicySpec, observation_space: spaces.Space, action_space: spaces.Space) -> nn.Module:

@@ -9,6 +9,7 @@ view.store()                    parameters back into the policy
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,11 @@ from distrl.maths.mlp_policy import (
     policy_scratch_size,
     values,
 )
-from distrl.policies.build import PolicySpec
+from distrl.policies.build import PolicySpec, network_of
 from distrl.policies.distributions import Categorical, DiagonalGaussian
 from distrl.policies.mlp import MLPPolicy
-from distrl.policies.observe import CLIP, has_image, is_image, leaf_spaces, leaves_of
+from distrl.policies.observe import CLIP, Observe, has_embedding, leaves_of
+from distrl.policies.reading import Reading
 from distrl.trees import Tree
 
 Array = NDArray[Any]
@@ -46,16 +48,14 @@ def why_not_compiled(
         return f"--policy {spec.policy} is one's own"
     if spec.precision != "fp32":
         return f"the precision is {spec.precision}"
-    network = spec.network
-    if network == "auto":
-        network = "cnn" if has_image(observation_space) else "mlp"
+    network = network_of(spec, observation_space)
+    if has_embedding(observation_space, spec.observation_scale):
+        return "an observation is an embedding"
     if network != "mlp":
         return f"the network is a {network}, not an mlp"
-    if isinstance(action_space, spaces.Discrete) or (
-        isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating)
-    ):
+    if isinstance(action_space, (spaces.Discrete, spaces.Box)):
         return None
-    return f"the actions are {action_space}, not Discrete or a Box of floats"
+    return f"the actions are {action_space}, not Discrete or Box"
 
 
 class CompiledMLP:
@@ -126,7 +126,7 @@ class CompiledMLP:
     def features(self, observation: Tree) -> NDArray[np.float32]:
         """Rows [B, ...] of observations as what the networks see, [B, inputs], a new or the same array."""
         observe = self.policy.observe
-        features = features_of(observe.space, observation)
+        features = features_of(observe, observation)
         if observe.normalize:
             features = np.clip((features - self.mean) / self.std, np.float32(-CLIP), np.float32(CLIP))
         return np.ascontiguousarray(features)
@@ -219,26 +219,29 @@ def _layers(named: dict[str, Array], part: str, kind: str) -> list[Array]:
     return [array for name, array in named.items() if name.startswith(part) and name.endswith(kind)]
 
 
-def features_of(space: spaces.Space, observation: Tree) -> NDArray[np.float32]:
+def features_of(observe: Observe, observation: Tree) -> NDArray[np.float32]:
     """The twin of `Observe.features` with images flattened: float32 [B, F], not normalised."""
     if isinstance(observation, np.ndarray):
-        return _features(space, observation)
-    leaves = leaves_of(space, observation)
+        return _features(observe.readings[0], observation)
+    leaves = leaves_of(observe.space, observation)
     return np.concatenate(
-        [_features(one, leaf) for one, leaf in zip(leaf_spaces(space), leaves, strict=True)], axis=1
+        [_features(one, leaf) for one, leaf in zip(observe.readings, leaves, strict=True)], axis=1
     )
 
 
-def _features(space: spaces.Space, leaf: Array) -> NDArray[np.float32]:
+def _features(reading: Reading, leaf: Array) -> NDArray[np.float32]:
+    space = reading.space
     if isinstance(space, spaces.Discrete):
         return _one_hot(leaf - space.start, int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
-        columns = (leaf - space.start).reshape(len(leaf), -1)
+        columns = (leaf - space.start).reshape(len(leaf), space.nvec.size)
         return np.concatenate(
             [_one_hot(columns[:, k], int(size)) for k, size in enumerate(space.nvec.flat)], axis=1
         )
-    features = leaf.reshape(len(leaf), -1).astype(np.float32)
-    return features / np.float32(255.0) if is_image(space) else features
+    features = leaf.reshape(len(leaf), math.prod(space.shape or ())).astype(np.float32)
+    if reading.low:
+        features = features - np.float32(reading.low)
+    return features / np.float32(reading.scale) if reading.scale != 1.0 else features
 
 
 def _one_hot(index: Array, size: int) -> NDArray[np.float32]:

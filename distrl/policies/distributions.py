@@ -79,13 +79,13 @@ class Categorical:
 
 
 class MultiCategorical:
-    """MultiDiscrete(nvec): independent categories; log-probs and entropies add."""
+    """MultiDiscrete(nvec), of any shape: independent categories; log-probs and entropies add."""
 
-    def __init__(self, sizes: list[int]) -> None:
+    def __init__(self, sizes: list[int], shape: tuple[int, ...] | None = None) -> None:
         self.parts = [Categorical(size) for size in sizes]
         self.sizes = sizes
         self.num_outputs = sum(sizes)
-        self.action_shape: tuple[int, ...] = (len(sizes),)
+        self.action_shape: tuple[int, ...] = (len(sizes),) if shape is None else shape
         self.action_dtype = np.dtype(np.int64)
 
     def noise(self, generator: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
@@ -102,7 +102,8 @@ class MultiCategorical:
             self._split(action_mask),
             strict=True,
         )
-        return torch.stack([part.sample(*row) for part, *row in rows], dim=-1)
+        action = torch.stack([part.sample(*row) for part, *row in rows], dim=-1)
+        return action.reshape(*output.shape[:-1], *self.action_shape)
 
     def log_prob_and_entropy(
         self, output: Tensor, action: Tensor, action_mask: Tensor | None
@@ -110,7 +111,7 @@ class MultiCategorical:
         rows = zip(
             self.parts,
             output.split(self.sizes, dim=-1),
-            action.unbind(-1),
+            action.reshape(*output.shape[:-1], len(self.sizes)).unbind(-1),
             self._split(action_mask),
             strict=True,
         )
@@ -118,8 +119,20 @@ class MultiCategorical:
         return torch.stack(log_probs).sum(0), torch.stack(entropies).sum(0)
 
 
+_SURE = 1e9  # a logit whose sigmoid is 0 or 1, finite so that 0 * log 0 stays 0 in value and gradient
+
+
+def _bits_allowed(logits: Tensor, action_mask: Tensor | None) -> Tensor:
+    """The logits [..., n], at an end where a bit may not be 0 or may not be 1: `action_mask` [..., 2 n] says both of each."""
+    if action_mask is None:
+        return logits
+    may_be_off, may_be_on = action_mask.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.where(may_be_on, torch.where(may_be_off, logits, _SURE), -_SURE)
+
+
 class Bernoulli:
-    """MultiBinary(n): n independent bits; `output` holds their logits."""
+    """MultiBinary(n): n independent bits; `output` holds their logits. A mask [..., 2 n] says of each whether it may be 0
+    and whether it may be 1."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.num_outputs = math.prod(shape)
@@ -132,6 +145,7 @@ class Bernoulli:
         return np.log(uniform) - np.log1p(-uniform)
 
     def sample(self, output: Tensor, noise: Tensor | None, action_mask: Tensor | None) -> Tensor:
+        output = _bits_allowed(output, action_mask)
         bits = output > 0 if noise is None else output + noise > 0
         return bits.long().reshape(*output.shape[:-1], *self.action_shape)
 
@@ -139,6 +153,7 @@ class Bernoulli:
         self, output: Tensor, action: Tensor, action_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         bits = action.reshape(output.shape).to(output.dtype)
+        output = _bits_allowed(output, action_mask)
         on, off = nn.functional.logsigmoid(output), nn.functional.logsigmoid(-output)
         entropy = -(on.exp() * on + off.exp() * off).sum(-1)
         return (bits * on + (1 - bits) * off).sum(-1), entropy
@@ -147,7 +162,8 @@ class Bernoulli:
 class DiagonalGaussian(nn.Module):
     """Box: a Gaussian per dimension, log-std a parameter of its own and not of the state; log-probs are summed.
 
-    The log-prob is the unclipped action's; what the env gets is clipped to the Box on its way.
+    The log-prob is that of the Gaussian's own number; what the env gets is rescaled or clipped to the Box on its way
+    (`distrl.envs.actions`).
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -178,13 +194,13 @@ def make_distribution(space: spaces.Space) -> Distribution:
     """The distribution of an action space. ValueError for a space that has none."""
     if isinstance(space, spaces.Discrete):
         return Categorical(int(space.n))
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        return MultiCategorical([int(size) for size in space.nvec])
+    if isinstance(space, spaces.MultiDiscrete):
+        return MultiCategorical([int(size) for size in space.nvec.flat], tuple(space.shape))
     if isinstance(space, spaces.MultiBinary):
         return Bernoulli(space.shape)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+    if isinstance(space, spaces.Box):
         return DiagonalGaussian(space.shape)
     raise ValueError(
-        f"actions must be Discrete, MultiDiscrete, MultiBinary or a Box of floats, got {space}: "
+        f"actions must be Discrete, MultiDiscrete, MultiBinary or Box, got {space}: "
         "wrap the env (--wrapper) so that they are"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,36 +61,55 @@ class MLP(nn.Sequential):
         return x
 
 
-class NatureCNN(nn.Module):
-    """Three convolutions and a layer of 512 (Mnih et al. 2015), images [B, C, H, W] of 0..255 to [B, 512].
+class Kernel(NamedTuple):
+    """One convolution: channels that come out, size of the kernel, stride, padding."""
 
-    Bytes are scaled to 0..1 in the first weights, not in the images, which are a thousand times as many.
+    channels: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+
+
+def kernels_for(shape: tuple[int, int, int]) -> tuple[Kernel, ...]:
+    """The Nature CNN from 36 pixels a side on (Mnih et al. 2015); below, kernels that leave something to see: from 16 on
+    smaller ones with a stride, under that 3x3 ones that keep the size, as for boards."""
+    side = min(shape[1:])
+    if side >= 36:
+        return Kernel(32, 8, 4), Kernel(64, 4, 2), Kernel(64, 3)
+    if side >= 16:
+        return Kernel(32, 4, 2), Kernel(64, 3, 2), Kernel(64, 3)
+    return Kernel(32, 3, padding=1), Kernel(64, 3, padding=1)
+
+
+class NatureCNN(nn.Module):
+    """Convolutions (`kernels_for` the size) and a layer of 512, images [B, C, H, W] of 0..scale to [B, 512].
+
+    Pixels are scaled to 0..1 in the first weights, not in the images, which are a thousand times as many.
     """
 
     width = 512
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
+    def __init__(self, shape: tuple[int, int, int], scale: float = 255.0) -> None:
         super().__init__()
-        if min(shape[1:]) < 36:
-            raise ValueError(
-                f"the Nature CNN wants images of at least 36x36, got {shape[1]}x{shape[2]}: "
-                "use --network mlp, or resize them in a --wrapper"
-            )
-        self.convolutions = nn.Sequential(
-            orthogonal(nn.Conv2d(shape[0], 32, 8, stride=4)), nn.ReLU(),
-            orthogonal(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
-            orthogonal(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(),
-            nn.Flatten(),
-        )  # fmt: skip
+        self.scale, self.kernels = scale, kernels_for(shape)
+        layers: list[nn.Module] = []
+        channels = shape[0]
+        for kernel in self.kernels:
+            convolution = nn.Conv2d(channels, kernel.channels, kernel.size, kernel.stride, kernel.padding)
+            layers += [orthogonal(convolution), nn.ReLU()]
+            channels = kernel.channels
+        self.convolutions = nn.Sequential(*layers, nn.Flatten())
         with torch.no_grad():
             flat = self.convolutions(torch.zeros(1, *shape)).shape[1]
         self.linear = nn.Sequential(orthogonal(nn.Linear(flat, self.width)), nn.ReLU())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        one, two, three = (layer for layer in self.convolutions if isinstance(layer, nn.Conv2d))
-        x = convolve(pixels, one.weight / 255.0, one.bias, 4).relu_()
-        x = convolve(x, two.weight, two.bias, 2).relu_()
-        x = convolve(x, three.weight, three.bias, 1).relu_()
+        first, *others = (layer for layer in self.convolutions if isinstance(layer, nn.Conv2d))
+        weight = first.weight / self.scale if self.scale != 1.0 else first.weight
+        kernel, *kernels = self.kernels
+        x = convolve(pixels, weight, first.bias, kernel.stride, kernel.padding).relu_()
+        for layer, kernel in zip(others, kernels, strict=True):
+            x = convolve(x, layer.weight, layer.bias, kernel.stride, kernel.padding).relu_()
         large = self.linear[0]
         assert isinstance(large, nn.Linear)
         return _flat_linear(x, large).relu_()

@@ -13,11 +13,12 @@ from distrl.policies.distributions import make_distribution
 from distrl.policies.layers import mlp, orthogonal
 from distrl.policies.observe import Observe, has_image
 from distrl.policies.protocol import Evaluation
+from distrl.policies.reading import Scale
 from distrl.trees import Tree, tree_map
 
 
 class LSTMPolicy(nn.Module):
-    """Trunk (MLP, or Nature CNN for images), one LSTM layer, actor and critic heads.
+    """Trunk (MLP, or CNN for images), one LSTM layer, actor and critic heads.
 
     The state is a tuple (h, c) of [N, lstm_size]. `evaluate` runs over whole columns from the rollout's
     initial state, resetting inside just where the rollout did.
@@ -33,15 +34,16 @@ class LSTMPolicy(nn.Module):
         activation: str = "tanh",
         lstm_size: int = 128,
         normalize_observation: bool = False,
+        observation_scale: Scale = "bytes",
     ) -> None:
         super().__init__()
         self.lstm_size = lstm_size
-        if has_image(observation_space):
-            trunk = CNNTrunk(observation_space, normalize_observation)
+        if has_image(observation_space, observation_scale):
+            trunk = CNNTrunk(observation_space, normalize_observation, observation_scale)
             self.trunk: nn.Module = trunk
             self.observe, width = trunk.observe, trunk.width
         else:
-            self.observe = Observe(observation_space, normalize_observation)
+            self.observe = Observe(observation_space, normalize_observation, scale=observation_scale)
             layers, width = mlp(self.observe.num_features, hidden_sizes, activation)
             self.trunk = nn.Sequential(self.observe, *layers)
         self.distribution = make_distribution(action_space)

@@ -11,6 +11,7 @@ from distrl.policies.distributions import make_distribution
 from distrl.policies.feedforward import FeedForwardPolicy
 from distrl.policies.layers import MLP, mlp, orthogonal
 from distrl.policies.observe import Observe
+from distrl.policies.reading import Scale
 from distrl.trees import Tree
 
 
@@ -24,9 +25,12 @@ class MLPPolicy(FeedForwardPolicy):
         hidden_sizes: Sequence[int] = (64, 64),
         activation: str = "tanh",
         normalize_observation: bool = False,
+        observation_scale: Scale = "bytes",
     ) -> None:
         super().__init__()
-        self.observe = Observe(observation_space, normalize_observation, flatten_images=True)
+        self.observe = Observe(
+            observation_space, normalize_observation, flatten_images=True, scale=observation_scale
+        )
         self.distribution = make_distribution(action_space)
         trunk, width = mlp(self.observe.num_features, hidden_sizes, activation)
         self.actor = MLP(*trunk, orthogonal(nn.Linear(width, self.distribution.num_outputs), 0.01))

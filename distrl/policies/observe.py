@@ -1,8 +1,7 @@
 """From an observation of any Gymnasium space to what a network eats: one feature vector and images.
 
-Vector leaves (Box, Discrete, MultiDiscrete, MultiBinary; of nested Dict and Tuple in their order) become
-one float32 vector [B, F]: numbers as they are, categories one-hot. Image leaves (uint8, or three
-dimensions) become [B, C, H, W] in 0..1.
+Vector leaves (of nested Dict and Tuple in their order) become one float32 vector [B, F]: numbers, categories one-hot or as
+an embedding. Image leaves become [B, C, H, W]. Which is which: `distrl.policies.reading`.
 
 Normalisation belongs to the policy's snapshot: mean and deviation of the numbers are buffers, frozen
 for an iteration and published with the parameters. Before the first moments they are 0 and 1.
@@ -11,6 +10,7 @@ for an iteration and published with the parameters. Before the first moments the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,33 +18,26 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from distrl.envs.images import likely_channel_axis
+from distrl.policies.reading import EMBEDDING, Reading, Scale, keyed_leaves, readings
 from distrl.trees import Tree
 
 CLIP = 10.0  # normalised numbers are clipped to +-10, as the "37 implementation details" have it
 
 
-def is_image(space: spaces.Space) -> bool:
-    """A Box of bytes with height and width, channels first, last or none."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
-
-
 def leaf_spaces(space: spaces.Space) -> list[spaces.Space]:
     """The leaves of nested Dict and Tuple spaces, in the order of `tree_leaves`."""
-    if isinstance(space, spaces.Dict):
-        return [leaf for part in space.spaces.values() for leaf in leaf_spaces(part)]
-    if isinstance(space, spaces.Tuple):
-        return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
-    if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return [space]
-    raise ValueError(
-        f"observations must be Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple, got {space}: "
-        "wrap the env (--wrapper) so that they are"
-    )
+    return [leaf for _, leaf in keyed_leaves(space)]
 
 
-def has_image(space: spaces.Space) -> bool:
+def has_image(space: spaces.Space, scale: Scale = "bytes", asked: bool = False) -> bool:
     """Whether any leaf is an image."""
-    return any(is_image(leaf) for leaf in leaf_spaces(space))
+    return any(one.kind == "image" for one in readings(space, scale, asked))
+
+
+def has_embedding(space: spaces.Space, scale: Scale = "bytes") -> bool:
+    """Whether any leaf has so many categories that it is an embedding."""
+    return any(one.kind == "embedding" for one in readings(space, scale))
 
 
 def leaves_of(space: spaces.Space, observation: Tree) -> list[Any]:
@@ -60,68 +53,46 @@ def leaves_of(space: spaces.Space, observation: Tree) -> list[Any]:
     return [observation]
 
 
-def _features(space: spaces.Space, leaf: Tensor) -> Tensor:
-    if isinstance(space, spaces.Discrete):
-        return nn.functional.one_hot(leaf.long() - int(space.start), int(space.n)).float()
-    if isinstance(space, spaces.MultiDiscrete):
-        columns = leaf.long().flatten(1)
-        if np.any(space.start):
-            columns = columns - torch.from_numpy(np.asarray(space.start)).to(leaf.device).flatten()
-        return torch.cat(
-            [
-                nn.functional.one_hot(column, int(size))
-                for column, size in zip(columns.unbind(1), space.nvec.flat, strict=True)
-            ],
-            dim=1,
-        ).float()
-    features = leaf.flatten(1).float()
-    return features / 255.0 if is_image(space) else features  # an image that is flattened
-
-
-def _num_features(space: spaces.Space) -> int:
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
-    return math.prod(space.shape or ())
-
-
 class Observe(nn.Module):
     """Turns observations into features and images, normalising the numbers among the features if asked."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, space: spaces.Space, normalize: bool = False, flatten_images: bool = False) -> None:
+    def __init__(
+        self,
+        space: spaces.Space,
+        normalize: bool = False,
+        flatten_images: bool = False,
+        scale: Scale = "bytes",
+        asked_images: bool = False,
+    ) -> None:
         super().__init__()
         self.space = space
         self.normalize = normalize
-        leaves = leaf_spaces(space)
-        self._is_image = [is_image(leaf) and not flatten_images for leaf in leaves]
-        self._spaces = leaves
-        vectors = [leaf for leaf, image in zip(leaves, self._is_image, strict=True) if not image]
-        self.num_features = sum(_num_features(leaf) for leaf in vectors)
-        self.image_shapes = [
-            channels_first(leaf.shape or ())
-            for leaf, image in zip(leaves, self._is_image, strict=True)
-            if image
-        ]
-        numbers = [np.full(_num_features(leaf), isinstance(leaf, spaces.Box)) for leaf in vectors]
+        self.readings = readings(space, scale, asked_images, flatten_images)
+        self.images = [one for one in self.readings if one.kind == "image"]
+        self.image_shapes = [one.image for one in self.images if one.image is not None]
+        vectors = [one for one in self.readings if one.kind != "image"]
+        self.num_features = sum(one.num_features for one in vectors)
+        numbers = [np.full(one.num_features, isinstance(one.space, spaces.Box)) for one in vectors]
         self.is_number = np.concatenate(numbers) if numbers else np.zeros(0, bool)
+        tables = [size for one in vectors for size in one.sizes_embedded]
+        if tables:
+            self.embeddings = nn.ModuleList(nn.Embedding(size, EMBEDDING) for size in tables)
         if normalize:
             self.register_buffer("mean", torch.zeros(self.num_features))
             self.register_buffer("std", torch.ones(self.num_features))
 
     def features(self, observation: Tree) -> Tensor:
         """The vector leaves as one float32 [B, F], not normalised."""
-        if isinstance(observation, Tensor) and len(self._spaces) == 1 and self.num_features:
-            return _features(self._spaces[0], observation)
+        tables: Iterator[nn.Module] = iter(getattr(self, "embeddings", ()))
+        if isinstance(observation, Tensor) and len(self.readings) == 1 and self.num_features:
+            return _features(self.readings[0], observation, tables)
         columns = [
-            _features(space, leaf)
-            for space, leaf, image in zip(
-                self._spaces, leaves_of(self.space, observation), self._is_image, strict=True
-            )
-            if not image
+            _features(one, leaf, tables)
+            for one, leaf in zip(self.readings, leaves_of(self.space, observation), strict=True)
+            if one.kind != "image"
         ]
         if not columns:
             (image, *_) = leaves_of(self.space, observation)
@@ -129,13 +100,12 @@ class Observe(nn.Module):
         return torch.cat(columns, dim=1)
 
     def pixels(self, observation: Tree, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """The image leaves, each [B, C, H, W] in 0..255 and channels last in memory, as convolutions like it."""
+        """The image leaves, each [B, C, H, W] from 0 on in the env's own units, and channels last in memory, as
+        convolutions like it; their networks divide by the scale."""
         return [
-            _as_channels_first(leaf, space.shape or ()).to(dtype, memory_format=torch.channels_last)
-            for space, leaf, image in zip(
-                self._spaces, leaves_of(self.space, observation), self._is_image, strict=True
-            )
-            if image
+            _as_channels_first(one, leaf, dtype)
+            for one, leaf in zip(self.readings, leaves_of(self.space, observation), strict=True)
+            if one.kind == "image"
         ]
 
     def forward(self, observation: Tree) -> Tensor:
@@ -153,16 +123,45 @@ class Observe(nn.Module):
         self.std.copy_(torch.from_numpy(std.astype(np.float32)))
 
 
+def _features(reading: Reading, leaf: Tensor, tables: Iterator[nn.Module]) -> Tensor:
+    space = reading.space
+    if isinstance(space, spaces.Discrete):
+        index = leaf.long() - int(space.start)
+        if reading.kind == "embedding":
+            embedded: Tensor = next(tables)(index)
+            return embedded
+        return nn.functional.one_hot(index, int(space.n)).float()
+    if isinstance(space, spaces.MultiDiscrete):
+        columns = leaf.long().flatten(1)
+        if np.any(space.start):
+            columns = columns - torch.from_numpy(np.asarray(space.start)).to(leaf.device).flatten()
+        parts = [
+            next(tables)(column) if reading.embeds(int(size)) else nn.functional.one_hot(column, int(size))
+            for column, size in zip(columns.unbind(1), space.nvec.flat, strict=True)
+        ]
+        return torch.cat([part.float() for part in parts], dim=1)
+    features = leaf.reshape(len(leaf), math.prod(space.shape or ())).float()
+    if reading.low:
+        features = features - reading.low
+    return features / reading.scale if reading.scale != 1.0 else features
+
+
 def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """[C, H, W] of an image of this shape, whose channels are first, last or none."""
     if len(shape) == 2:
         return (1, *shape)
-    if shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
+    if likely_channel_axis(shape) == -1:
         return (shape[2], shape[0], shape[1])
     return (shape[0], shape[1], shape[2])
 
 
-def _as_channels_first(leaf: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if len(shape) == 2:
-        return leaf.unsqueeze(1)
-    return leaf if channels_first(shape) == shape else leaf.permute(0, 3, 1, 2)
+def _as_channels_first(reading: Reading, leaf: Tensor, dtype: torch.dtype) -> Tensor:
+    if len(reading.order) == 2:
+        pixels = leaf.unsqueeze(1)
+    elif reading.order == (0, 1, 2):
+        pixels = leaf
+    else:
+        pixels = leaf.permute(0, *(axis + 1 for axis in reading.order))
+        pixels = pixels.flatten(1, 2) if len(reading.order) == 4 else pixels
+    pixels = pixels.to(dtype, memory_format=torch.channels_last)
+    return pixels - reading.low if reading.low else pixels

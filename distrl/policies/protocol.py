@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor, nn
 
+from distrl.errors import BadInput
 from distrl.policies.distributions import Distribution
 from distrl.trees import Tree
 
@@ -60,6 +61,12 @@ class Policy(Protocol):
         ...
 
 
+def rescales_action(policy: Any) -> bool:
+    """Whether its Box actions lie in [-1, 1] and are rescaled to the bounds: what `make_policy` settles for the
+    built-in ones; a custom policy may set `rescales_action` itself."""
+    return bool(getattr(policy, "rescales_action", False))
+
+
 def parameters_and_buffers(policy: nn.Module) -> dict[str, np.ndarray]:
     """Copies of all parameters and buffers, by name, on the CPU."""
     return host_arrays(policy.state_dict())
@@ -97,7 +104,7 @@ def load_tensors(own: dict[str, Tensor], arrays: dict[str, Any]) -> None:
         if name in arrays and tuple(arrays[name].shape) != tuple(own[name].shape)
     ]
     if problems:
-        raise ValueError("these parameters do not fit the policy: " + "; ".join(problems))
+        raise BadInput("these parameters do not fit the policy: " + "; ".join(problems))
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(torch.from_numpy(np.array(arrays[name])))

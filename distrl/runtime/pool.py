@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from distrl.envs.watchdog import hang_report
 from distrl.errors import RunFailed
@@ -24,6 +24,7 @@ from distrl.telemetry.spans import span
 START_TIMEOUT_SEC = 120.0
 CLOSE_TIMEOUT_SEC = 10.0  # what workers may take to close their envs
 WAIT_STEP_SEC = 0.2
+CLOSE_TIMEOUT_SEC = 15.0
 
 
 @dataclass
@@ -108,7 +109,14 @@ class WorkerPool:
             ray.kill(closing[one].handle)
 
     def close(self) -> None:
-        """Kill every worker."""
+        """Have every worker close its envs, bounded: one that is collecting ends its fragment first. Then kill them."""
+        try:
+            closing = [slot.handle.close.remote() for slot in self.slots if slot.ready is None]
+            deadline = time.monotonic() + CLOSE_TIMEOUT_SEC
+            while closing and time.monotonic() < deadline:  # in short steps: a second Ctrl-C leaves at once
+                _, closing = ray.wait(closing, num_returns=len(closing), timeout=WAIT_STEP_SEC)
+        except RayError:  # the cluster is gone, and the workers with it
+            pass
         for slot in self.slots:
             ray.kill(slot.handle)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import torch
 
 from distrl.envs import EnvGroup, EnvSpec
+from distrl.envs.registrations import register
 from distrl.inference import make_inference
 from distrl.learner import Learner, Snapshot, digest
 from distrl.policies import PolicySpec, load_parameters, make_policy
@@ -47,6 +48,13 @@ class WorkSpec:
     rollout_device: str = "cpu"
     overlap: int = 0  # versions that a fragment's policy is behind the learner's
     record_events: bool = False  # spans with their moments: a profile wants them
+    reproducibility: str = (
+        "exact"  # what the env's trial found; "unknown" where it is not known to be a function of its seed
+    )
+    notes: tuple[str, ...] = ()  # what the trial tells
+    registrations: tuple[
+        Any, ...
+    ] = ()  # Gymnasium's specs of env ids that only the driver's script registered
 
     def first_env(self, group: int) -> int:
         """Number in the run of a group's first env."""
@@ -129,6 +137,7 @@ class RolloutWorker:
     def __init__(self, spec: WorkSpec, own_process: bool = False) -> None:
         self.spec = spec
         self.own_process = own_process
+        register(spec.registrations)
         if own_process:
             gc.collect()  # as a session does
             gc.freeze()

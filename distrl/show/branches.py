@@ -22,9 +22,10 @@ from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from distrl.envs import EnvGroup, EnvSpec
-from distrl.envs.spaces import to_env_action
+from distrl.envs.actions import ActionMap
 from distrl.evaluation import Loaded
 from distrl.maths.random import derive_seed, stream
+from distrl.policies import rescales_action
 from distrl.policies.observe import CLIP
 from distrl.rollout import Collector, reset_where
 from distrl.trajectory import Trajectory
@@ -163,6 +164,7 @@ class Branching:
         memory = tree_map(lambda leaf: leaf.repeat_interleave(group.num_envs, 0), state.memory)
         rows: dict[str, list[Array]] = {field.name: [] for field in dataclasses.fields(Columns)}
         alive = np.ones(group.num_envs, bool)
+        to_env = ActionMap(group.action_space, rescales_action(policy))
         with torch.inference_mode():
             memory = reset_where(group.episode_start, memory)
             value = self._value(group.observation, memory)
@@ -171,7 +173,7 @@ class Branching:
                 observation = tree_map(torch.from_numpy, group.observation)
                 action, memory = policy.act(observation, memory, noise_TM[step], mask)
                 chosen = np.repeat(state.action_J, num_streams, axis=0) if step == 0 else action.numpy()
-                result = group.step(to_env_action(group.action_space, chosen))
+                result = group.step(to_env(chosen))
                 done = result.terminated | result.truncated
                 next_value = self._value(group.observation, memory)
                 if (result.truncated & alive).any():

@@ -213,8 +213,7 @@ def test_the_rarest_uniforms_give_finite_noise():
     "space",
     [
         spaces.Dict(a=spaces.Discrete(2)),
-        spaces.Box(0, 9, (2,), np.int64),
-        spaces.MultiDiscrete([[2, 2]]),
+        spaces.Tuple((spaces.Discrete(2),)),
         spaces.Text(3),
     ],
 )

@@ -190,8 +190,8 @@ def test_parameters_depend_on_the_seed_alone_and_leave_the_global_generator_wher
 
 def test_the_thread_count_is_put_back_also_where_building_fails():
     before = torch.get_num_threads()
-    with pytest.raises(BadInput, match="36x36"):
-        make_policy(PolicySpec("cnn"), spaces.Box(0, 255, (8, 8, 3), np.uint8), ACTIONS["discrete"], 0)
+    with pytest.raises(BadInput, match="wants an image"):
+        make_policy(PolicySpec("cnn"), VECTOR, ACTIONS["discrete"], 0)
     assert torch.get_num_threads() == before
     with one_thread():
         assert torch.get_num_threads() == 1

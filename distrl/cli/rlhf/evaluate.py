@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from distrl.cli.output import others_to_stderr
+
 COUNT = click.IntRange(min=1)
 
 
@@ -62,7 +64,8 @@ def command(folder: Path, as_json: bool, **asked: Any) -> int:
     make_current_folder_importable()
     from distrl.stages.look import Asked, look_at
 
-    told = look_at(folder, Asked(**asked))
+    with others_to_stderr():  # what a reward function prints
+        told = look_at(folder, Asked(**asked))
     if as_json:
         click.echo(json.dumps(told))
         return 0

@@ -54,6 +54,10 @@ class Actor(NamedTuple):
     start: int
     low: Array
     high: Array
+    center: Array  # float64 [n], of a Box that is rescaled from [-1, 1] (`distrl.envs.actions`); else empty
+    half_width: Array
+    least: Array  # the env's own bounds, float64 [n]
+    most: Array
 
 
 class Parts(NamedTuple):
@@ -212,7 +216,12 @@ def to_env(actor, index, vector, room):  # type: ignore[no-untyped-def]
             for i in range(n):
                 x = vector[row * n + i]
                 x = actor.low[i] if x < actor.low[i] else x
-                room.vector[row, i] = actor.high[i] if x > actor.high[i] else x
+                x = actor.high[i] if x > actor.high[i] else x
+                room.vector[row, i] = x
+                if len(actor.center):
+                    wide = np.float64(x) * actor.half_width[i] + actor.center[i]
+                    wide = actor.least[i] if wide < actor.least[i] else wide
+                    room.vector[row, i] = actor.most[i] if wide > actor.most[i] else wide
     else:
         for row in range(len(index)):
             room.integer[row] = index[row] + actor.start

@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from distrl.envs.infos import entry_point_numbers
 from distrl.envs.pools.protocol import Array, Origin, Pool
 from distrl.maths.random import derive_seed
 
@@ -117,7 +118,7 @@ class PoolVectorEnv(VectorEnv[Array, Array, Array]):
             if lost.any():
                 told |= {"life_lost": lost, "life_final_obs": observation}
         if ended.any():
-            told |= infos
+            told["numbers"] = lambda slot: entry_point_numbers(infos, slot)
         return observation, reward, terminated, truncated, told
 
     def snapshot(self) -> dict[str, Any]:
