@@ -47,8 +47,9 @@ def require_video(path: Path) -> None:
 def fps_of(metadata: Any) -> float:
     """Frames per second of an env's metadata; 30 where it does not say, or says what is no rate."""
     fps = metadata.get("render_fps") if isinstance(metadata, dict) else None
-    usable = isinstance(fps, int | float | np.number) and math.isfinite(fps) and fps > 0
-    return float(fps) if usable else DEFAULT_FPS
+    if isinstance(fps, int | float | np.integer | np.floating) and math.isfinite(fps) and fps > 0:
+        return float(fps)
+    return DEFAULT_FPS
 
 
 @contextlib.contextmanager

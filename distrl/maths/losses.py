@@ -161,14 +161,19 @@ def kl_penalty(
 
 
 def normalise_advantage(
-    advantage: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8, episode: Tensor | None = None
+    advantage: Tensor,
+    mask: Tensor | None = None,
+    epsilon: float = 1e-8,
+    episode: Tensor | None = None,
+    alone: Tensor | None = None,
 ) -> Tensor:
     """(A - mean) / (std + epsilon) over the valid rows; zero in the others. Shape and type are kept.
 
     Mean and deviation are summed in float64; std is the population's (divided by the number of rows, not by one
     less), so a single row gives zero instead of NaN. Normalise the whole minibatch before it is split.
 
-    Where `episode` (an integer for each row) is given and all valid rows are of one episode, they stay as they are: the
+    Where `episode` (an integer for each row) is given and all valid rows are of one episode, they stay as they are, or
+    become `alone` (by the moments of a whole batch, where they are a part of one): the
     mean over one episode is that episode's own merit, and what is left says the wrong thing of it. A reward that comes
     at the end is discounted towards the start, so early actions of a good episode would come out below its mean.
     """
@@ -180,8 +185,8 @@ def normalise_advantage(
     normalised_B = (centred_B / (std + epsilon)).to(advantage.dtype)
     if episode is None or not len(episode):
         return normalised_B
-    (raw_B,) = _valid(mask, advantage.detach())
-    return torch.where(_is_one_episode(episode, mask), raw_B, normalised_B)
+    (alone_B,) = _valid(mask, (advantage if alone is None else alone).detach())
+    return torch.where(_is_one_episode(episode, mask), alone_B, normalised_B)
 
 
 def _is_one_episode(episode: Tensor, mask: Tensor | None) -> Tensor:

@@ -59,11 +59,11 @@ class CompiledUpdate:
             *self.view.split_action(trajectory.action),
             empty_mask() if mask is None else writable(mask, np.bool_),
             mask is not None,
-            *(
-                writable(column, np.float32)
-                for column in (trajectory.log_prob, trajectory.value, advantage, target)
-            ),
-            trajectory.episode.reshape(-1),
+            log_prob=writable(trajectory.log_prob, np.float32),
+            value=writable(trajectory.value, np.float32),
+            advantage=writable(advantage, np.float32),
+            target=writable(target, np.float32),
+            episode=trajectory.episode.reshape(-1),
         )
 
     def optimise(
