@@ -86,8 +86,13 @@ def evaluate(
     video: PathLike | None = None,
     checkpoint: str | int = "latest",
     trust_run: bool = False,
+    max_steps: int | None = None,
+    timeout_sec: float | None = None,
 ) -> dict[str, Any]:
-    """Plays a checkpoint (`latest`, `best` or an iteration) and returns what `distrl eval --json` prints."""
+    """Plays a checkpoint (`latest`, `best` or an iteration) and returns what `distrl eval --json` prints.
+
+    `max_steps` bounds an episode, `timeout_sec` the whole; the run's own where they are None.
+    """
     from distrl.evaluation import evaluate_run
 
     return evaluate_run(
@@ -98,6 +103,8 @@ def evaluate(
         video=None if video is None else Path(video),
         checkpoint=str(checkpoint),
         trust_run=trust_run,
+        max_steps=max_steps,
+        timeout_sec=timeout_sec,
     )
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from gymnasium import spaces
 
 from distrl.config import TrainConfig
-from distrl.envs import EnvGroup, EnvSpec
+from distrl.envs import EnvGroup, EnvSpec, running_statistics
 from distrl.envs.actions import ActionMap
 from distrl.envs.registrations import registrations
 from distrl.envs.spaces import leaf_spaces
-from distrl.envs.trial import Verdict, try_env
+from distrl.envs.trial import Verdict, try_entry_point, try_env
 from distrl.errors import BadInput
 from distrl.machine import resolve_device
 from distrl.policies import PolicySpec
@@ -79,8 +79,12 @@ def work_spec(
     try:
         observation_space, action_space = probe.observation_space, probe.action_space
         time_limit = probe.max_episode_steps
+        _no_running_statistics(probe, config)
         if tried and probe.is_wrapped:
             verdict = try_env(spec, probe.first_single_env, time.monotonic() - started, config.seed)
+            spec = replace(spec, own_snapshots=verdict.own_snapshots)
+        elif tried and probe.has_own and spec.vectorization == "vector_entry_point":
+            verdict = try_entry_point(spec, config.seed)
             spec = replace(spec, own_snapshots=verdict.own_snapshots)
     finally:
         probe.close()
@@ -137,6 +141,12 @@ def require_same_spaces(meta: Mapping[str, Any], spec: WorkSpec, run_dir: Path) 
         if trained != now[name]
     ]
     if problems:
+        raise BadInput(*problems)
+
+
+def _no_running_statistics(probe: EnvGroup, config: TrainConfig) -> None:
+    """BadInput where a wrapper keeps statistics from episode to episode: no checkpoint and no evaluation would have them."""
+    if problems := running_statistics.problems(probe.running_statistics(), config.wrapper, config.env):
         raise BadInput(*problems)
 
 

@@ -140,6 +140,10 @@ class TrainConfig(BaseModel):
         0, description="iterations between evaluations, the best kept (0: at the end only)"
     )
     eval_episodes: CountOrZero = Field(20, description="greedy episodes of an evaluation (0: none)")
+    eval_max_steps: Count = Field(100_000, description="most steps of an evaluation's episode")
+    eval_timeout_sec: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="most time of an evaluation; one that it cuts short is not kept as best"
+    )
     tensorboard: bool = Field(True, description="write TensorBoard events")
     wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline works")
     wandb_project: str = Field("distrl", description="its project")
@@ -215,8 +219,8 @@ SECTIONS: dict[str, str] = {
 # curve or the shapes, and a changed value would make the saved state mean something different.
 CHANGEABLE = (
     "total_steps", "learning_rate", "learning_rate_schedule", "workers", "device", "rollout_device", "address",
-    "checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "tensorboard",
-    "wandb", "wandb_project", "step_timeout_sec", "max_save_failures", "max_skipped_updates",
+    "checkpoint_every", "keep_checkpoints", "keep_every", "eval_every", "eval_episodes", "eval_max_steps",
+    "eval_timeout_sec", "tensorboard", "wandb", "wandb_project", "step_timeout_sec", "max_save_failures", "max_skipped_updates",
     "max_env_restarts", "max_worker_restarts", "max_replay_steps", "check_observations",
 )  # fmt: skip
 
@@ -239,5 +243,7 @@ TRAIN = Schema(
         "rescale_action": False,
         "mask_key": None,
         "check_observations": "warn",
+        "eval_max_steps": 100_000,
+        "eval_timeout_sec": 3600.0,
     },
 )

@@ -71,8 +71,11 @@ def _relative(recipe: Recipe, trajectory: Trajectory, reward: Floats) -> tuple[F
 def whitened(advantage: Floats, valid: NDArray[np.bool_], epsilon: float = 1e-8) -> Floats:
     """Mean 0 and deviation 1 over all valid rows of a batch, in float64; 0 in the others.
 
-    Once, before minibatches, micro-batches or learners split it: they cannot change it.
+    Once, before minibatches, micro-batches or learners split it: they cannot change it. A batch of one episode (column)
+    stays as it is: its mean would be that episode's own merit (`distrl.maths.losses.normalise_advantage`).
     """
+    if np.count_nonzero(valid.any(axis=0)) == 1:
+        return np.where(valid, advantage, 0).astype(advantage.dtype)
     own = advantage[valid].astype(np.float64)
     if not len(own):
         return np.zeros_like(advantage)

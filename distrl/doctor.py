@@ -119,6 +119,7 @@ def _device(config: TrainConfig) -> Finding:
 def environment(config: TrainConfig) -> Iterator[Finding]:
     """Whether the env can be made, keeps its spaces, is a function of its seed, and how fast it is."""
     from distrl.build import env_spec, space_lines
+    from distrl.envs import running_statistics
     from distrl.envs.closing import LONGEST_SEC, within
     from distrl.envs.spaces import check_supported
     from distrl.preflight import check_env
@@ -133,6 +134,10 @@ def environment(config: TrainConfig) -> Iterator[Finding]:
     try:
         try:
             check_supported(env.observation_space, env.action_space, config.env)
+            if problems := running_statistics.problems(
+                running_statistics.found(env), config.wrapper, config.env
+            ):
+                raise BadInput(*problems)
         except (BadInput, RunFailed) as error:
             yield Finding("pass", "env", _spaces(env, config))
             yield Finding("fail", "spaces", str(error))

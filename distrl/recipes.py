@@ -4,10 +4,12 @@
     reinforce-baseline  subtract V(s)                               whole episodes
     actor-critic        bootstrap: GAE(lambda), not the return      fixed steps, one env
     a2c                 many envs in parallel                       fixed steps
-    ppo                 reuse a batch safely: clip, epochs, minibatches
+    ppo                 reuse a batch safely: clips, epochs, minibatches of normalized advantages
 
-Read a rung as its `replace` call: what stands there is the whole difference. Optimiser, learning
-rate and advantage normalisation are alike in all, so a difference between two curves is the idea's.
+Read a rung as its `replace` call: what stands there is the whole difference. Optimiser and learning rate
+are alike in all, so a difference between two curves is the idea's. Advantages are normalized from ppo on,
+over rows of many envs' episodes: over one episode, a reward at its end would be learned backwards. The
+gradient's norm is clipped from there on too: a step of one episode would weigh as much whatever its return.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Recipe:
     )
     baseline: bool = option(False, "subtract V(s) from the return to go and train V")
     lam: float = option(0.95, "GAE's lambda: 0 is the TD error, 1 the return minus V(s)", ge=0, le=1)
-    normalize_advantage: bool = option(True, "advantages to mean 0 and deviation 1, per minibatch")
+    normalize_advantage: bool = option(
+        False, "advantages to mean 0 and deviation 1 per minibatch; one of a single episode is left as it is"
+    )
 
     # how a batch is used
     clip: float | None = option(
@@ -64,7 +68,7 @@ class Recipe:
     )
     clip_schedule: Literal["linear", "constant"] = option("constant", "schedule of `clip`")
     adam_eps: float = option(1e-5, "Adam's epsilon", gt=0)
-    max_grad_norm: float | None = option(0.5, "clip of the gradient's global norm", gt=0)
+    max_grad_norm: float | None = option(None, "clip of the gradient's global norm; none: not clipped", gt=0)
 
     @property
     def trains_value(self) -> bool:
@@ -82,7 +86,9 @@ REINFORCE_BASELINE = replace(REINFORCE, baseline=True)
 ACTOR_CRITIC = replace(REINFORCE_BASELINE, credit="gae", collects="steps")
 A2C = replace(ACTOR_CRITIC, num_envs=8)
 # 10 as in RLlib: without it the value's gradient takes all of `max_grad_norm` where returns are large (CartPole's are 100)
-PPO = replace(A2C, clip=0.2, clip_value=10.0, epochs=4, minibatches=4)
+PPO = replace(
+    A2C, clip=0.2, clip_value=10.0, epochs=4, minibatches=4, normalize_advantage=True, max_grad_norm=0.5
+)
 
 LADDER: dict[str, Recipe] = {
     "reinforce": REINFORCE,
@@ -97,5 +103,5 @@ IDEAS: dict[str, str] = {
     "reinforce-baseline": "subtract V(s)",
     "actor-critic": "bootstrap: GAE(lambda) instead of the return",
     "a2c": "many envs in parallel",
-    "ppo": "reuse a batch safely: clip, epochs, minibatches",
+    "ppo": "reuse a batch safely: clips, epochs, minibatches of normalized advantages",
 }

@@ -8,8 +8,8 @@ from typing import Any
 
 from distrl.config import TrainConfig
 from distrl.envs.group import LEAVES_SPACE
-from distrl.errors import RunFailed
-from distrl.evaluation import evaluate_policy
+from distrl.errors import BadInput, RunFailed, translated
+from distrl.evaluation import Evaluation, evaluate_policy, evaluation_group, limits_of
 from distrl.inference import make_inference
 from distrl.interrupts import Interrupted, Interrupts
 from distrl.maths.random import derive_seed
@@ -27,6 +27,8 @@ from distrl.telemetry.spans import SpanTotals, span, time_record
 LEARNER_KEYS = (
     "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "explained_variance", "value_mean",
 )  # fmt: skip
+EVALUATES_BESIDE = "--eval-every: an evaluation's envs cannot be made while the training's are open"
+EVALUATE_AT_THE_END = "--eval-every 0 evaluates at the end, once those are closed"
 
 
 @dataclass
@@ -73,6 +75,8 @@ class Run(RunKeeper[RunState]):
         for note in spec.notes:
             self.warn(note)
         self._outside: set[str] = set()
+        self.evaluation: Evaluation | None = None  # the last one
+        self._tried_envs = False
         self._eval_policy: Any = None
         self._eval_inference: Any = None
 
@@ -87,6 +91,9 @@ class Run(RunKeeper[RunState]):
         state.iteration += 1
         with span("log"):
             record = self._count(collected, updated)
+            if self.config.eval_every and self.config.eval_episodes and not self._tried_envs:
+                self._tried_envs = True
+                self._try_evaluation_envs()
         if (
             self.config.eval_every
             and state.iteration % self.config.eval_every == 0
@@ -192,20 +199,42 @@ class Run(RunKeeper[RunState]):
             load_parameters(self._eval_policy, self.runtime.snapshot().arrays)
             self._eval_inference.load()
             seed = derive_seed(self.config.seed, "evaluation")
+            limits = limits_of(self.config)
             with self.interrupts.at_once():
-                result = evaluate_policy(
+                self.evaluation = evaluate_policy(
                     self._eval_policy,
                     self.spec.env,
                     self.config.eval_episodes,
                     seed,
                     inference=self._eval_inference,
+                    num_envs=self.config.recipe.num_envs,
+                    limits=limits,
                 )
-            return result.summary() | {"seed": seed}
+            if (caveat := self.evaluation.caveat(limits)) is not None:
+                self.warn(caveat)
+            return self.evaluation.summary() | {"seed": seed}
+
+    def evaluate_last(self) -> dict[str, Any]:
+        """`evaluate` at the end, once the training's envs are closed: some cannot be there twice (a port, a licence)."""
+        self.runtime.close_envs()
+        return self.evaluate()
 
     def _evaluate_and_keep_best(self) -> dict[str, Any]:
         result = self.evaluate()
-        self.keep_best(result["return_mean"], result)
+        assert self.evaluation is not None
+        self.keep_best(None if self.evaluation.timed_out else result["return_mean"], result)
         return {f"eval/{name}": value for name, value in result.items() if name != "seed"}
+
+    def _try_evaluation_envs(self) -> None:
+        """RunFailed, as early as can be known, where an evaluation's envs cannot be made beside the training's."""
+        config = self.config
+        with translated(EVALUATES_BESIDE, EVALUATE_AT_THE_END, RunFailed):
+            try:
+                evaluation_group(
+                    self.spec.env, config.eval_episodes, config.seed, config.recipe.num_envs
+                ).close()
+            except BadInput as error:
+                raise RunFailed(f"{EVALUATES_BESIDE}: {error}; {EVALUATE_AT_THE_END}") from error
 
     # the end
 

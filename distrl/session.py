@@ -78,6 +78,7 @@ def run_training(
         directory = Path(config.run_dir)
     else:
         directory = default_run_dir(config.env, config.algo, config.seed, datetime.now(UTC))
+    directory = directory.absolute()  # an env's code may change the current folder
     created = False
     with Interrupts() as interrupts:
         try:
@@ -242,7 +243,7 @@ def _loop_and_finish(run: Run, console: ConsoleSink, quiet: bool) -> Outcome:
         run.checkpoint()
         _require_saved(run)
         if run.config.eval_episodes:
-            evaluation = run.evaluate()
+            evaluation = run.evaluate_last()
     except Interrupted as interrupt:
         run.interrupts.settle()
         exit_reason, status = f"interrupted by {interrupt.signal_name}", EXIT_INTERRUPTED
@@ -328,11 +329,16 @@ def _tell_the_end(run: Run, summary: dict[str, Any], status: int) -> None:
         lines.insert(
             0,
             f"evaluation {result['return_mean']:.1f} +- {result['return_std']:.1f} mean return "
-            f"({result['episodes']} greedy episodes)",
+            f"({result['episodes']} greedy episodes{_unfinished(result)})",
         )
     if status == EXIT_INTERRUPTED:
         lines.append(_how_to_resume(run))
     print("\n".join(lines), file=sys.stderr)
+
+
+def _unfinished(result: dict[str, Any]) -> str:
+    share = result["unfinished_share"]
+    return f", {100 * share:.0f} % of them unfinished" if share else ""
 
 
 def _how_to_resume(run: Run) -> str:

@@ -58,6 +58,12 @@ class Trajectory:
         return int(np.count_nonzero(self.valid))
 
     @property
+    def episode(self) -> NDArray[np.int32]:
+        """[T, N]: the number of the piece of an episode that a row belongs to, no two alike in the whole trajectory."""
+        begun = np.cumsum(self.episode_start, axis=0, dtype=np.int32)
+        return begun + np.arange(self.num_envs, dtype=np.int32) * np.int32(self.num_steps + 1)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all its arrays."""
         columns = [getattr(self, column.name) for column in fields(self) if column.name != "version"]

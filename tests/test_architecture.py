@@ -141,7 +141,14 @@ RUNGS = {
     "reinforce-baseline": {"baseline": (False, True)},
     "actor-critic": {"credit": ("return", "gae"), "collects": ("episodes", "steps")},
     "a2c": {"num_envs": (1, 8)},
-    "ppo": {"clip": (None, 0.2), "clip_value": (None, 10.0), "epochs": (1, 4), "minibatches": (1, 4)},
+    "ppo": {
+        "normalize_advantage": (False, True),
+        "clip": (None, 0.2),
+        "clip_value": (None, 10.0),
+        "max_grad_norm": (None, 0.5),
+        "epochs": (1, 4),
+        "minibatches": (1, 4),
+    },
 }
 
 
@@ -155,19 +162,18 @@ def test_neighbouring_rungs_differ_in_exactly_one_idea() -> None:
     assert set(IDEAS) == set(LADDER)
 
 
-def test_optimiser_and_advantage_normalisation_are_alike_in_all_rungs() -> None:
-    alike = (
-        "learning_rate",
-        "learning_rate_schedule",
-        "adam_eps",
-        "max_grad_norm",
-        "normalize_advantage",
-        "gamma",
-    )
+def test_the_optimiser_is_alike_in_all_rungs() -> None:
+    alike = ("learning_rate", "learning_rate_schedule", "adam_eps", "gamma")
     for name in alike:
         assert len({getattr(recipe, name) for recipe in LADDER.values()}) == 1, name
     fields = [field.name for field in dataclasses.fields(Recipe)]
     assert set(alike) <= set(fields)
+
+
+def test_advantages_and_gradients_are_scaled_in_the_last_rung_alone_and_it_says_so() -> None:
+    assert [name for name, recipe in LADDER.items() if recipe.max_grad_norm is not None] == ["ppo"]
+    assert [name for name, recipe in LADDER.items() if recipe.normalize_advantage] == ["ppo"]
+    assert "normalized" in IDEAS["ppo"] and LADDER["ppo"].num_envs > 1
 
 
 def test_no_code_but_the_ladders_own_knows_an_algorithms_name() -> None:

@@ -159,10 +159,12 @@ def test_an_update_is_the_slow_one_in_float64(network, recipe, spec):
 
 @pytest.mark.parametrize("network", ["mlp", "lstm"])
 @pytest.mark.parametrize("spec", [CARTPOLE, RESETS])
-def test_ppo_with_one_epoch_and_one_minibatch_has_a2c_s_gradient(network, spec):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_ppo_with_one_epoch_and_one_minibatch_has_a2c_s_gradient(network, spec, normalize):
     policy, trajectory = fragment(network, spec)
-    a2c = gradient_of(policy, A2C, trajectory)
-    ppo = gradient_of(policy, replace(PPO, epochs=1, minibatches=1), trajectory)
+    alike = {"normalize_advantage": normalize, "max_grad_norm": 0.5}  # what PPO adds beside reusing a batch
+    a2c = gradient_of(policy, replace(A2C, **alike), trajectory)
+    ppo = gradient_of(policy, replace(PPO, epochs=1, minibatches=1, **alike), trajectory)
     for one, other in zip(ppo, a2c, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert max(float(one.abs().max()) for one in a2c) > 1e-2

@@ -11,13 +11,16 @@ import torch
 
 from distrl.envs import EnvSpec
 from distrl.learner import Learner
+from distrl.maths.losses import normalise_advantage
 from distrl.recipes import A2C, PPO
+from distrl.updates.torch import TorchUpdate
 from tests.parts import (
     SEED,
     arrays_of,
     assert_same_arrays,
     both_twins,
     collect,
+    columns,
     fragment,
     gradient_of,
     make_learner,
@@ -135,6 +138,43 @@ def test_advantages_are_normalised_within_each_minibatch():
         gradient_of(policy, raw, trajectory), gradient_of(policy, raw, scaled), strict=True
     ):
         torch.testing.assert_close(5 * one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_of_one_episode_is_not_normalised_and_one_of_two_is():
+    recipe = replace(PPO, epochs=1, minibatches=1, max_grad_norm=None, value_coef=0.0)
+    policy, trajectory = fragment()
+    no = np.zeros_like(trajectory.done)
+    whole = replace(trajectory, episode_start=no, done=no, terminated=no)
+    alone = columns(whole, slice(0, 1))
+
+    def gradients(batch: Any, normalize: bool) -> Any:
+        return gradient_of(policy, replace(recipe, normalize_advantage=normalize), batch)
+
+    for one, other in zip(gradients(alone, True), gradients(alone, False), strict=True):
+        torch.testing.assert_close(one, other)
+    begun = alone.episode_start.copy()
+    begun[10] = True
+    for batch in (columns(whole, slice(0, 2)), replace(alone, episode_start=begun)):
+        pairs = zip(gradients(batch, True), gradients(batch, False), strict=True)
+        assert not all(torch.allclose(one, other, rtol=1e-2) for one, other in pairs)
+
+
+def test_columns_of_one_episode_are_normalised_by_the_whole_batch_for_a_policy_with_memory():
+    recipe = replace(PPO, epochs=1, minibatches=4, max_grad_norm=None, value_coef=0.0)
+    policy, trajectory = fragment("lstm")
+    no = np.zeros_like(trajectory.done)
+    whole = replace(trajectory, episode_start=no, done=no, terminated=no)
+    update = TorchUpdate(policy, recipe)
+    advantage = np.random.default_rng(0).normal(3, 5, whole.reward.shape).astype(np.float32)
+    batch = update.batch(whole, advantage, advantage)
+    column = batch.take(torch.tensor([2]))
+    found = normalise_advantage(column.advantage, column.valid, episode=column.episode, alone=column.alone)
+    wanted = (advantage - advantage.mean()) / advantage.std()
+    np.testing.assert_allclose(found.numpy(), wanted[:, [2]], rtol=1e-4, atol=1e-5)
+    two = batch.take(torch.tensor([2, 3]))
+    found = normalise_advantage(two.advantage, two.valid, episode=two.episode, alone=two.alone)
+    wanted = (advantage[:, 2:] - advantage[:, 2:].mean()) / advantage[:, 2:].std()
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_permutation_is_a_function_of_seed_iteration_and_epoch():

@@ -24,6 +24,20 @@ from distrl.resolve import CONFIG_FILE, read_config
 )
 @click.option("--stochastic", is_flag=True, help="sample actions; the most likely ones are the default")
 @click.option("--video", type=click.Path(path_type=Path), help="write the first episode as a video FILE")
+@click.option(
+    "--max-steps",
+    "--eval-max-steps",
+    "max_steps",
+    type=click.IntRange(min=1),
+    help="most steps of an episode; default: the run's",
+)
+@click.option(
+    "--timeout-sec",
+    "--eval-timeout-sec",
+    "timeout_sec",
+    type=click.FloatRange(min=0, min_open=True),
+    help="most time of the evaluation; default: the run's",
+)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object on standard output")
 @click.option("--trust-run", is_flag=True, help="import code that somebody else's config.json names")
 def command(
@@ -33,6 +47,8 @@ def command(
     checkpoint: str,
     stochastic: bool,
     video: Path | None,
+    max_steps: int | None,
+    timeout_sec: float | None,
     as_json: bool,
     trust_run: bool,
 ) -> int:
@@ -44,8 +60,10 @@ def command(
 
     make_current_folder_importable()
     from distrl.evaluation import evaluate_run
+    from distrl.session import warnings_told_to
 
-    with others_to_stderr():  # what the env prints
+    told = warnings_told_to(lambda message: click.echo(f"distrl: {message}", err=True))
+    with others_to_stderr(), told:  # what the env prints
         result = evaluate_run(
             run_dir,
             episodes=episodes,
@@ -54,6 +72,8 @@ def command(
             video=video,
             checkpoint=checkpoint,
             trust_run=trust_run,
+            max_steps=max_steps,
+            timeout_sec=timeout_sec,
         )
     if as_json:
         click.echo(json.dumps(result))
@@ -72,6 +92,7 @@ def _print_table(result: dict[str, Any]) -> None:
     table.add_row("return", f"{result['return_mean']:.2f} +- {result['return_std']:.2f}")
     table.add_row("length", f"{result['length_mean']:.1f}")
     table.add_row("episodes", str(result["episodes"]))
+    table.add_row("unfinished", f"{100 * result['unfinished_share']:.0f} %")
     table.add_row("seed", str(result["seed"]))
     console = Console(stderr=True)
     console.print(str(result["checkpoint"]), soft_wrap=True, highlight=False, markup=False)

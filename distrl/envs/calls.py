@@ -52,12 +52,14 @@ class Calls:
             self._failed = True
             raise
 
-    def close(self) -> None:
+    def close(self, quietly: bool = False) -> None:
         """Ends the envs and their processes."""
         self._beat.close()
         if not self._closed:
             self._closed = True
-            close_vector(self.vector, self._group, AFTER_FAILURE_SEC if self._failed else LONGEST_SEC)
+            close_vector(
+                self.vector, self._group, AFTER_FAILURE_SEC if self._failed else LONGEST_SEC, quietly
+            )
 
     def who(self, slot: int) -> str:
         """The name of the env at `slot` of the group."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,8 +26,8 @@ class _TooLong(BaseException):
     """Not an `Exception`: an env's own `except` may not swallow it."""
 
 
-def close_vector(vector: Any, who: str, longest_sec: float = LONGEST_SEC) -> None:
-    """Ends a vector env and all in it; says on standard error what did not end as it should."""
+def close_vector(vector: Any, who: str, longest_sec: float = LONGEST_SEC, quietly: bool = False) -> None:
+    """Ends a vector env and all in it; warns (RuntimeWarning, which a run keeps) of what did not end as it should."""
     if isinstance(vector, AsyncVectorEnv):
         problems = _close_async(vector, longest_sec)
     elif isinstance(vector, SyncVectorEnv):
@@ -35,9 +35,9 @@ def close_vector(vector: Any, who: str, longest_sec: float = LONGEST_SEC) -> Non
         vector.closed = True
     else:
         problems = [problem] if (problem := within(vector.close, longest_sec)) else []
-    if problems:
+    if problems and not quietly:
         more = f" ({len(problems)} of its envs)" if len(problems) > 1 else ""
-        print(f"distrl: warning: {who}: close() {problems[0]}{more}", file=sys.stderr)
+        warnings.warn(f"{who}: close() {problems[0]}{more}", RuntimeWarning, stacklevel=2)
 
 
 def within(function: Callable[[], Any], longest_sec: float) -> str | None:

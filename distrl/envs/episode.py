@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-from distrl.envs import repro, snapshots
+from distrl.envs import repro, running_statistics, snapshots
 from distrl.envs.closing import LONGEST_SEC, within
 from distrl.envs.infos import told
 from distrl.envs.masks import MaskReader
@@ -116,6 +116,10 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def episode_number(self, episode: int) -> None:
         """The next reset starts episode `episode`."""
         self._episode = episode - 1
+
+    def running_statistics(self) -> list[tuple[str, str | None]]:
+        """The layers of this env that keep running statistics, as `running_statistics.found`."""
+        return running_statistics.found(self.env)
 
     def episode_snapshot(self, reset_pending: list[bool]) -> dict[str, Any]:
         """This episode as a state tree. `strategy`: "snapshot", "replay" or, over the budget, "lost"; and

@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from distrl.envs import group_state
+from distrl.envs import group_state, running_statistics
 from distrl.envs import infos as info_arrays
 from distrl.envs.calls import Calls
 from distrl.envs.masks import KEY, mask_parts, read_masks
@@ -42,7 +42,6 @@ Array = NDArray[Any]
 _MAX_FIRST_OBSERVATIONS = 10
 SAFE_SQUARES = 1e70  # a sum of squared rewards below it: none is infinite in float32
 LEAVES_SPACE = " leaves its space: "
-CORRECT_SPACE = "; correct the env's observation_space, or clip with a wrapper"
 HOW_TO_GO_ON = "; fix the env, or go on without such episodes by --nonfinite drop"
 
 
@@ -88,7 +87,8 @@ class EnvGroup:
         self.episode = np.full(num_envs, -1)
         self.resetting = np.zeros(num_envs, np.bool_)  # next_step: the next step is a reset
         self.calls = Calls(self._vector, spec, index, first_env)
-        if not self.is_wrapped and not has_own(self._vector.unwrapped):
+        self.has_own = not self.is_wrapped and spec.own_snapshots and has_own(self._vector.unwrapped)
+        if not self.is_wrapped and not self.has_own:
             self.lose(
                 f"{spec.env_id} as vector_entry_point has no snapshot(): a recovery starts fresh episodes"
             )
@@ -202,22 +202,27 @@ class EnvGroup:
     @property
     def max_episode_steps(self) -> int | None:
         """The time limit of an episode, in steps; None where there is none that Gymnasium knows of."""
-        if self.spec.max_episode_steps is not None:
-            return self.spec.max_episode_steps
-        return self.spec.registered().max_episode_steps
+        return self.spec.max_episode_steps or self.spec.registered().max_episode_steps
 
-    def render(self) -> Array:
-        """The first env's picture [height, width, 3], where it was made with `render_mode="rgb_array"`."""
-        return np.asarray(self._vector.envs[0].render())
+    def running_statistics(self) -> list[tuple[str, str | None]]:
+        """The layers of its envs that keep running statistics, with the flag to use instead of each."""
+        if self.is_wrapped:
+            return list(self._vector.call("running_statistics")[0])
+        return running_statistics.found(self._vector)
+
+    def render(self) -> Any:
+        """What the first env's `render()` gives; a picture, where it was made with `render_mode="rgb_array"`."""
+        return self._vector.envs[0].render()
 
     @property
-    def render_fps(self) -> float:
-        """Pictures a second of play."""
-        return float((self._vector.metadata or {}).get("render_fps", 30))
+    def metadata(self) -> Any:
+        """The envs' own metadata, where they have some."""
+        return self._vector.metadata
 
     def close(self) -> None:
-        """Ends the envs and their processes. The group is of no use afterwards."""
-        self.calls.close()
+        """Ends the envs and their processes; what an env's `close` raises is said, unless it was never reset. The group is
+        of no use afterwards."""
+        self.calls.close(quietly=self.observation is None)
 
     def watched(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Calls into the vector env, watched; what it raises becomes RunFailed."""
@@ -342,8 +347,9 @@ class EnvGroup:
         if not bad.any():
             return bad
         slot = int(np.argmax(bad))
-        too_large = reward is not None and not rows[slot] and math.isfinite(reward[slot])
-        message = self.not_finite(slot, key if rows[slot] else "reward", reward[slot] if too_large else None)
+        given = math.nan if reward is None or rows[slot] else float(reward[slot])
+        too_large = given if math.isfinite(given) else None
+        message = self.not_finite(slot, key if rows[slot] else "reward", too_large)
         if self.spec.nonfinite == "fail":
             raise RunFailed(message + HOW_TO_GO_ON)
         self.dropped += int(bad.sum())
@@ -360,17 +366,16 @@ class EnvGroup:
 
     def _outside(self, found: Outside) -> None:
         """An entry of an observation is not in its space: RunFailed, or for a Box's bounds a warning, once a leaf."""
-        got = f"expected values in [{found.low:.6g}, {found.high:.6g}], got {found.value:.6g}"
         if not found.is_box or self.spec.check_observations == "error":
             raise RunFailed(
                 f"{self.calls.who(found.slot)}: observation{found.key} is outside its space at step "
                 f"{int(self.running_length[found.slot]) + 1} of the episode with reset seed "
-                f"{self._episode_seed(found.slot)}: {got}{CORRECT_SPACE}"
+                f"{self._episode_seed(found.slot)}: {found}"
             )
         self._ranges.forget_boxes(found.key)
         self._warn(
-            f"{self.spec.env_id}: observation{found.key}{LEAVES_SPACE}{got} (env "
-            f"{self.first_env + found.slot}){CORRECT_SPACE}; --check-observations error makes it an error"
+            f"{self.spec.env_id}: observation{found.key}{LEAVES_SPACE}{found} (env "
+            f"{self.first_env + found.slot}); --check-observations error makes it an error"
         )
 
     def _episodes(self, over: Array, infos: dict[str, Any]) -> list[Episode]:

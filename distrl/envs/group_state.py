@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from distrl.envs.pools.vector import PoolVectorEnv
 from distrl.envs.results import listed, unlisted
-from distrl.envs.snapshots import has_own
 
 if TYPE_CHECKING:
     from distrl.envs.group import EnvGroup
@@ -30,7 +29,7 @@ def capture(group: EnvGroup) -> dict[str, Any]:
     if group.is_wrapped:
         envs = list(group.watched(vector.call, "episode_snapshot", group.resetting.tolist()))
         lost = np.array([env["strategy"] == "lost" for env in envs])
-    elif has_own(vector.unwrapped):
+    elif group.has_own:
         envs = [vector.unwrapped.snapshot()]
         lost = np.asarray(envs[0].get("lost", False) if isinstance(vector, PoolVectorEnv) else False)
     else:

@@ -141,6 +141,12 @@ class Outside:
     high: float
     is_box: bool
 
+    def __str__(self) -> str:
+        return (
+            f"expected values in [{self.low:.6g}, {self.high:.6g}], got {self.value:.6g}; correct the env's "
+            "observation_space, or clip with a wrapper"
+        )
+
 
 class Ranges:
     """The ranges of a space's leaves; `outside` finds what is not in them, among all envs of a group."""

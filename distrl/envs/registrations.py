@@ -55,7 +55,7 @@ def registrations(spec: EnvSpec) -> tuple[Any, ...]:
         return ()
     if isinstance(point, str) and point.partition(":")[0] == "__main__":
         registered = copy.copy(registered)
-        registered.entry_point = load_env_creator(point)
+        registered.entry_point = load_env_creator(point)  # type: ignore[assignment]
     return (registered,)
 
 

@@ -25,6 +25,7 @@ from distrl.envs import snapshots
 from distrl.envs.api import check_reset, check_step, explain_step
 from distrl.envs.closing import LONGEST_SEC as LONGEST_CLOSE_SEC
 from distrl.envs.closing import within
+from distrl.envs.group import EnvGroup
 from distrl.envs.infos import MASK
 from distrl.envs.spec import EnvSpec
 from distrl.envs.watchdog import Beat
@@ -34,6 +35,7 @@ NUM_STEPS = 5  # of each episode that a run tries; `distrl doctor` plays more
 LONGEST_SEC = 10.0  # of a run's trial
 LONGEST_MAKING_SEC = 3.0  # of an env, for another one to be made for the trial
 _KNOWN = ("gymnasium.envs.", "ale_py.", "distrl.")
+_NOT_USED = "its own snapshot() and restore(state) are not used"
 _LEAVES = (str, int, float, bool, bytes, type(None))
 
 Call = Callable[..., Any]
@@ -118,7 +120,7 @@ def _verdict(name: str, found: list[Check]) -> Verdict:
     own = next((one for one in found if one.what == "snapshot"), None)
     uses_own = own is None or own.problem is None
     if own is not None and own.problem is not None:
-        notes.append(f"{name}: its own snapshot() and restore(state) are not used: {own.problem}")
+        notes.append(f"{name}: {_NOT_USED}: {own.problem}")
     wrong = [one for one in found if one.what != "snapshot" and one.problem is not None]
     if not wrong:
         return Verdict("exact", tuple(notes), uses_own)
@@ -128,6 +130,39 @@ def _verdict(name: str, found: list[Check]) -> Verdict:
 
 def _unknown(name: str, why: str) -> Verdict:
     return Verdict("unknown", (f"reproducibility is unknown: {name}: {why}",))
+
+
+def try_entry_point(spec: EnvSpec, seed: int) -> Verdict:
+    """The same for a vector entry point with `snapshot` and `restore` of its own: do they put a group back?"""
+    groups: list[EnvGroup] = []
+    try:
+        groups += [EnvGroup(spec, index, 2, first_env=0, seed=seed) for index in range(2)]
+        group, other = groups
+        if not group.has_own:
+            return Verdict()
+        space = copy.deepcopy(group.action_space)
+        space.seed(seed)
+        actions = [np.stack([space.sample() for _ in range(2)]) for _ in range(NUM_STEPS)]
+        group.start()
+        for action in actions[:2]:
+            group.step(action)
+        state = group.snapshot()
+        problem = state_problem(state["envs"])
+        if problem is None:
+            other.restore(copy.deepcopy(state))
+            for number, action in enumerate(actions[2:], 1):
+                one, two = (each.step(action) for each in groups)
+                if not same_tree((group.observation, one.reward), (other.observation, two.reward)):
+                    problem = f"a group that is put back by them plays on differently at step {number}"
+                    break
+    except (Exception, SystemExit) as error:  # unrelated methods of these names, or a bug in them
+        problem = f"they raised {cause(error.__cause__ or error)}"
+    finally:
+        for made in groups:
+            made.close()
+    if problem is None:
+        return Verdict()
+    return Verdict(notes=(f"{spec.env_id}: {_NOT_USED}: {problem}",), own_snapshots=False)
 
 
 def is_known(spec: EnvSpec) -> bool:

@@ -160,18 +160,42 @@ def kl_penalty(
     return loss, {"reference_kl": loss.detach()}
 
 
-def normalise_advantage(advantage: Tensor, mask: Tensor | None = None, epsilon: float = 1e-8) -> Tensor:
+def normalise_advantage(
+    advantage: Tensor,
+    mask: Tensor | None = None,
+    epsilon: float = 1e-8,
+    episode: Tensor | None = None,
+    alone: Tensor | None = None,
+) -> Tensor:
     """(A - mean) / (std + epsilon) over the valid rows; zero in the others. Shape and type are kept.
 
     Mean and deviation are summed in float64; std is the population's (divided by the number of rows, not by one
     less), so a single row gives zero instead of NaN. Normalise the whole minibatch before it is split.
+
+    Where `episode` (an integer for each row) is given and all valid rows are of one episode, they stay as they are, or
+    become `alone` (by the moments of a whole batch, where they are a part of one): the
+    mean over one episode is that episode's own merit, and what is left says the wrong thing of it. A reward that comes
+    at the end is discounted towards the start, so early actions of a good episode would come out below its mean.
     """
     (advantage_B,) = _valid(mask, advantage.detach().double())
     centred_B = advantage_B - _mean(advantage_B, mask, None)
     if mask is not None:
         (centred_B,) = _valid(mask, centred_B)
     std = _mean(torch.square(centred_B), mask, None).sqrt()
-    return (centred_B / (std + epsilon)).to(advantage.dtype)
+    normalised_B = (centred_B / (std + epsilon)).to(advantage.dtype)
+    if episode is None or not len(episode):
+        return normalised_B
+    (alone_B,) = _valid(mask, (advantage if alone is None else alone).detach())
+    return torch.where(_is_one_episode(episode, mask), alone_B, normalised_B)
+
+
+def _is_one_episode(episode: Tensor, mask: Tensor | None) -> Tensor:
+    """Whether the valid rows are of one episode, or none: asked of the tensors, so that no host waits for it."""
+    low, high = episode, episode
+    if mask is not None:
+        least, most = torch.iinfo(episode.dtype).min, torch.iinfo(episode.dtype).max
+        low, high = torch.where(mask.bool(), episode, most), torch.where(mask.bool(), episode, least)
+    return low.amin() >= high.amax()
 
 
 def _valid(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:

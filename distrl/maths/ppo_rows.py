@@ -45,6 +45,7 @@ class Batch(NamedTuple):
     value: NDArray[np.float32]  # [B], as it was when collected
     advantage: NDArray[np.float32]  # [B]
     target: NDArray[np.float32]  # [B]
+    episode: NDArray[np.int32]  # [B], a number for each piece of an episode
 
 
 class Losses(NamedTuple):
@@ -59,8 +60,16 @@ class Losses(NamedTuple):
 
 
 @kernel(error_model="numpy")
-def advantage_moments(advantage, rows):  # type: ignore[no-untyped-def]
-    """Mean and deviation (the population's) of the minibatch's advantages, in float64."""
+def advantage_moments(advantage, episode, rows):  # type: ignore[no-untyped-def]
+    """Mean and deviation (the population's, with 1e-8) of the minibatch's advantages, in float64.
+
+    0 and 1 where all rows are of one episode: those are not normalised (`distrl.maths.losses.normalise_advantage`).
+    """
+    alone = True
+    for row in rows:
+        alone = alone and episode[row] == episode[rows[0]]
+    if alone:
+        return 0.0, 1.0
     total = 0.0
     for row in rows:
         total += np.float64(advantage[row])
@@ -68,7 +77,7 @@ def advantage_moments(advantage, rows):  # type: ignore[no-untyped-def]
     squares = 0.0
     for row in rows:
         squares += (np.float64(advantage[row]) - mean) ** 2
-    return mean, np.sqrt(squares / len(rows))
+    return mean, np.sqrt(squares / len(rows)) + 1e-8
 
 
 @kernel(error_model="numpy")
@@ -99,7 +108,7 @@ def policy_rows(batch, losses, kind, rows, count, mean, deviation, output, at, n
             log_prob = log_probs[batch.action[row]]
         advantage = batch.advantage[row]
         if losses.normalize_advantage:
-            advantage = np.float32((np.float64(advantage) - mean) / (deviation + 1e-8))
+            advantage = np.float32((np.float64(advantage) - mean) / deviation)
         if losses.clip > 0:
             change = log_prob - batch.log_prob[row]
             ratio = exp32(change)

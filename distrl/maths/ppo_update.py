@@ -194,7 +194,7 @@ def run_epoch(rank, num_threads, index, ends, batch, losses, network, parameters
         rows = index[begin : ends[m]]
         begin = ends[m]
         count = len(rows)
-        mean, deviation = advantage_moments(batch.advantage, rows)
+        mean, deviation = advantage_moments(batch.advantage, batch.episode, rows)
         turn(parameters.params, 0, network.actor, work.turned[rank], 0)
         turn(parameters.params, network.critic_start, network.critic, work.turned[rank], turned_critic)
         num_slots = _num_slots(count)

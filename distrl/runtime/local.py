@@ -115,12 +115,16 @@ class LocalRuntime:
     def take_warnings(self) -> list[str]:
         return []
 
-    def close(self) -> None:
+    def close_envs(self) -> None:
         if self.thread:
             self.worker.stop()
             self.thread.submit(spans.end_thread)
             self.thread.shutdown()
+            self.thread = None
         self.worker.close()
+
+    def close(self) -> None:
+        self.close_envs()
 
     def _begin_thread(self) -> None:
         torch.set_num_threads(1)  # of this thread: each has its own count

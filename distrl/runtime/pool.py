@@ -22,6 +22,7 @@ from distrl.runtime.cluster import failed_to_start, first_line
 from distrl.telemetry.spans import span
 
 START_TIMEOUT_SEC = 120.0
+CLOSE_TIMEOUT_SEC = 10.0  # what workers may take to close their envs
 WAIT_STEP_SEC = 0.2
 CLOSE_TIMEOUT_SEC = 15.0
 
@@ -95,12 +96,25 @@ class WorkerPool:
             time.sleep(WAIT_STEP_SEC)
         slot.handle, slot.ready = self._start()
 
+    def close_envs(self) -> None:
+        """Close every env of the workers that are up, in a bounded time; a worker that does not answer is killed."""
+        closing = {slot.handle.close.remote(): slot for slot in self.slots if slot.ready is None}
+        deadline = time.monotonic() + CLOSE_TIMEOUT_SEC
+        waiting = [*closing]
+        with span("wait: close"):
+            while waiting and time.monotonic() < deadline:
+                _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=WAIT_STEP_SEC)
+                self.check_interrupt()
+        for one in waiting:
+            ray.kill(closing[one].handle)
+
     def close(self) -> None:
         """Have every worker close its envs, bounded: one that is collecting ends its fragment first. Then kill them."""
         try:
             closing = [slot.handle.close.remote() for slot in self.slots if slot.ready is None]
-            if closing:
-                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_SEC)
+            deadline = time.monotonic() + CLOSE_TIMEOUT_SEC
+            while closing and time.monotonic() < deadline:  # in short steps: a second Ctrl-C leaves at once
+                _, closing = ray.wait(closing, num_returns=len(closing), timeout=WAIT_STEP_SEC)
         except RayError:  # the cluster is gone, and the workers with it
             pass
         for slot in self.slots:

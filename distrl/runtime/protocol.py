@@ -57,6 +57,10 @@ class Runtime(Protocol):
         """What happened since the last take: a person was told of it at once, the summary keeps it."""
         ...
 
+    def close_envs(self) -> None:
+        """Close the envs: nothing is collected any more. Snapshots and the state at the last boundary stay."""
+        ...
+
     def close(self) -> None:
         """Stop every process and env of the run."""
         ...

@@ -267,6 +267,9 @@ class RayRuntime:
         taken, self.warnings = self.warnings, []
         return taken
 
+    def close_envs(self) -> None:
+        self.workers.close_envs()
+
     def close(self) -> None:
         if ray.is_initialized():
             if self.pool is not None:

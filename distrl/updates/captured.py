@@ -115,6 +115,8 @@ class CapturedUpdate(TorchUpdate):
         }
         if mask is not None:
             named["action_mask"] = mask
+        if self.recipe.normalize_advantage:
+            named["episode"] = trajectory.episode
         arrays = [*observation, *named.values()]
         if self.columns is None or not self.columns.fits(arrays):
             self.columns = Staging(arrays, self.device)
@@ -156,6 +158,7 @@ class CapturedUpdate(TorchUpdate):
             valid=None,
             episode_start=None,
             initial_state=None,
+            episode=flat.get("episode"),
         )
         self.shape = trajectory.reward.shape
 

@@ -44,7 +44,7 @@ class CompiledUpdate:
         batch = Batch(
             np.zeros(inputs, np.float32),
             *self.view.split_action(nothing),
-            empty_mask(), False, empty, empty, empty, empty,
+            empty_mask(), False, empty, empty, empty, empty, np.zeros(0, np.int32),
         )  # fmt: skip
         self._epoch([], batch, Rates(0.0, None))
 
@@ -59,10 +59,11 @@ class CompiledUpdate:
             *self.view.split_action(trajectory.action),
             empty_mask() if mask is None else writable(mask, np.bool_),
             mask is not None,
-            *(
-                writable(column, np.float32)
-                for column in (trajectory.log_prob, trajectory.value, advantage, target)
-            ),
+            log_prob=writable(trajectory.log_prob, np.float32),
+            value=writable(trajectory.value, np.float32),
+            advantage=writable(advantage, np.float32),
+            target=writable(target, np.float32),
+            episode=trajectory.episode.reshape(-1),
         )
 
     def optimise(

@@ -119,6 +119,8 @@ class Batch:
     episode_start: Tensor | None
     initial_state: Tree
     reference_log_prob: Tensor | None = None  # of a frozen reference, where the loss looks at it
+    episode: Tensor | None = None  # the number of its piece of an episode, where advantages are normalised
+    alone: Tensor | None = None  # advantages by the batch's moments, for columns that are one episode
 
     def take(self, index: Tensor) -> Batch:
         """Rows of a flat batch, columns of one with memory."""
@@ -152,6 +154,14 @@ class TorchUpdate:
             laid_out = array if columns else array.reshape(-1, *array.shape[2:])
             return to_device(laid_out, self.device)
 
+        normalised = self.recipe.normalize_advantage
+        episode = tensor(trajectory.episode) if normalised else None
+        # flat minibatches mix the envs' rows; a minibatch of one column may well be one episode
+        alone = (
+            losses.normalise_advantage(tensor(advantage), tensor(trajectory.valid), episode=episode)
+            if normalised and columns
+            else None
+        )
         return Batch(
             observation=tree_map(lambda leaf: channels_last(tensor(leaf)), trajectory.observation),
             action=tensor(trajectory.action),
@@ -166,6 +176,8 @@ class TorchUpdate:
             initial_state=tree_map(lambda leaf: to_device(leaf, self.device), trajectory.initial_state)
             if columns
             else None,
+            episode=episode,
+            alone=alone,
         )
 
     def optimise(
@@ -196,7 +208,10 @@ class TorchUpdate:
             rows.observation, rows.action, rows.action_mask, rows.initial_state, rows.episode_start
         )
         if self.recipe.normalize_advantage:
-            rows = replace(rows, advantage=losses.normalise_advantage(rows.advantage, rows.valid))
+            normalised = losses.normalise_advantage(
+                rows.advantage, rows.valid, episode=rows.episode, alone=rows.alone
+            )
+            rows = replace(rows, advantage=normalised)
         return self._loss_of(evaluation, rows, clip)
 
     def _loss_of(

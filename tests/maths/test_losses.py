@@ -211,6 +211,22 @@ def test_one_advantage_alone_or_many_equal_ones_become_zero_not_nan():
     assert normalise_advantage(torch.full((5,), 3.0)).tolist() == [0.0] * 5
 
 
+def test_rows_of_one_episode_stay_as_they_are_and_of_two_are_normalised() -> None:
+    advantage = torch.tensor([0.81, 0.9, 1.0, 5.0])
+    mask = torch.tensor([True, True, True, False])
+    alone = torch.tensor([3, 3, 3, 4], dtype=torch.int32)
+    assert normalise_advantage(advantage, mask, episode=alone).tolist() == [*advantage[:3].tolist(), 0.0]
+    torch.testing.assert_close(normalise_advantage(advantage, episode=alone), normalise_advantage(advantage))
+    two = torch.tensor([3, 3, 5, 4], dtype=torch.int32)
+    torch.testing.assert_close(
+        normalise_advantage(advantage, mask, episode=two), normalise_advantage(advantage, mask)
+    )
+    one_row = normalise_advantage(torch.tensor([7.0]), episode=torch.tensor([0], dtype=torch.int32))
+    assert one_row.tolist() == [7.0]
+    none = normalise_advantage(advantage, torch.zeros(4, dtype=torch.bool), episode=two)
+    assert none.tolist() == [0.0] * 4
+
+
 def test_advantages_far_from_zero_are_normalised_in_float64():
     advantage = 2.0**22 + torch.arange(4.0).repeat(2500)  # exact in float32, whose sum of them is not
     expected = (np.tile(np.arange(4.0), 2500) - 1.5) / math.sqrt(1.25)

@@ -133,6 +133,12 @@ def test_whitening_is_numpy_s_over_the_valid_values_of_the_whole_batch_and_reads
     assert not np.allclose(found[valid], shards[valid], atol=1e-3), "per worker it would be another"
 
 
+def test_the_only_response_of_a_batch_is_not_whitened():
+    advantage = np.array([[0.5, 9.0], [0.7, 9.0], [1.0, 9.0]], np.float32)
+    valid = np.array([[True, False]] * 3)
+    np.testing.assert_array_equal(whitened(advantage, valid), np.where(valid, advantage, 0))
+
+
 def test_whitening_of_nothing_or_of_one_alike_gives_zeros():
     assert not whitened(np.full((2, 2), np.nan, np.float32), np.zeros((2, 2), bool)).any()
     assert not whitened(np.full((2, 2), 3.0, np.float32), np.ones((2, 2), bool)).any()

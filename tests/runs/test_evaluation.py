@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import distrl
 from distrl.checkpoint import read_checkpoint
 from distrl.envs import EnvSpec
-from distrl.evaluation import evaluate_policy, load_run
+from distrl.evaluation import Limits, evaluate_policy, evaluation_group, load_run
 from distrl.inference import make_inference
 from tests.parts import small_policy
 
@@ -125,3 +126,54 @@ def test_a_run_that_was_captured_on_a_gpu_is_evaluated_without_one(tmp_path: Pat
     saved["device"] = "cuda"
     config.write_text(json.dumps(saved))
     assert distrl.evaluate(run_dir, episodes=2) == here
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_how_many_envs_an_evaluation_has_changes_no_episode(env_id: str, greedy: bool) -> None:
+    spec = EnvSpec(env_id, max_episode_steps=40)
+    policy = small_policy("mlp", spec)
+    inference = make_inference(policy, "compiled")
+    wide = evaluate_policy(policy, spec, 13, 3, greedy, inference=inference)
+    for num_envs in (1, 3, 4, 8, 100):
+        found = evaluate_policy(policy, spec, 13, 3, greedy, inference=inference, num_envs=num_envs)
+        assert found.lengths.tolist() == wide.lengths.tolist()
+        np.testing.assert_array_equal(found.returns, wide.returns)
+        assert evaluation_group(spec, 13, 3, num_envs).num_envs <= num_envs
+
+
+def test_an_episode_ends_at_the_bound_with_its_return_so_far_and_a_whole_one_is_untouched() -> None:
+    spec = EnvSpec("CartPole-v1")
+    policy = small_policy("mlp", spec)
+    whole = evaluate_policy(policy, spec, 12, 3)
+    bound = int(np.median(whole.lengths))
+    cut = evaluate_policy(policy, spec, 12, 3, limits=Limits(max_steps=bound))
+    assert cut.lengths.tolist() == np.minimum(whole.lengths, bound).tolist()
+    assert cut.returns.tolist() == cut.lengths.tolist(), "CartPole's reward is 1 a step"
+    assert cut.unfinished.tolist() == (whole.lengths > bound).tolist() and not cut.timed_out
+    assert cut.summary()["unfinished_share"] == pytest.approx((whole.lengths > bound).mean())
+    assert not whole.unfinished.any() and whole.caveat(Limits()) is None
+    assert f"{int(cut.unfinished.sum())} of 12" in str(cut.caveat(Limits(max_steps=bound)))
+
+
+def test_an_evaluation_out_of_time_says_so_and_its_checkpoint_is_not_kept_as_best(tmp_path: Path) -> None:
+    run = distrl.train(
+        **{**SMALL, "total_steps": 256}, run_dir=str(tmp_path / "run"), eval_every=1, eval_timeout_sec=1e-9
+    )
+    assert not (run.run_dir / "best").exists()
+    assert any("--eval-timeout-sec" in line for line in run.summary["warnings"])
+    again = distrl.evaluate(run.run_dir, episodes=3, timeout_sec=60, max_steps=500)
+    assert again["episodes"] == 3 and again["unfinished_share"] == 0
+
+
+def test_a_run_from_before_evaluations_had_limits_is_evaluated_as_it_was(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "run"
+    shutil.copytree(evaluated, old)
+    saved = json.loads((old / "config.json").read_text())
+    for name in ("eval_max_steps", "eval_timeout_sec"):
+        del saved[name]
+    (old / "config.json").write_text(json.dumps(saved))
+    found, same = (distrl.evaluate(folder, episodes=4) for folder in (old, evaluated))
+    assert found["return_mean"] == same["return_mean"]

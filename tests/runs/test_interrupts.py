@@ -62,7 +62,7 @@ def test_a_signal_does_not_wait_for_the_fragment_that_a_thread_collects(
 ) -> None:
     run_dir, marker = tmp_path / "run", tmp_path / "stepping"
     fields = case("image", env="toys:Toy-v0", num_steps=100_000, total_steps=600_000, overlap=1)
-    slowly = {"sleep_sec": 0.01, "fault": "nothing", "at": 5, "once": str(marker)}  # hours to a fragment
+    slowly = {"sleep_sec": 0.01, "fault": "nothing", "at": 30, "once": str(marker)}  # hours to a fragment
     command = launcher.start_train(run_dir, {**fields, "env_kwargs": slowly, "workers": 0})
     command.wait_until("it collects", marker.exists)
     command.signal(signal.SIGINT)

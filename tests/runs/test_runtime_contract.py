@@ -72,6 +72,11 @@ def test_a_runtime_keeps_the_contract(kind: str) -> None:
             assert all(totals.ns for totals in spans.values())
         assert first.take_spans() == {}, "a take leaves nothing"
         pids = {report.pid for report in reports}
+
+        ended, version = first.state(), first.snapshot()
+        first.close_envs()
+        assert first.snapshot().digest == version.digest, "what was learned outlives the envs"
+        assert first.state()["learner"]["version"] == ended["learner"]["version"] == 6
     finally:
         first.close()
     if kind == "ray":

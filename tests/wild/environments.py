@@ -176,6 +176,24 @@ def grown(*command: str) -> Callable[[Path], Ended]:
     return run
 
 
+def silent_about(word: str) -> Callable[[Path, Ended], None]:
+    def check(folder: Path, ended: Ended) -> None:
+        assert word not in ended.err
+
+    return check
+
+
+def hanging_close(folder: Path) -> Ended:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distrl.envs.calls.LONGEST_SEC", 0.2)
+        patch.setattr("distrl.envs.vector.LONGEST_SEC", 0.2)
+        patch.setattr("distrl.envs.trial.LONGEST_CLOSE_SEC", 0.2)
+        ended = train("Locks", "--env-kwargs", '{folder = "locks", close = "hangs"}')(folder)
+    assert any("did not return within 0.2 s" in one for one in summary(folder)["warnings"])
+    nothing_left(folder, ended)
+    return ended
+
+
 def case(
     name: str,
     run: Callable[[Path], Ended],
@@ -254,6 +272,15 @@ SITUATIONS: list[Situation] = [
          "refused", ("wrapper", "module")),
     case("arguments that JSON lacks, resumed", resumed_with_arguments),
     case("arguments of TOML", arguments_of_toml),
+    case("no metadata", train("NoMetadata"), "refused", ("metadata",)),
+    case("a close that needs a reset", evaluated("ClosesLate"), check=silent_about("close()")),
+    case("resets that change the process", train("Wanders"), check=whole_episodes),
+    case("an alarm of its own", train("Alarmed"), check=whole_episodes),
+    case("a step that leaves Python", train("ExitsLater"), "ended", ("SystemExit", "restarts")),
+    case("spaces that differ from env to env", train("DifferentSpaces"), "refused", ("observation_space must be the same",)),
+    case("a wrapper that raises", train("Task", "--wrapper", "tests.wild.toy_envs:wraps_badly"), "refused", ("wraps_badly", "camera")),
+    case("a wrapper of the old API", train("Task", "--wrapper", "tests.wild.toy_envs:wraps_for_old"), "refused", ("options",)),
+    case("a close that hangs", hanging_close),
     case("resume with another shape", grown("train", "--resume", "run", "--total-steps", "256"), "refused", ("(3,)", "(5,)")),
     case("eval with another shape", grown("eval", "run"), "refused", ("(3,)", "(5,)")),
 ]  # fmt: skip

@@ -418,3 +418,81 @@ class TakesLists(Takes):
     def __init__(self, shape: Any = None, inner: Any = None, **others: Any) -> None:
         assert shape == [3, 4] and inner == {"use-lidar": True, "pair": [1, [2]]}, (shape, inner)
         super().__init__((3, 4), inner={"use-lidar": True, "pair": (1, [2])}, **others)
+
+
+class NoMetadata(Task):
+    """Lacks what Gymnasium has in an Env's class."""
+
+    metadata = None  # type: ignore[assignment]
+
+
+class ClosesLate(Task):
+    """Its close needs what its first reset makes."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.viewer = object()
+        return super().reset(seed=seed)
+
+    def close(self) -> None:
+        del self.viewer
+
+
+class Wanders(Task):
+    """Changes the current folder, and NumPy's error handling, in its resets."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        os.chdir("/")
+        np.seterr(all="raise")
+        return super().reset(seed=seed)
+
+
+class Alarmed(Task):
+    """Bounds its own steps by an alarm, which stays set."""
+
+    def step(self, action: Any) -> Any:
+        import signal
+
+        signal.setitimer(signal.ITIMER_REAL, 1000)
+        return super().step(action)
+
+    def close(self) -> None:
+        import signal
+
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class ExitsLater(Task):
+    """Leaves Python in a step."""
+
+    def step(self, action: Any) -> Any:
+        if self.t == 5:
+            sys.exit(3)
+        return super().step(action)
+
+
+class DifferentSpaces(Task):
+    """Each env that is made has another space."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        DifferentSpaces.made += 1
+        self.size = DifferentSpaces.made
+        self.observation_space = spaces.Box(-1, 1, (self.size,), np.float32)
+
+    def observe(self) -> Any:
+        return np.zeros(self.size, np.float32)
+
+
+def wraps_badly(env: Any) -> Any:
+    raise KeyError("camera")
+
+
+def wraps_for_old(env: Any) -> Any:
+    """A wrapper that knows reset without options."""
+
+    class Old(gym.Wrapper[Any, Any, Any, Any]):
+        def reset(self, seed: int | None = None) -> Any:  # type: ignore[override]
+            return self.env.reset(seed=seed)
+
+    return Old(env)
