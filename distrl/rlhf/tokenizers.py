@@ -38,7 +38,7 @@ def read_tokenizer(folder: str | Path) -> Any:
         )
     if (path / CONFIG).is_file():
         configuration(path)  # transformers reads it too, and would not name it
-    with translated(f"{path} has no tokenizer that tokenizers {version('tokenizers')} can read"):
+    with translated(f"{path} has no tokenizer that can be read by tokenizers {version('tokenizers')}"):
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False

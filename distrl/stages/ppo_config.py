@@ -29,16 +29,12 @@ class PPOConfig(StageConfig):
     critic: str | None = Field(
         None, description="folder of the critic's first parameters; default: --model's trunk with a head of 0"
     )
-    value_head: bool = Field(
-        False, description="the critic is a head on the actor's trunk, and no model of its own"
-    )
+    value_head: bool = Field(False, description="the critic is a head on the actor's trunk")
     lora_rank: CountOrZero = Field(
         0, description="train adapters of this rank (LoRA) instead of the model (0: none)"
     )
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
-    save_adapter: bool = Field(
-        False, description="the adapters alone too, in RUN_DIR/adapter, as peft reads them; with --lora-rank"
-    )
+    save_adapter: bool = Field(False, description="keep the adapters alone too, in RUN_DIR/adapter")
     algo: str = Field("rlhf-ppo", description="rlhf-ppo, rlhf-reinforce, rloo or grpo")
     recipe: ResponseRecipe = Field(RLHF_PPO, description="the algorithm's own fields, each a flag")
     iterations: Count = Field(100, description="iterations in all: write, score, learn")

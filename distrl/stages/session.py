@@ -123,9 +123,7 @@ def run_stage(
             if created:
                 shutil.rmtree(directory, ignore_errors=True)
             raise
-        except (
-            Interrupted
-        ) as interrupt:  # before the first iteration: nothing to save that is not there already
+        except Interrupted as interrupt:  # before the first iteration: all is saved already
             made = (directory / "config.json").exists()
             how = _how_to_resume(stage, directory) if made else "nothing was started"
             print(f"distrl: {interrupt.signal_name}: stopped; {how}", file=sys.stderr)
@@ -187,9 +185,7 @@ class _Session:
         spans.start("other", stage.record_events)
         found = latest_checkpoint(directory / "checkpoints")
         if found is None:
-            raise RunFailed(
-                f"{directory} has no checkpoint to continue from; start anew with another --run-dir"
-            )
+            raise RunFailed(f"{directory} has no checkpoint to continue from; start another --run-dir")
         _, content, notes = found
         state = StageState.from_tree(content.trees["run"])
         notes = [*self.resolved.warnings, *stage.notes, *notes]

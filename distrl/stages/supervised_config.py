@@ -32,9 +32,7 @@ class SupervisedConfig(StageConfig):
         0, description="train adapters of this rank (LoRA), merged in the end (0: none)"
     )
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
-    save_adapter: bool = Field(
-        False, description="the adapters alone too, in RUN_DIR/adapter, as peft reads them; with --lora-rank"
-    )
+    save_adapter: bool = Field(False, description="keep the adapters alone too, in RUN_DIR/adapter")
     recipe: TrainOptions = Field(TrainOptions(), description="how it is trained, each a flag")
 
     @field_validator("recipe", mode="after")

@@ -74,7 +74,7 @@ def _shrunk(kind: Any) -> Any:
     default = kind()
     known = {*default.to_dict(), *getattr(kind, "attribute_map", {})}
     given = {name: size for name, size in SIZES.items() if name in known or hasattr(default, name)}
-    if "qk_rope_head_dim" in known:
+    if "qk_rope_head_dim" in known or isinstance(getattr(kind, "head_dim", None), property):
         given.pop("head_dim", None)
     for name in getattr(kind, "sub_configs", None) or {}:
         if (part := getattr(default, name, None)) is not None:
