@@ -37,7 +37,7 @@ CLEANRL_PPO = dict(
 )  # fmt: skip
 CLEANRL_CONTINUOUS = dict(
     num_envs=1, num_steps=2048, epochs=10, minibatches=32, learning_rate=3e-4, clip_value=0.2,
-    normalize_observation=True, normalize_reward=True,
+    normalize_observation=True, normalize_reward=True, rescale_action=False,  # CleanRL clips actions
 )  # fmt: skip
 # rl-baselines3-zoo, hyperparams/ppo.yml; Pendulum without its state-dependent exploration
 ZOO_LUNAR = dict(
