@@ -71,6 +71,8 @@ KEPT = (
     "wandb", "wandb_project",
 )  # fmt: skip
 FIXED = "models, data and the curve cannot change on resume"
+# What runs did that are older than these fields.
+BEFORE = {"chat_kwargs": {}, "tools": None, "system_prompt": None, "field": {}, "save_adapter": False}
 
 
 def needed(config: BaseModel, **why: str) -> Iterator[Clash]:
@@ -80,8 +82,13 @@ def needed(config: BaseModel, **why: str) -> Iterator[Clash]:
             yield Clash((name,), f"--{name.replace('_', '-')}: must be given; {advice}")
 
 
-def adapter_clashes(config: Any) -> Iterator[Clash]:
-    """Of `save_adapter`, in the stages that have it."""
+def common_clashes(config: Any) -> Iterator[Clash]:
+    """Of the fields that every stage has: names of `--field` that no format of data has, and `--save-adapter`."""
+    try:
+        check_field(config.field)
+    except BadInput as error:
+        for problem in error.problems:
+            yield Clash(("field",), problem)
     if config.save_adapter and not config.lora_rank:
         yield Clash(
             ("save_adapter", "lora_rank"),
@@ -92,15 +99,6 @@ def adapter_clashes(config: Any) -> Iterator[Clash]:
             ("save_adapter", "fresh"),
             "--save-adapter with --fresh: the adapters would be of a model that no folder holds; leave one of the two out",
         )
-
-
-def known_fields(config: StageConfig) -> Iterator[Clash]:
-    """A clash for each name of `--field` that no format of data has."""
-    try:
-        check_field(config.field)
-    except BadInput as error:
-        for problem in error.problems:
-            yield Clash(("field",), problem)
 
 
 def no_clashes(find: Callable[[Any], list[Clash]], config: S) -> S:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,10 +11,10 @@ from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.errors import BadInput
 from distrl.fields import Schema
-from distrl.named import is_file
+from distrl.named import absolute_file
 from distrl.rlhf.recipes import RECIPES, RLHF_PPO, ResponseRecipe
 from distrl.stages import reward_time
-from distrl.stages.config import FIXED, KEPT, StageConfig, adapter_clashes, known_fields, needed, no_clashes
+from distrl.stages.config import BEFORE, FIXED, KEPT, StageConfig, common_clashes, needed, no_clashes
 
 if TYPE_CHECKING:
     from distrl.runtime.roles import Host
@@ -146,7 +145,7 @@ class PPOConfig(StageConfig):
     @field_validator("reward_function", mode="after")
     @classmethod
     def _files_from_anywhere(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(os.path.abspath(name) if is_file(name) else name for name in names)
+        return tuple(map(absolute_file, names))
 
     @field_validator("algo", "roles", mode="after")
     @classmethod
@@ -179,7 +178,7 @@ def clashes(config: PPOConfig) -> list[Clash]:
     """Every rule between fields that `config` breaks."""
     return [
         *_given(config),
-        *adapter_clashes(config),
+        *common_clashes(config),
         *reward_time.clashes(config),
         *_critic(config),
         *_batch(config),
@@ -221,7 +220,6 @@ def _given(config: PPOConfig) -> Iterator[Clash]:
         model="a folder that save_pretrained wrote, with its tokenizer",
         prompts='a file of rows, such as JSONL with {"prompt": "..."} a line',
     )
-    yield from known_fields(config)
     if not config.reward and not config.reward_function:
         yield Clash(
             ("reward", "reward_function"),
@@ -353,13 +351,8 @@ def implied(values: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-_FILES = (
-    "model",
-    "reference",
-    "critic",
-    "reward",
-    "prompts",
-)  # may move, not change: `facts` of a checkpoint
+# may move, not change: `facts` of a checkpoint
+_FILES = ("model", "reference", "critic", "reward", "prompts")
 PPO = Schema(
     command="distrl rlhf ppo",
     config=PPOConfig,
@@ -396,4 +389,5 @@ PPO = Schema(
     modules=("reward_function",),
     paths=("run_dir", "eval_prompts", *_FILES),
     hidden=("collects", "num_envs", "num_steps", "baseline"),
+    before=BEFORE | {"reward_concurrency": 1, "sample_every": 0, "samples": 4, "print_samples": False},
 )  # fmt: skip

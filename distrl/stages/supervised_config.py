@@ -11,7 +11,7 @@ from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.fields import Schema
 from distrl.rlhf.options import TrainOptions
-from distrl.stages.config import FIXED, KEPT, StageConfig, adapter_clashes, known_fields, needed, no_clashes
+from distrl.stages.config import BEFORE, FIXED, KEPT, StageConfig, common_clashes, needed, no_clashes
 
 
 class SupervisedConfig(StageConfig):
@@ -79,8 +79,7 @@ def clashes(config: SupervisedConfig) -> list[Clash]:
 def _clashes(config: SupervisedConfig) -> Iterator[Clash]:
     yield from needed(config, model="a folder that save_pretrained wrote, with its tokenizer")
     yield from needed(config, data="a file of rows, or a folder of them")
-    yield from known_fields(config)
-    yield from adapter_clashes(config)
+    yield from common_clashes(config)
     if config.held_out and config.held_out_share:
         yield Clash(
             ("held_out", "held_out_share"),
@@ -134,6 +133,7 @@ SFT = Schema(
     warnings=warnings,
     recipe=TrainOptions,
     hidden=("seed",),
+    before=BEFORE | {"turns": "last"},
 )
 _OF_SCORES = ("normalize", "normalize_responses", "max_response", "temperature")
 REWARD = Schema(
@@ -148,4 +148,5 @@ REWARD = Schema(
     warnings=warnings,
     recipe=TrainOptions,
     hidden=("seed",),
+    before=BEFORE,
 )
