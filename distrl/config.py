@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from distrl.clashes import clashes, implied, warnings
 from distrl.fields import Schema
+from distrl.named import absolute_file
 from distrl.recipes import LADDER, PPO, Recipe
 
 Count = Annotated[int, Field(ge=1)]
@@ -36,7 +37,7 @@ class TrainConfig(BaseModel):
     env_kwargs: dict[str, Any] = Field(
         {}, description="the env's own arguments: --env-kwargs.goal-velocity 0.1"
     )
-    wrapper: str | None = Field(None, description="module:function that wraps each env")
+    wrapper: str | None = Field(None, description="module:function or file.py:function that wraps each env")
     algo: str = Field(
         "ppo", description="rung of the ladder: reinforce, reinforce-baseline, actor-critic, a2c, ppo"
     )
@@ -99,7 +100,9 @@ class TrainConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of the hidden layers; parameters, heads and losses are always fp32"
     )
-    policy: str | None = Field(None, description="module:function that makes a policy of one's own")
+    policy: str | None = Field(
+        None, description="module:function or file.py:function that makes a custom policy"
+    )
     policy_kwargs: dict[str, Any] = Field({}, description="that function's arguments")
     init_from: str | None = Field(
         None, description="run directory whose newest checkpoint gives the first parameters"
@@ -172,6 +175,11 @@ class TrainConfig(BaseModel):
         """A `Recipe` made by hand is checked as flags are: the dataclass itself checks nothing."""
         TRAIN.check_recipe(recipe)
         return recipe
+
+    @field_validator("wrapper", "policy", mode="after")
+    @classmethod
+    def _file_from_anywhere(cls, name: str | None) -> str | None:
+        return None if name is None else absolute_file(name)
 
     @field_validator("algo", "env_kwargs", "policy_kwargs", mode="after")
     @classmethod
