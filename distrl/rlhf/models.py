@@ -162,11 +162,8 @@ def with_lora(parts: ModelParts, options: LoraOptions, seed: int) -> ModelParts:
         # GPT-2 keeps its weights the other way round
         fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in model.modules()),
     )
-    try:
-        with _seeded(seed, "adapters"):
-            adapted = _adapted(model, config)
-    except ValueError as error:
-        raise BadInput(f"LoRA does not fit the model: {str(error).splitlines()[0]}") from error
+    with translated("LoRA does not fit the model"), _seeded(seed, "adapters"):
+        adapted = _adapted(model, config)
     return replace(parts, arrays=parameters_and_buffers(adapted), lora=config)
 
 

@@ -7,7 +7,6 @@ drawn at random. Of a model that reads pictures or sounds too, the part that rea
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -255,11 +254,7 @@ def _check_generation_file(path: Path) -> None:
     """BadInput where it is there and no good: transformers would pass over it, and over the ends of text in it."""
     if not path.is_file():
         return
-    try:
-        found = json.loads(path.read_text())
-        ends = found.get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise BadInput(f"{path} must be a JSON object: {error}; mend it, or delete it") from error
+    ends = json_object(path).get("eos_token_id")
     every = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(one) is int for one in every):
         raise BadInput(f"{path}: eos_token_id must be an id or a list of ids, got {ends!r}")

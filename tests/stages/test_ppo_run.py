@@ -245,7 +245,7 @@ def asked(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PPO
         ({"critic": "gpt2"}, "--critic: gpt2 lacks parameters"),
         ({"max_response": 200}, "tokens, and the model reads 128"),
         ({"reference": "foreign"}, "must have one tokenizer"),
-        ({"placement": "separate", "roles": {"rewad": {"workers": 2}}}, "did you mean reward"),
+        ({"placement": "separate", "roles": {"rewad": {"workers": 2}}}, "did you mean 'reward'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(
