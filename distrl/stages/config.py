@@ -72,7 +72,13 @@ KEPT = (
 )  # fmt: skip
 FIXED = "models, data and the curve cannot change on resume"
 # What runs did that are older than these fields.
-BEFORE = {"chat_kwargs": {}, "tools": None, "system_prompt": None, "field": {}, "save_adapter": False}
+BEFORE: dict[str, Any] = {
+    "chat_kwargs": {},
+    "tools": None,
+    "system_prompt": None,
+    "field": {},
+    "save_adapter": False,
+}
 
 
 def needed(config: BaseModel, **why: str) -> Iterator[Clash]:
