@@ -103,7 +103,8 @@ def test_a_resumed_run_refuses_other_data(undisturbed: Undisturbed, workplace: P
     shutil.copytree(undisturbed(), place / "run")
     with (place / "prompts.jsonl").open("a") as file:
         file.write('{"prompt": "one more"}\n')
-    done = command(place, "rlhf", "ppo", "--resume", "run", "--iterations", "4", status=2)
+    more = ("--prompts", "prompts.jsonl")  # those of this place: config.json has the other's absolute path
+    done = command(place, "rlhf", "ppo", "--resume", "run", "--iterations", "4", *more, status=2)
     assert "prompts" in done.stderr and "put them back" in done.stderr
 
 
@@ -113,7 +114,7 @@ def test_a_resumed_run_refuses_other_ends_of_text_and_another_tokenizer_and_tell
     place = tmp_path / "place"
     shutil.copytree(workplace, place)
     shutil.copytree(undisturbed(), place / "run")
-    more = ("rlhf", "ppo", "--resume", "run", "--iterations", "4")
+    more = ("rlhf", "ppo", "--resume", "run", "--iterations", "4", "--model", "gpt2")
     kept = (place / "gpt2" / "generation_config.json").read_text()
     (place / "gpt2" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     assert "end tokens [2] -> [2, 7]" in command(place, *more, status=2).stderr
@@ -236,9 +237,9 @@ def asked(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PPO
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"model": "nowhere"}, "--model: nowhere has no tokenizer"),
+        ({"model": "nowhere"}, "--model: nowhere: no such folder"),
         ({"prompts": "nowhere.jsonl"}, "--prompts: nowhere.jsonl cannot be read"),
-        ({"prompts": "empty.jsonl"}, "--prompts: empty.jsonl has nothing"),
+        ({"prompts": "empty.jsonl"}, "--prompts: empty.jsonl is empty"),
         ({"prompts": "sft.jsonl", "max_prompt_tokens": 1}, "the limit is 1"),
         ({"reward_function": "my_reward:missing"}, "--reward-function"),
         ({"reward_function": None, "reward": "gpt2"}, "--reward: gpt2 lacks parameters of a scalar model"),
