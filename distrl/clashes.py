@@ -211,7 +211,7 @@ def _envs(config: TrainConfig) -> Iterator[Clash]:
 def _pool(config: TrainConfig) -> Iterator[Clash]:
     for name, value, wrong, why in (
         ("wrapper", config.wrapper, config.wrapper is not None, "it has no single envs to wrap"),
-        ("mask_key", config.mask_key, config.mask_key is not None, "its observations are no Dict"),
+        ("mask_key", config.mask_key, config.mask_key is not None, "its observations are not a Dict"),
         ("vectorization", config.vectorization, config.vectorization != "sync", "it steps all envs itself"),
         ("autoreset", config.autoreset, config.autoreset == "same_step", "it does disabled and next_step"),
     ):

@@ -52,11 +52,11 @@ def _base(folder: Path, name: Any, has_weights: bool) -> Path:
                 return folder if path.resolve() == folder.resolve() else path
     if has_weights:
         raise BadInput(
-            f"{folder} has whole weights and an adapter (of {name!r}, which is no model's folder here), and nothing says whether the "
+            f"{folder} has whole weights and an adapter (of {name!r}, which is not a model folder here), and nothing says whether the "
             f'weights have the adapter in them; delete {CONFIG} where they do, or set its base_model_name_or_path to "."'
         )
     raise BadInput(
-        f"{folder} has an adapter alone, and its base {name!r} is no model's folder here; model names are not downloaded: set "
+        f"{folder} has an adapter alone, and its base {name!r} is not a model folder here; model names are not downloaded: set "
         f"base_model_name_or_path of {folder / CONFIG} to the base's folder"
     )
 

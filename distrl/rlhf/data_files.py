@@ -49,7 +49,7 @@ def files_of(path: str | Path) -> list[Path]:
             return [path]
         if path.exists():
             raise BadInput(
-                f"{path} is no regular file: a run reads its data again on resume; write it to a file first"
+                f"{path} must be a regular file, since a run reads its data again on resume; write it to a file first"
             )
         if any(sign in path.name for sign in "*?["):
             found = sorted(one for one in path.parent.glob(path.name) if one.is_file())

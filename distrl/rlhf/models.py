@@ -202,7 +202,7 @@ def tried(parts: ModelParts, where: str) -> ModelParts:
 
 
 def read_scalar(folder: str | Path) -> ModelParts:
-    """The sequence classifier with one label of a folder, a reward model say, tried on a few tokens."""
+    """The sequence classifier with one label of a folder, such as a reward model, tried on a few tokens."""
     found = read_pretrained("scalar", folder)
     parts = replace(ModelParts.of(found.model, "scalar"), notes=found.notes, stored=stored_dtype(folder))
     try_scalar(found.model, str(folder), context_length(parts.config))

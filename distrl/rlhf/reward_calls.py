@@ -112,8 +112,8 @@ def as_function(found: Any) -> Callable[..., Any]:
         made: Any = found()
     except Exception as error:  # a user's __init__ may raise anything
         raise BadInput(
-            f"is the class {found.__name__}, which cannot be made without arguments ({cause(error)}); name an object "
-            "of it"
+            f"is the class {found.__name__}, whose constructor fails without arguments ({cause(error)}); name an "
+            "instance of it"
         ) from error
     return cast("Callable[..., Any]", made)
 

@@ -33,7 +33,7 @@ class PPOConfig(StageConfig):
         0, description="train adapters of this rank (LoRA) instead of the model (0: none)"
     )
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
-    save_adapter: bool = Field(False, description="keep the adapters alone too, in RUN_DIR/adapter")
+    save_adapter: bool = Field(False, description="save the adapters separately as well, in RUN_DIR/adapter")
     algo: str = Field("rlhf-ppo", description="rlhf-ppo, rlhf-reinforce, rloo or grpo")
     recipe: ResponseRecipe = Field(RLHF_PPO, description="the algorithm's own fields, each a flag")
     iterations: Count = Field(100, description="iterations in all: write, score, learn")
@@ -47,9 +47,9 @@ class PPOConfig(StageConfig):
         (), description="of the models, then of the functions, in the order given; default: 1 each"
     )
     reward_timeout_sec: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="seconds that one call of a reward function may take"
+        60.0, description="timeout in seconds of one call of a reward function"
     )
-    reward_concurrency: Count = Field(1, description="calls of a reward function at the same time")
+    reward_concurrency: Count = Field(1, description="concurrent calls of a reward function")
     max_unscored: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of a batch that may be left without a score"
     )
@@ -125,7 +125,7 @@ class PPOConfig(StageConfig):
         10, description="iterations between samples in samples.jsonl and the report (0: none)"
     )
     samples: Count = Field(4, description="prompts sampled, the first ones of --prompts")
-    print_samples: bool = Field(False, description="print the samples on the terminal too")
+    print_samples: bool = Field(False, description="print the samples to the terminal as well")
 
     # where the time goes
     trace: CountOrZero = Field(
@@ -198,7 +198,7 @@ def warnings(config: PPOConfig) -> list[str]:
     if config.overlap and recipe.importance_cap is None:
         found.append(
             "--overlap 1 without --importance-cap: responses of a policy one version old are corrected by the clipped "
-            "ratio alone; give --importance-cap 2, say"
+            "ratio alone; try --importance-cap 2"
         )
     if config.dtype == "bfloat16" and not recipe.exact_ratio and recipe.importance_cap is None:
         found.append(

@@ -170,7 +170,7 @@ def test_a_worker_killed_on_ray_is_replaced_and_the_run_ends_the_same(
         _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert summary(run)["restarts"] == 1, said
-    assert "all roles start anew from iteration" in said
+    assert "restarting all roles from iteration" in said
     same_run(run, undisturbed())
 
 
