@@ -135,8 +135,8 @@ def require_same_spaces(meta: Mapping[str, Any], spec: WorkSpec, run_dir: Path) 
     """Raises BadInput where the env has other spaces now than when the checkpoint of `meta` was written."""
     now = spaces_meta(spec)
     problems = [
-        f"env {spec.env.env_id!r}: its {name} space was {trained} when {run_dir} was trained, and is {now[name]} now; go "
-        "back to the env's version of then, or train anew"
+        f"env {spec.env.env_id!r}: its {name} space was {trained} when {run_dir} was trained, and is {now[name]} now; "
+        "install the version of the env it was trained with, or start a new run"
         for name, trained in meta.get("spaces", {}).items()
         if trained != now[name]
     ]

@@ -6,12 +6,19 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from distrl.named import is_file
+
 if TYPE_CHECKING:
     from distrl.config import TrainConfig
 
 # Name-v0, namespace/Name-v0, module:namespace/Name-v0 (Gymnasium's own pattern, the version optional)
 ENV_ID = re.compile(r"^(?:[A-Za-z_][\w.]*:)?(?:[\w:-]+/)?[\w:.-]+$")
 FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+
+
+def names_function(text: str) -> bool:
+    """Whether it is `module:function` or `path/to/file.py:function`."""
+    return FUNCTION.match(text) is not None or is_file(text)
 
 
 class Clash(NamedTuple):
@@ -80,9 +87,11 @@ def _names(config: TrainConfig) -> Iterator[Clash]:
             "an env of your own: register it with Gymnasium in a module and name that module",
         )
     for name, given in (("wrapper", config.wrapper), ("policy", config.policy)):
-        if given is not None and not FUNCTION.match(given):
+        if given is not None and not names_function(given):
             yield Clash(
-                (name,), f"--{name}: must be module:function, got {given!r}; for example my_package.mine:make"
+                (name,),
+                f"--{name}: must be module:function, got {given!r}; for example my_package.mine:make, or "
+                "path/to/mine.py:make",
             )
 
 
@@ -202,7 +211,7 @@ def _envs(config: TrainConfig) -> Iterator[Clash]:
 def _pool(config: TrainConfig) -> Iterator[Clash]:
     for name, value, wrong, why in (
         ("wrapper", config.wrapper, config.wrapper is not None, "it has no single envs to wrap"),
-        ("mask_key", config.mask_key, config.mask_key is not None, "its observations are no Dict"),
+        ("mask_key", config.mask_key, config.mask_key is not None, "its observations are not a Dict"),
         ("vectorization", config.vectorization, config.vectorization != "sync", "it steps all envs itself"),
         ("autoreset", config.autoreset, config.autoreset == "same_step", "it does disabled and next_step"),
     ):

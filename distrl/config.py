@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from distrl.clashes import clashes, implied, warnings
 from distrl.fields import Schema
+from distrl.named import absolute_file
 from distrl.recipes import LADDER, PPO, Recipe
 
 Count = Annotated[int, Field(ge=1)]
@@ -33,15 +34,15 @@ class TrainConfig(BaseModel):
         "CartPole-v1",
         description="env id (Name-v0, namespace/Name-v0, module:Name-v0), or module:Name of an Env class, factory or NativeEnv",
     )
-    env_kwargs: dict[str, Any] = Field(
-        {}, description="the env's own arguments: --env-kwargs.goal-velocity 0.1"
-    )
-    wrapper: str | None = Field(None, description="module:function that wraps each env")
+    env_kwargs: dict[str, Any] = Field({}, description="arguments of the env: --env-kwargs.goal-velocity 0.1")
+    wrapper: str | None = Field(None, description="module:function or file.py:function that wraps each env")
     algo: str = Field(
         "ppo", description="rung of the ladder: reinforce, reinforce-baseline, actor-critic, a2c, ppo"
     )
     recipe: Recipe = Field(PPO, description="the algorithm's own fields, each a flag")
-    total_steps: Count = Field(500_000, description="env steps in all; passed by less than one iteration")
+    total_steps: Count = Field(
+        500_000, description="total environment steps (rounded up to a whole iteration)"
+    )
     seed: CountOrZero = Field(1, description="seed of everything random")
 
     # the envs
@@ -81,8 +82,8 @@ class TrainConfig(BaseModel):
 
     observation_scale: Literal["auto", "off", "bytes"] = Field(
         "auto",
-        description="how images are scaled; auto: to 0..1 by the bounds of the space, below 28x28 not at all; bytes: "
-        "every matrix of bytes by 255",
+        description="scaling of images; auto: to 0..1 by the bounds of the space, none below 28x28; bytes: every uint8 "
+        "matrix by 255",
     )
     rescale_action: bool = Field(
         True,
@@ -99,7 +100,9 @@ class TrainConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of the hidden layers; parameters, heads and losses are always fp32"
     )
-    policy: str | None = Field(None, description="module:function that makes a policy of one's own")
+    policy: str | None = Field(
+        None, description="module:function or file.py:function that makes a custom policy"
+    )
     policy_kwargs: dict[str, Any] = Field({}, description="that function's arguments")
     init_from: str | None = Field(
         None, description="run directory whose newest checkpoint gives the first parameters"
@@ -135,14 +138,16 @@ class TrainConfig(BaseModel):
     checkpoint_every: Count = Field(50, description="iterations between checkpoints")
     keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
     keep_every: CountOrZero = Field(0, description="and every so many iterations one for good (0: none)")
-    max_save_failures: Count = Field(3, description="checkpoints that may fail in a row, a full disk say")
+    max_save_failures: Count = Field(
+        3, description="consecutive failed checkpoint writes tolerated (full disk)"
+    )
     eval_every: CountOrZero = Field(
         0, description="iterations between evaluations, the best kept (0: at the end only)"
     )
     eval_episodes: CountOrZero = Field(20, description="greedy episodes of an evaluation (0: none)")
-    eval_max_steps: Count = Field(100_000, description="most steps of an evaluation's episode")
+    eval_max_steps: Count = Field(100_000, description="maximum steps of an evaluation episode")
     eval_timeout_sec: Annotated[float, Field(gt=0)] = Field(
-        3600.0, description="most time of an evaluation; one that it cuts short is not kept as best"
+        3600.0, description="time limit of an evaluation in seconds; one cut short is not kept as best"
     )
     tensorboard: bool = Field(True, description="write TensorBoard events")
     wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline works")
@@ -172,6 +177,11 @@ class TrainConfig(BaseModel):
         """A `Recipe` made by hand is checked as flags are: the dataclass itself checks nothing."""
         TRAIN.check_recipe(recipe)
         return recipe
+
+    @field_validator("wrapper", "policy", mode="after")
+    @classmethod
+    def _file_from_anywhere(cls, name: str | None) -> str | None:
+        return None if name is None else absolute_file(name)
 
     @field_validator("algo", "env_kwargs", "policy_kwargs", mode="after")
     @classmethod

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from functools import reduce
@@ -36,17 +38,24 @@ def is_file(name: str) -> bool:
     return name.rpartition(":")[0].endswith(".py")
 
 
+def absolute_file(name: str) -> str:
+    """`file.py:function` with the file's absolute path; another name as it is."""
+    file, _, function = name.rpartition(":")
+    return f"{os.path.abspath(file)}:{function}" if is_file(name) else name
+
+
 def load_file(path: str, what: str) -> ModuleType:
     """The module that a file holds; what lies beside it can be imported. BadInput, which begins with `what`."""
     file = Path(path).resolve()
     if not file.is_file():
         raise BadInput(f"{what}: there is no file {path}")
-    name = f"distrl_file_{file.stem}_{abs(hash(str(file))):x}"
+    # the same in every process, so that what it defines can be pickled by its name
+    name = f"distrl_file_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise BadInput(f"{what}: {path} is no Python file")
+        raise BadInput(f"{what}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     if str(file.parent) not in sys.path:

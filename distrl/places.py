@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from distrl.fields import Schema
+from distrl.named import absolute_file
 
 FOLDER = "started_in"  # in config.json: where modules that are named without a path were found
-_FILE_OF_CODE = re.compile(r"(?P<file>.*\.py):(?P<name>[^:/\\]+)$")
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
@@ -29,16 +28,11 @@ def _each(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _absolute_code(text: str) -> str:
-    found = _FILE_OF_CODE.match(text)
-    return f"{os.path.abspath(found['file'])}:{found['name']}" if found else text
-
-
 def absolute(schema: Schema[Any], name: str, value: Any) -> Any:
     """A field's value with absolute paths; other fields' as they are."""
     if name in schema.paths:
         return _each(value, os.path.abspath)
-    return _each(value, _absolute_code) if name in schema.modules else value
+    return _each(value, absolute_file) if name in schema.modules else value
 
 
 def missing(schema: Schema[Any], config: Any, run_dir: Path) -> list[str]:

@@ -169,7 +169,9 @@ def _train(
     started = time.monotonic()
     found = latest_checkpoint(directory / "checkpoints")
     if found is None:
-        raise RunFailed(f"{directory} has no checkpoint to continue from; start anew with another --run-dir")
+        raise RunFailed(
+            f"{directory} has no checkpoint to continue from; start a new run with another --run-dir"
+        )
     _, content, notes = found
     state = RunState.from_tree(content.trees["run"])
     notes = [*resolved.warnings, *notes]
@@ -182,7 +184,8 @@ def _train(
         (directory / "summary.json").unlink(missing_ok=True)
         if resolved.changes:
             write_config(directory / "config.json", resolved)
-    title = f"{config.env} · {config.algo} · seed {config.seed} · {_who(config)}"
+    who = f"{config.workers} Ray workers" if config.workers else "in-process"
+    title = f"{config.env} · {config.algo} · seed {config.seed} · {who}"
     with contextlib.ExitStack() as stack:
         nowhere = stack.enter_context(open(os.devnull, "w")) if quiet else None
         console = ConsoleSink(title, config.total_steps, stream=nowhere)
@@ -326,19 +329,16 @@ def _tell_the_end(run: Run, summary: dict[str, Any], status: int) -> None:
     lines = [f"run        {run.directory}", f"report     {run.directory / 'report.html'}"]
     if summary["evaluation"]:
         result = summary["evaluation"]
+        share = result["unfinished_share"]
+        unfinished = f", {100 * share:.0f} % of them unfinished" if share else ""
         lines.insert(
             0,
             f"evaluation {result['return_mean']:.1f} +- {result['return_std']:.1f} mean return "
-            f"({result['episodes']} greedy episodes{_unfinished(result)})",
+            f"({result['episodes']} greedy episodes{unfinished})",
         )
     if status == EXIT_INTERRUPTED:
         lines.append(_how_to_resume(run))
     print("\n".join(lines), file=sys.stderr)
-
-
-def _unfinished(result: dict[str, Any]) -> str:
-    share = result["unfinished_share"]
-    return f", {100 * share:.0f} % of them unfinished" if share else ""
 
 
 def _how_to_resume(run: Run) -> str:
@@ -378,11 +378,7 @@ def _resume_notes(resolved: Resolved, before: dict[str, Any], now: dict[str, Any
     for kind in ("versions", "machine"):
         found = machine.differences(before.get(kind, {}), now[kind])
         if found:
-            yield f"the {kind} differ from the checkpoint's, so bits may: {', '.join(found)}"
-
-
-def _who(config: TrainConfig) -> str:
-    return f"{config.workers} Ray workers" if config.workers else "in-process"
+            yield f"the {kind} differ from the checkpoint; results may not be bit-identical: {', '.join(found)}"
 
 
 def _make_runtime(

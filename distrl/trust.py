@@ -10,6 +10,7 @@ from typing import Any
 from distrl.config import TRAIN, TrainConfig
 from distrl.errors import BadInput
 from distrl.fields import Schema
+from distrl.named import is_file
 from distrl.places import import_from
 
 GIVEN = "python"  # the prefix of a function that was given as an object: nothing is imported for it
@@ -24,15 +25,20 @@ def modules_named_as(schema: Schema[Any], config: Any) -> dict[str, str]:
     """The modules that a run imports by name: field -> module. This package's own are no news and need no trust."""
     given = {field: getattr(config, field) for field in schema.modules}
     named = {field: value if isinstance(value, tuple) else (value,) for field, value in given.items()}
-    modules = {
-        field: [text.partition(":")[0] for text in several if text and ":" in text]
+    foreign = {
+        field: [one for text in several if text and (one := _foreign(field, text)) is not None]
         for field, several in named.items()
     }
-    foreign = {
-        field: [one for one in several if one.partition(".")[0] not in (__package__, GIVEN)]
-        for field, several in modules.items()
-    }
     return {field: ", ".join(several) for field, several in foreign.items() if several}
+
+
+def _foreign(field: str, text: str) -> str | None:
+    """The module or file that a name imports; None where that is none, or this package's own."""
+    if is_file(text):
+        return text.rpartition(":")[0]
+    module, colon, _ = text.partition(":")
+    given_as_object = field == "reward_function" and module == GIVEN
+    return None if not colon or module.partition(".")[0] == __package__ or given_as_object else module
 
 
 def check_trust(

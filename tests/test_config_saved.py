@@ -157,6 +157,25 @@ def test_modules_are_named_by_env_wrapper_and_policy() -> None:
     assert modules_named(ours) == {"wrapper": "distrlike"}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["distrl.py:fn", "distrl.x/../../evil.py:fn", "distrl:/../../evil.py:fn", "python.evil:fn", "python:fn"],
+)
+def test_a_name_that_only_begins_as_ours_does_is_foreign(name: str) -> None:
+    assert "wrapper" in modules_named(TrainConfig.model_construct(**dict(TrainConfig()) | {"wrapper": name}))
+
+
+def test_a_file_of_code_comes_back_and_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "config.json", resolve({"wrapper": "mine.py:wrap", "policy": "nets/mlp.py:make"}))
+    monkeypatch.chdir("/")
+    config = read_config(tmp_path / "config.json").config
+    assert (config.wrapper, config.policy) == (f"{tmp_path}/mine.py:wrap", f"{tmp_path}/nets/mlp.py:make")
+    assert modules_named(config) == {"wrapper": f"{tmp_path}/mine.py", "policy": f"{tmp_path}/nets/mlp.py"}
+
+
 def foreign(tmp_path: Path, **flags: object) -> Path:
     """A config.json that belongs to another user."""
     if os.getuid() != 0:

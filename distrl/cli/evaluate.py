@@ -29,14 +29,14 @@ from distrl.resolve import CONFIG_FILE, read_config
     "--eval-max-steps",
     "max_steps",
     type=click.IntRange(min=1),
-    help="most steps of an episode; default: the run's",
+    help="maximum steps of an episode  (default: the run's)",
 )
 @click.option(
     "--timeout-sec",
     "--eval-timeout-sec",
     "timeout_sec",
     type=click.FloatRange(min=0, min_open=True),
-    help="most time of the evaluation; default: the run's",
+    help="time limit of the evaluation in seconds  (default: the run's)",
 )
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object on standard output")
 @click.option("--trust-run", is_flag=True, help="import code that somebody else's config.json names")

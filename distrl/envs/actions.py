@@ -73,7 +73,7 @@ class ActionMap:
         return shaped
 
     def described(self) -> str:
-        """How the policy's actions become the env's, for a person."""
+        """How the policy's actions become the env's, in words."""
         if not self.is_box:
             return ""
         whole = ", rounded to integers" if self.dtype.kind in "iu" else ""

@@ -6,18 +6,19 @@ with whole weights beside                                 base: the same; "." wh
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, cast
 
 from distrl.errors import BadInput, translated
+from distrl.rlhf.folders import json_object
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -35,8 +36,7 @@ def adapter_in(folder: Path, has_weights: bool) -> Adapter | None:
     path = folder / CONFIG
     if not path.is_file():
         return None
-    with translated(f"{path} must be a JSON object"):
-        name = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    name = json_object(path).get("base_model_name_or_path")
     if not (folder / WEIGHTS).is_file():
         raise BadInput(
             f"{folder} has {CONFIG} and no {WEIGHTS}: pickled adapters are not read; save it with safetensors"
@@ -52,11 +52,11 @@ def _base(folder: Path, name: Any, has_weights: bool) -> Path:
                 return folder if path.resolve() == folder.resolve() else path
     if has_weights:
         raise BadInput(
-            f"{folder} has whole weights and an adapter (of {name!r}, which is no model's folder here), and nothing says whether the "
+            f"{folder} has whole weights and an adapter (of {name!r}, which is not a model folder here), and nothing says whether the "
             f'weights have the adapter in them; delete {CONFIG} where they do, or set its base_model_name_or_path to "."'
         )
     raise BadInput(
-        f"{folder} has an adapter alone, and its base {name!r} is no model's folder here; model names are not downloaded: set "
+        f"{folder} has an adapter alone, and its base {name!r} is not a model folder here; model names are not downloaded: set "
         f"base_model_name_or_path of {folder / CONFIG} to the base's folder"
     )
 
@@ -116,4 +116,4 @@ def apply_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
             f"{adapter.folder}: its adapter does not fit {adapter.base}: {len(differ)} arrays are of one of the two alone, "
             f"{differ[0]} among them"
         )
-    return cast(nn.Module, found.merge_and_unload(safe_merge=True))
+    return cast("nn.Module", found.merge_and_unload(safe_merge=True))

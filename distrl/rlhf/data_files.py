@@ -49,7 +49,7 @@ def files_of(path: str | Path) -> list[Path]:
             return [path]
         if path.exists():
             raise BadInput(
-                f"{path} is no regular file: a run reads its data again on resume; write it to a file first"
+                f"{path} must be a regular file, since a run reads its data again on resume; write it to a file first"
             )
         if any(sign in path.name for sign in "*?["):
             found = sorted(one for one in path.parent.glob(path.name) if one.is_file())
@@ -85,7 +85,9 @@ def _files_of_folder(folder: Path) -> list[Path]:
     if (folder / "state.json").is_file():  # of `datasets.Dataset.save_to_disk`
         with translated(f"{folder / 'state.json'} is not what `datasets` writes"):
             named = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
-            return [folder / one["filename"] for one in named]
+            return [
+                folder / Path(one["filename"]).name for one in named
+            ]  # within the folder, whatever it says
     shards = sorted(
         one
         for one in folder.iterdir()

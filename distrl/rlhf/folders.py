@@ -66,7 +66,7 @@ def configuration(folder: Path) -> Any:
     family = json_object(folder / CONFIG).get("model_type")
     if family not in CONFIG_MAPPING:
         return None
-    with translated(f"{folder / CONFIG} is no configuration of a {family} model"), quiet():
+    with translated(f"{folder / CONFIG} is not a valid configuration of a {family} model"), quiet():
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 

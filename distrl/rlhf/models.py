@@ -162,11 +162,8 @@ def with_lora(parts: ModelParts, options: LoraOptions, seed: int) -> ModelParts:
         # GPT-2 keeps its weights the other way round
         fan_in_fan_out=any(type(layer).__name__ == "Conv1D" for layer in model.modules()),
     )
-    try:
-        with _seeded(seed, "adapters"):
-            adapted = _adapted(model, config)
-    except ValueError as error:
-        raise BadInput(f"LoRA does not fit the model: {str(error).splitlines()[0]}") from error
+    with translated("LoRA does not fit the model"), _seeded(seed, "adapters"):
+        adapted = _adapted(model, config)
     return replace(parts, arrays=parameters_and_buffers(adapted), lora=config)
 
 
@@ -205,7 +202,7 @@ def tried(parts: ModelParts, where: str) -> ModelParts:
 
 
 def read_scalar(folder: str | Path) -> ModelParts:
-    """The sequence classifier with one label of a folder, a reward model say, tried on a few tokens."""
+    """The sequence classifier with one label of a folder, such as a reward model, tried on a few tokens."""
     found = read_pretrained("scalar", folder)
     parts = replace(ModelParts.of(found.model, "scalar"), notes=found.notes, stored=stored_dtype(folder))
     try_scalar(found.model, str(folder), context_length(parts.config))

@@ -7,7 +7,6 @@ drawn at random. Of a model that reads pictures or sounds too, the part that rea
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ def _read_config(path: Path) -> Any:
     """The configuration of a folder with weights, checked for what makes it unreadable here."""
     if not (path / CONFIG).is_file():
         raise BadInput(
-            f"{path} is no model folder: it has no config.json; give one that save_pretrained wrote"
+            f"{path} must be a model folder, and has no config.json; give one that save_pretrained wrote"
         )
     if not weights_in(path):
         raise BadInput(f"{path} has no *.safetensors: pickled weights are not read; save it with safetensors")
@@ -125,8 +124,8 @@ def _auto(kind: Kind, config: Any, path: Path) -> tuple[Any, Any]:
     family = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise BadInput(
-            f"{path}: a {family} model has an encoder and a decoder, and is no causal LM (causality: it reads its input "
-            "both ways); give a decoder-only model"
+            f"{path}: a {family} model has an encoder and a decoder, so it is not a causal LM (causality: it reads its "
+            "input both ways); give a decoder-only model"
         )
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
     text = config.get_text_config()
@@ -160,7 +159,7 @@ def _class_for(auto: Any, config: Any) -> Any:
 
 
 def _plain_attention(config: Any) -> str | None:
-    """Leaves the choice of a kernel to transformers; returns one that was asked for, flash-attention say."""
+    """Leaves the choice of a kernel to transformers; returns one that was asked for, such as flash-attention."""
     found: str | None = None
     for part in (config, config.get_text_config()):
         asked = part._attn_implementation
@@ -215,7 +214,7 @@ def _check_keys(path: Path, model: nn.Module, kind: Kind, told: dict[str, Any], 
     if missing:
         raise BadInput(f"{path} lacks parameters of a {kind} model: {_some(missing)}")
     if kind == "causal" and any(str(name).startswith("score.") for name in told["unexpected_keys"]):
-        raise BadInput(f"{path} is a sequence classifier, a reward model say, and no causal LM")
+        raise BadInput(f"{path} is a sequence classifier (such as a reward model), not a causal LM")
     wrong = sorted(
         (str(name), tuple(found), tuple(wanted)) for name, found, wanted in told["mismatched_keys"]
     )
@@ -255,11 +254,7 @@ def _check_generation_file(path: Path) -> None:
     """BadInput where it is there and no good: transformers would pass over it, and over the ends of text in it."""
     if not path.is_file():
         return
-    try:
-        found = json.loads(path.read_text())
-        ends = found.get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise BadInput(f"{path} must be a JSON object: {error}; mend it, or delete it") from error
+    ends = json_object(path).get("eos_token_id")
     every = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(one) is int for one in every):
         raise BadInput(f"{path}: eos_token_id must be an id or a list of ids, got {ends!r}")

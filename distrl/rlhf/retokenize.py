@@ -72,7 +72,7 @@ def note(folder: str, reward: ModelReward | None) -> str | None:
     """What to say of a reward model with another tokenizer."""
     if not isinstance(reward, RetokenizedReward):
         return None
-    return f"--reward {folder} has another tokenizer than --model: its texts are decoded and encoded anew"
+    return f"--reward {folder} has another tokenizer than --model: its texts are decoded and tokenized again"
 
 
 class _RetokenizedScorer:

@@ -112,8 +112,8 @@ def as_function(found: Any) -> Callable[..., Any]:
         made: Any = found()
     except Exception as error:  # a user's __init__ may raise anything
         raise BadInput(
-            f"is the class {found.__name__}, which cannot be made without arguments ({cause(error)}); name an object "
-            "of it"
+            f"is the class {found.__name__}, whose constructor fails without arguments ({cause(error)}); name an "
+            "instance of it"
         ) from error
     return cast("Callable[..., Any]", made)
 
@@ -139,7 +139,7 @@ class Callee:
         except (
             BaseException
         ) as error:  # whatever a user's function raises, exits included, is its rows' fault
-            return [Outcome(fault=_cause(error)) for _ in rows], {}
+            return [Outcome(fault=cause(error)) for _ in rows], {}
         return [
             Outcome(one.score, one.skipped, one.fault, False, {**more, **one.extras})
             for one, more in zip(found, extras, strict=True)
@@ -194,11 +194,6 @@ def _log_extra(extras: list[dict[str, float]], name: str, values: Sequence[Any])
     for row, value in zip(extras, values, strict=True):
         if isinstance(value, numbers.Real):
             row[name] = float(value)
-
-
-def _cause(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
 
 
 def outcome_of(value: Any) -> Outcome:

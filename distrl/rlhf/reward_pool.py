@@ -78,7 +78,7 @@ def _copied(row: Row) -> Row:
 def _copy(value: Any) -> Any:
     try:
         return copy.deepcopy(value)
-    except Exception:  # a lock or a handle in it, say: shared then
+    except Exception:  # it holds a lock or a handle, for example: shared then
         return dict(value) if isinstance(value, Mapping) else value
 
 

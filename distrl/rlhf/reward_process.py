@@ -1,7 +1,7 @@
 """A user's reward function in a process of its own, which may hang, crash or exit without harm to the run.
 
     parent  --rows, as base64 of a pickle-->  child        one line each way, one call at a time
-            <--outcomes, as JSON------------               no answer in time: killed, and started anew
+            <--outcomes, as JSON------------               no answer in time: killed and restarted
 
 The child's own standard output is not in the way: what the function prints goes to standard error.
 """

@@ -27,7 +27,7 @@ Change = Callable[[str, Sequence[Tensor]], Tensor]
 
 
 class CannotJoin(Exception):
-    """States of texts of several lengths do not go together: a window that is cut at each text's own end, say."""
+    """States of texts of several lengths do not go together: for example a window that is cut at each text's end."""
 
 
 def cache_name(trunk: nn.Module) -> str | None:

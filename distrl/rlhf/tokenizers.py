@@ -62,7 +62,7 @@ def check_end(tokenizer: Any, where: str = "the tokenizer") -> None:
 def check_vocabulary(tokenizer: Any, config: Any, where: str = "the model") -> None:
     """BadInput where the model lacks rows for ids of the tokenizer. More rows than ids, as padding leaves, are fine.
 
-    So are added tokens without a row, an image's say, that end no text: `check_rows` looks whether a text has them.
+    So are added tokens without a row (such as an image's) that end no text: `check_rows` looks whether a text has them.
     """
     needed, rows = vocabulary_size(tokenizer), _rows(config)
     if rows >= needed:
@@ -102,7 +102,7 @@ def _rows(config: Any) -> int:
 def reads_alike(one: Any, other: Any) -> bool:
     """Whether a model of the other tokenizer reads the first one's ids as the same text.
 
-    The other may have more tokens, a pad say. A pad that it lacks is no difference: texts are padded where no model looks.
+    The other may have more tokens, such as a pad. A pad that it lacks is no difference: texts are padded where no model looks.
     """
     return not _differences(one, other)
 
@@ -151,7 +151,7 @@ def end_tokens(tokenizer: Any, generation: Any = None) -> tuple[int, ...]:
     """Ids that end a response: the tokenizer's, the chat template's, and those of a model's generation configuration.
 
     transformers makes the latter of generation_config.json, or of config.json where there is none. Ids beyond the
-    tokenizer's, a family's default in a smaller vocabulary say, cannot be written and are left out.
+    tokenizer's, such as a family's default in a smaller vocabulary, cannot be written and are left out.
     """
     more = getattr(generation, "eos_token_id", None)
     found = [*more] if isinstance(more, list) else [] if more is None else [more]

@@ -94,7 +94,7 @@ def _causal_fault(model: nn.Module, texts: Tensor) -> str | None:
     told = _log_probs(policy, texts)
     if (off := sees_ahead(told)) > CLOSE:
         return (
-            f"causality: tokens that come later move the log-probs of earlier ones by {off:.1e}; it is no causal LM"
+            f"causality: tokens that come later move the log-probs of earlier ones by {off:.1e}; it is not a causal LM"
             + _advice(own.config)
         )
     own_told = torch.log_softmax(logits.float() / TEMPERATURE, -1)

@@ -94,7 +94,7 @@ def way_of(model: nn.Module, fast: bool = True, vocabulary: int | None = None, r
         if why is None:
             return _with_fast(trials, reading, fast, failed)
         failed.append(f"{reading}: {why}")
-    told = f"nothing that a {own.config.model_type} model writes is what its full forward gives ({'; '.join(failed)})"
+    told = f"no way of generating with a {own.config.model_type} model gives what its full forward pass gives ({'; '.join(failed)})"
     if required:
         raise BadInput(f"{told}; is it a causal LM? `distrl doctor --model` says what is wrong with it")
     return Way(every[0], fast=False, notes=(told,))

@@ -9,7 +9,6 @@ a table      {"critic": {"workers": 2, "gpus": 1}, "reward": {"together_with": "
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from distrl.errors import BadInput, RunFailed
+from distrl.named import nearest
 from distrl.rlhf.recipes import ResponseRecipe
 from distrl.rlhf.role_spec import ROLES, RoleSpec
 from distrl.runtime.roles import Host
@@ -44,7 +44,7 @@ def hosts_for(
         if placement not in NAMED:
             raise BadInput(
                 f"--placement must be {', '.join(NAMED)} or a table of roles, got {placement!r}"
-                f"{_nearest(placement, NAMED)}"
+                f"{nearest(placement, NAMED)}"
             )
         if placement != "separate":
             return (Host(roles, int(placement == "colocate"), gpus=gpus),)
@@ -97,7 +97,7 @@ def _unknown(table: Table, roles: Sequence[str]) -> list[str]:
             why = (
                 "this algorithm has none"
                 if role in ROLES
-                else f"must be of {', '.join(roles)}{_nearest(role, roles)}"
+                else f"must be of {', '.join(roles)}{nearest(role, roles)}"
             )
             problems.append(f"--roles.{role}: {why}")
         if not isinstance(row, Mapping):
@@ -106,7 +106,7 @@ def _unknown(table: Table, roles: Sequence[str]) -> list[str]:
         for written, value in row.items():
             key = _plain(written)
             if key not in KEYS:
-                problems.append(f"--roles.{role}.{key} must be one of {', '.join(KEYS)}{_nearest(key, KEYS)}")
+                problems.append(f"--roles.{role}.{key} must be one of {', '.join(KEYS)}{nearest(key, KEYS)}")
             elif key == "offload" and not isinstance(value, bool):
                 problems.append(f"--roles.{role}.offload must be true or false, got {value!r}")
             elif key == "together_with" and value not in roles:
@@ -333,8 +333,3 @@ def _bill(hosts: Sequence[Host], there: Mapping[str, float], word: str) -> str:
     lines.append((word, "", f"{there.get('CPU', 0):g}", f"{there.get('GPU', 0):g}"))
     wide = max(len(line[0]) for line in lines)
     return "\n".join(f"  {who:<{wide}}  {count:>7}  {cpus:>5}  {gpus:>5}" for who, count, cpus, gpus in lines)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(names), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -174,7 +174,7 @@ def _question(prompt: Prompt) -> str | None:
 
 
 def _written(tokenizer: Any, token: int) -> str:
-    """A token as a person reads it: spaces as they are within, seen where they are all. Any characters."""
+    """A token in readable form: spaces as they are within, seen where they are all. Any characters."""
     text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
     seen = text.strip() or text.replace(" ", "␣")
     return "".join(one if one.isprintable() else "·" for one in seen) or f"<{token}>"

@@ -25,20 +25,19 @@ class StageConfig(BaseModel):
     threads: Count = Field(1, description="CPU threads of a model's passes; part of the curve")
 
     # the texts
-    chat: bool = Field(
-        False, description="put prompts that are text into the tokenizer's chat template, as a user's message"
-    )
+    chat: bool = Field(False, description="apply the chat template to text prompts, as a user's message")
     chat_kwargs: dict[str, Any] = Field(
         {}, description="argument of the chat template: --chat-kwargs.enable_thinking false"
     )
     tools: str | None = Field(
-        None, description="JSON file with a list of tools for the chat template; a row's own tools come first"
+        None,
+        description="JSON file with a list of tools for the chat template; a row's own tools take precedence",
     )
     system_prompt: str | None = Field(None, description="system message of conversations that have none")
     too_long: Literal["error", "drop"] = Field(
-        "error", description="a text above the limit: an error, or left out and counted; never cut"
+        "error", description="what to do with a text above the limit: error, or drop and count it; never cut"
     )
-    skip_bad: bool = Field(False, description="leave corrupt lines out and count them")
+    skip_bad: bool = Field(False, description="skip and count corrupt rows")
     field: dict[str, Any] = Field(
         {}, description="column that a field has in the data: --field.prompt question; none: unread"
     )
@@ -50,7 +49,9 @@ class StageConfig(BaseModel):
     checkpoint_every: Count = Field(10, description="iterations between checkpoints")
     keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
     keep_every: CountOrZero = Field(0, description="and every so many iterations one for good (0: none)")
-    max_save_failures: Count = Field(3, description="checkpoints that may fail in a row, a full disk say")
+    max_save_failures: Count = Field(
+        3, description="consecutive failed checkpoint writes tolerated (full disk)"
+    )
     tensorboard: bool = Field(True, description="write TensorBoard events")
     wandb: bool = Field(False, description="log to Weights & Biases; WANDB_MODE=offline works")
     wandb_project: str = Field("distrl", description="its project")
@@ -71,6 +72,14 @@ KEPT = (
     "wandb", "wandb_project",
 )  # fmt: skip
 FIXED = "models, data and the curve cannot change on resume"
+# What runs did that are older than these fields.
+BEFORE: dict[str, Any] = {
+    "chat_kwargs": {},
+    "tools": None,
+    "system_prompt": None,
+    "field": {},
+    "save_adapter": False,
+}
 
 
 def needed(config: BaseModel, **why: str) -> Iterator[Clash]:
@@ -80,8 +89,13 @@ def needed(config: BaseModel, **why: str) -> Iterator[Clash]:
             yield Clash((name,), f"--{name.replace('_', '-')}: must be given; {advice}")
 
 
-def adapter_clashes(config: Any) -> Iterator[Clash]:
-    """Of `save_adapter`, in the stages that have it."""
+def common_clashes(config: Any) -> Iterator[Clash]:
+    """Of the fields that every stage has: names of `--field` that no format of data has, and `--save-adapter`."""
+    try:
+        check_field(config.field)
+    except BadInput as error:
+        for problem in error.problems:
+            yield Clash(("field",), problem)
     if config.save_adapter and not config.lora_rank:
         yield Clash(
             ("save_adapter", "lora_rank"),
@@ -90,17 +104,8 @@ def adapter_clashes(config: Any) -> Iterator[Clash]:
     if config.save_adapter and getattr(config, "fresh", None):
         yield Clash(
             ("save_adapter", "fresh"),
-            "--save-adapter with --fresh: the adapters would be of a model that no folder holds; leave one of the two out",
+            "--save-adapter with --fresh: the adapters would belong to a base model that is not saved; use only one of them",
         )
-
-
-def known_fields(config: StageConfig) -> Iterator[Clash]:
-    """A clash for each name of `--field` that no format of data has."""
-    try:
-        check_field(config.field)
-    except BadInput as error:
-        for problem in error.problems:
-            yield Clash(("field",), problem)
 
 
 def no_clashes(find: Callable[[Any], list[Clash]], config: S) -> S:

@@ -197,7 +197,7 @@ def run_config(folder: Path, trust_run: bool) -> PPOConfig | None:
     if (folder / ADAPTER_FILE).is_file():
         return None
     if not (folder / CONFIG_FILE).is_file():
-        raise BadInput(f"{folder} is no run directory and no model folder: it has no config.json")
+        raise BadInput(f"{folder} is neither a run directory nor a model folder: it has no config.json")
     try:
         command = config_file(folder / CONFIG_FILE).get("command")
     except BadInput:  # a model's config.json has no schema number
@@ -214,8 +214,8 @@ def _policy(folder: Path, config: PPOConfig | None, which: str) -> tuple[ModelPa
     if which != "latest":
         if config is None:
             raise BadInput(
-                f"--checkpoint {which}: {folder} is no run of `{PPO.command}`, and only such a run's can be asked; leave "
-                "it out"
+                f"--checkpoint {which}: {folder} is not a run of `{PPO.command}`, and only such a run has checkpoints to choose from; "
+                "leave it out"
             )
         return _of_checkpoint(config, find_checkpoint(folder, which))
     saved = (folder / "model" / CONFIG_FILE).is_file()

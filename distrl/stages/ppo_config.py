@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,10 +11,10 @@ from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.errors import BadInput
 from distrl.fields import Schema
-from distrl.named import is_file
+from distrl.named import absolute_file
 from distrl.rlhf.recipes import RECIPES, RLHF_PPO, ResponseRecipe
 from distrl.stages import reward_time
-from distrl.stages.config import FIXED, KEPT, StageConfig, adapter_clashes, known_fields, needed, no_clashes
+from distrl.stages.config import BEFORE, FIXED, KEPT, StageConfig, common_clashes, needed, no_clashes
 
 if TYPE_CHECKING:
     from distrl.runtime.roles import Host
@@ -34,7 +33,7 @@ class PPOConfig(StageConfig):
         0, description="train adapters of this rank (LoRA) instead of the model (0: none)"
     )
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
-    save_adapter: bool = Field(False, description="keep the adapters alone too, in RUN_DIR/adapter")
+    save_adapter: bool = Field(False, description="save the adapters separately as well, in RUN_DIR/adapter")
     algo: str = Field("rlhf-ppo", description="rlhf-ppo, rlhf-reinforce, rloo or grpo")
     recipe: ResponseRecipe = Field(RLHF_PPO, description="the algorithm's own fields, each a flag")
     iterations: Count = Field(100, description="iterations in all: write, score, learn")
@@ -48,9 +47,9 @@ class PPOConfig(StageConfig):
         (), description="of the models, then of the functions, in the order given; default: 1 each"
     )
     reward_timeout_sec: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="seconds that one call of a reward function may take"
+        60.0, description="timeout in seconds of one call of a reward function"
     )
-    reward_concurrency: Count = Field(1, description="calls of a reward function at the same time")
+    reward_concurrency: Count = Field(1, description="concurrent calls of a reward function")
     max_unscored: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of a batch that may be left without a score"
     )
@@ -126,7 +125,7 @@ class PPOConfig(StageConfig):
         10, description="iterations between samples in samples.jsonl and the report (0: none)"
     )
     samples: Count = Field(4, description="prompts sampled, the first ones of --prompts")
-    print_samples: bool = Field(False, description="print the samples on the terminal too")
+    print_samples: bool = Field(False, description="print the samples to the terminal as well")
 
     # where the time goes
     trace: CountOrZero = Field(
@@ -146,7 +145,7 @@ class PPOConfig(StageConfig):
     @field_validator("reward_function", mode="after")
     @classmethod
     def _files_from_anywhere(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(os.path.abspath(name) if is_file(name) else name for name in names)
+        return tuple(map(absolute_file, names))
 
     @field_validator("algo", "roles", mode="after")
     @classmethod
@@ -179,7 +178,7 @@ def clashes(config: PPOConfig) -> list[Clash]:
     """Every rule between fields that `config` breaks."""
     return [
         *_given(config),
-        *adapter_clashes(config),
+        *common_clashes(config),
         *reward_time.clashes(config),
         *_critic(config),
         *_batch(config),
@@ -199,7 +198,7 @@ def warnings(config: PPOConfig) -> list[str]:
     if config.overlap and recipe.importance_cap is None:
         found.append(
             "--overlap 1 without --importance-cap: responses of a policy one version old are corrected by the clipped "
-            "ratio alone; give --importance-cap 2, say"
+            "ratio alone; try --importance-cap 2"
         )
     if config.dtype == "bfloat16" and not recipe.exact_ratio and recipe.importance_cap is None:
         found.append(
@@ -221,7 +220,6 @@ def _given(config: PPOConfig) -> Iterator[Clash]:
         model="a folder that save_pretrained wrote, with its tokenizer",
         prompts='a file of rows, such as JSONL with {"prompt": "..."} a line',
     )
-    yield from known_fields(config)
     if not config.reward and not config.reward_function:
         yield Clash(
             ("reward", "reward_function"),
@@ -353,13 +351,8 @@ def implied(values: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-_FILES = (
-    "model",
-    "reference",
-    "critic",
-    "reward",
-    "prompts",
-)  # may move, not change: `facts` of a checkpoint
+# may move, not change: `facts` of a checkpoint
+_FILES = ("model", "reference", "critic", "reward", "prompts")
 PPO = Schema(
     command="distrl rlhf ppo",
     config=PPOConfig,
@@ -396,4 +389,5 @@ PPO = Schema(
     modules=("reward_function",),
     paths=("run_dir", "eval_prompts", *_FILES),
     hidden=("collects", "num_envs", "num_steps", "baseline"),
+    before=BEFORE | {"reward_concurrency": 1, "sample_every": 0, "samples": 4, "print_samples": False},
 )  # fmt: skip

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from distrl.clashes import FUNCTION, Clash
-from distrl.named import is_file
+from distrl.clashes import Clash, names_function
 
 if TYPE_CHECKING:
     from distrl.stages.ppo_config import PPOConfig
@@ -29,7 +28,7 @@ def max_timeouts(config: PPOConfig) -> int:
 def clashes(config: PPOConfig) -> Iterator[Clash]:
     """Names that are none, and another number of weights than of rewards."""
     for function in config.reward_function:
-        if not FUNCTION.match(function) and not is_file(function):
+        if not names_function(function):
             yield Clash(
                 ("reward_function",),
                 f"--reward-function: must be module:function, got {function!r}; for example my_package.mine:score, or "

@@ -259,7 +259,7 @@ class _Session:
         )
         if changed:
             raise BadInput(
-                f"{self.directory} was begun with other data or models: {', '.join(changed)}; put them back, or start a "
+                f"{self.directory} was started with other data or models: {', '.join(changed)}; put them back, or start a "
                 "new run"
             )
         for change in self.resolved.changes:
@@ -269,14 +269,14 @@ class _Session:
         now = _meta(stage)
         for name, was in before.get("sources", {}).items():
             if was != now["sources"].get(name):
-                yield f"the file of {name} has changed since the checkpoint, so scores may"
+                yield f"the file of {name} has changed since the checkpoint; scores may differ"
         others = machine.differences(before["paths"], stage.paths) if before.get("paths") else []
         if others:
-            yield f"the paths that fit the model differ from the checkpoint's, so bits may: {', '.join(others)}"
+            yield f"the model takes other code paths than at the checkpoint; results may not be bit-identical: {', '.join(others)}"
         for kind in ("versions", "machine"):
             found = machine.differences(before.get(kind, {}), now[kind])
             if found:
-                yield f"the {kind} differ from the checkpoint's, so bits may: {', '.join(found)}"
+                yield f"the {kind} differ from the checkpoint; results may not be bit-identical: {', '.join(found)}"
 
     def _already_finished(self, state: StageState) -> Outcome:
         told = f"{self.directory} is finished: {state.iteration} of {self.stage.total} iterations"
@@ -339,7 +339,7 @@ class _Session:
                     raise
                 state = StageState.from_tree(found[1].trees["run"])
                 run.console.message(
-                    f"{lost}; all roles start anew from iteration {state.iteration}", "yellow"
+                    f"{lost}; restarting all roles from iteration {state.iteration}", "yellow"
                 )
                 with span("restart"), run.uninterrupted():
                     run.rewind(state)
@@ -358,9 +358,7 @@ class _Session:
             raise RunFailed(
                 f"{run.unevaluated}; the trained model is in {folder}"
             ) from run.unevaluated.__cause__
-        with translated(
-            "what comes after the training failed", f"the trained model is in {folder}", RunFailed
-        ):
+        with translated("a step after training failed", f"the trained model is in {folder}", RunFailed):
             return described | self.stage.complete(folder)
 
     def _require_saved(self, run: StageRun) -> None:

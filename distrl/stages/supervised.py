@@ -237,7 +237,7 @@ class RewardStage(SupervisedStage):
                 require_fit({"--max-response": self.base}, text, "--max-tokens", config.max_response)
             except BadInput as error:
                 raise BadInput(
-                    *(f"{problem}, or --no-normalize: scores are brought to mean 0 and deviation 1 on such responses"
+                    *(f"{problem}, or --no-normalize: scores are normalized to mean 0 and deviation 1 on such responses"
                       for problem in error.problems)
                 ) from error  # fmt: skip
 
@@ -250,9 +250,9 @@ class RewardStage(SupervisedStage):
         scale = ScoreScale()
         if self.config.normalize:
             advice = (
-                f"the model in {folder} is whole, its scores are as they are; --no-normalize leaves them so"
+                f"the model in {folder} is complete, with unnormalized scores; --no-normalize skips this step"
             )
-            with translated("the scores could not be normalised", advice, RunFailed):
+            with translated("the scores could not be normalized", advice, RunFailed):
                 scale = self._scale(merged(parts))
             write_scale(scale, folder)
         return {**super().complete(folder), "score_scale": vars(scale)}

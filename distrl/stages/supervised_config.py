@@ -11,7 +11,7 @@ from distrl.clashes import Clash
 from distrl.config import Count, CountOrZero
 from distrl.fields import Schema
 from distrl.rlhf.options import TrainOptions
-from distrl.stages.config import FIXED, KEPT, StageConfig, adapter_clashes, known_fields, needed, no_clashes
+from distrl.stages.config import BEFORE, FIXED, KEPT, StageConfig, common_clashes, needed, no_clashes
 
 
 class SupervisedConfig(StageConfig):
@@ -21,9 +21,9 @@ class SupervisedConfig(StageConfig):
     data: str | None = Field(
         None, description="data file: JSONL, JSON, CSV, Parquet, a folder of them; see docs/data.md"
     )
-    held_out: str | None = Field(None, description="data file of rows that are looked at and not learned")
+    held_out: str | None = Field(None, description="data file of held-out rows for evaluation")
     held_out_share: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="or this share of --data, picked by the seed"
+        0.0, description="share of --data held out instead, chosen by the seed"
     )
     max_tokens: Count = Field(1024, description="limit of a prompt with its answer")
 
@@ -32,7 +32,7 @@ class SupervisedConfig(StageConfig):
         0, description="train adapters of this rank (LoRA), merged in the end (0: none)"
     )
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="their scale is alpha / rank")
-    save_adapter: bool = Field(False, description="keep the adapters alone too, in RUN_DIR/adapter")
+    save_adapter: bool = Field(False, description="save the adapters separately as well, in RUN_DIR/adapter")
     recipe: TrainOptions = Field(TrainOptions(), description="how it is trained, each a flag")
 
     @field_validator("recipe", mode="after")
@@ -50,7 +50,7 @@ class SFTConfig(SupervisedConfig):
     """Supervised fine-tuning on demonstrations."""
 
     turns: Literal["all", "last"] = Field(
-        "all", description="which of the assistant's turns of a conversation are learned"
+        "all", description="assistant turns of a conversation that are trained on"
     )
     fresh: str | None = Field(
         None,
@@ -79,8 +79,7 @@ def clashes(config: SupervisedConfig) -> list[Clash]:
 def _clashes(config: SupervisedConfig) -> Iterator[Clash]:
     yield from needed(config, model="a folder that save_pretrained wrote, with its tokenizer")
     yield from needed(config, data="a file of rows, or a folder of them")
-    yield from known_fields(config)
-    yield from adapter_clashes(config)
+    yield from common_clashes(config)
     if config.held_out and config.held_out_share:
         yield Clash(
             ("held_out", "held_out_share"),
@@ -134,6 +133,7 @@ SFT = Schema(
     warnings=warnings,
     recipe=TrainOptions,
     hidden=("seed",),
+    before=BEFORE | {"turns": "last"},
 )
 _OF_SCORES = ("normalize", "normalize_responses", "max_response", "temperature")
 REWARD = Schema(
@@ -148,4 +148,5 @@ REWARD = Schema(
     warnings=warnings,
     recipe=TrainOptions,
     hidden=("seed",),
+    before=BEFORE,
 )

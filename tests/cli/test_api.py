@@ -59,7 +59,9 @@ def test_evaluate_gives_what_eval_json_prints(run_dir: Path) -> None:
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert printed == distrl.evaluate(run_dir, episodes=3, seed=5)
-    assert set(printed) == {"return_mean", "return_std", "length_mean", "episodes", "seed", "checkpoint"}
+    assert set(printed) == {
+        "return_mean", "return_std", "length_mean", "episodes", "unfinished_share", "seed", "checkpoint",
+    }  # fmt: skip
 
 
 @pytest.mark.timeout(120)

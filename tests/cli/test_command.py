@@ -303,7 +303,10 @@ def test_a_toml_file_of_somebody_else_cannot_name_code(tmp_path: Path) -> None:
 def test_the_ladder_names_each_rung_its_idea_and_its_difference() -> None:
     lines = distrl("ladder").stdout.partition("\n\n")[0].splitlines()
     assert [line.split("|")[0].strip() for line in lines[1:]] == [*LADDER, "rlhf-ppo"]
-    assert lines[5].endswith("clip none -> 0.2, epochs 1 -> 4, minibatches 1 -> 4, clip_value none -> 10.0")
+    assert lines[5].endswith(
+        "| normalize_advantage false -> true, clip none -> 0.2, epochs 1 -> 4, minibatches 1 -> 4, "
+        "clip_value none -> 10.0, max_grad_norm none -> 0.5"
+    )
     assert lines[4].endswith("| num_envs 1 -> 8")
 
 

@@ -231,7 +231,7 @@ def test_a_dry_run_shows_values_with_their_sources_and_makes_nothing(tmp_path: P
         assert row in rows, row
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.toml"]
     refused = distrl("rlhf", "ppo", *flags, "--roles.reward.gpu", "1", "--dry-run", cwd=tmp_path)
-    assert refused.returncode == 2 and "did you mean gpus?" in refused.stderr
+    assert refused.returncode == 2 and "did you mean 'gpus'?" in refused.stderr
 
 
 def test_bad_input_is_status_2_and_an_unknown_stage_is_guessed_at() -> None:

@@ -89,8 +89,8 @@ def test_all_that_is_wrong_with_a_table_is_said_at_once() -> None:
     assert problems(
         {"acter": {}, "critic": {"gpu": 1}, "reward": {"together_with": "judge"}, "actor": 3}
     ) == [
-        "--roles.acter: must be of generator, actor, critic, reference, reward; did you mean actor?",
-        "--roles.critic.gpu must be one of workers, cpus, gpus, together_with, offload; did you mean gpus?",
+        "--roles.acter: must be of generator, actor, critic, reference, reward; did you mean 'actor'?",
+        "--roles.critic.gpu must be one of workers, cpus, gpus, together_with, offload; did you mean 'gpus'?",
         "--roles.reward.together_with must be of generator, actor, critic, reference, reward, got 'judge'",
         "--roles.actor must be a table of workers, cpus, gpus, together_with, offload, got 3",
     ]
@@ -126,7 +126,7 @@ def test_roles_that_follow_one_another_in_a_circle_are_refused() -> None:
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     (problem,) = problems("collocate")
-    assert problem.endswith("got 'collocate'; did you mean colocate?")
+    assert problem.endswith("got 'collocate'; did you mean 'colocate'?")
 
 
 def test_a_kl_target_keeps_the_critic_with_the_actor() -> None:

@@ -29,10 +29,10 @@ def test_a_reward_model_is_saved_before_its_scores_are_normalised(
     monkeypatch.setattr(supervised, "reference_samples", fails)
     ended = command(workplace, *flags("reward", "pairs.jsonl", run), status=1)
     assert "Traceback" not in ended.stderr
-    assert "scores could not be normalised: IndexError: index 128" in ended.stderr
+    assert "scores could not be normalized: IndexError: index 128" in ended.stderr
     assert str(run / "model") in ended.stderr and "--no-normalize" in ended.stderr
     assert read_reward(run / "model").scale.num_samples == 0
-    assert summary(run)["exit_reason"].startswith("failed: the scores could not be normalised")
+    assert summary(run)["exit_reason"].startswith("failed: the scores could not be normalized")
     before = (run / "model" / "model.safetensors").read_bytes()
     steps = len(records(run))
     command(workplace, "rlhf", "reward", "--resume", str(run), status=1)

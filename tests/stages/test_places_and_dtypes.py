@@ -65,7 +65,7 @@ def test_a_moved_folder_is_named_with_its_flag_and_its_new_place_is_taken(place:
     assert json.loads((run / "config.json").read_text())["model"] == str(place / "moved")
     make_model("gpt2", seed=5).save_pretrained(place / "moved")
     told = command(place, "rlhf", "ppo", "--resume", str(run), "--iterations", "3", status=2).stderr
-    assert "begun with other data or models" in told
+    assert "started with other data or models" in told
 
 
 def test_a_run_of_before_with_relative_paths_goes_on_from_the_folder_it_was_started_in(place: Path) -> None:

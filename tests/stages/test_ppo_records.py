@@ -163,6 +163,6 @@ def test_a_checkpoint_that_is_not_there_is_told(undisturbed: Undisturbed, workpl
         (run, "best", "--checkpoint best: "),
         (run, "77", "--checkpoint must be latest, best or an iteration kept in"),
         (run, "bset", "--checkpoint must be latest, best or an iteration kept in"),
-        ("gpt2", "best", "--checkpoint best: gpt2 is no run of `distrl rlhf ppo`"),
+        ("gpt2", "best", "--checkpoint best: gpt2 is not a run of `distrl rlhf ppo`"),
     ):
         assert told in command(workplace, "rlhf", "eval", folder, "--checkpoint", which, status=2).stderr

@@ -64,7 +64,7 @@ COUNT = click.IntRange(min=1)
 @click.option(
     "--reward-concurrency",
     type=COUNT,
-    help="calls of a function at the same time  (default: the run's, else 1)",
+    help="concurrent calls of a function  (default: the run's, else 1)",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="write prompts and responses here"

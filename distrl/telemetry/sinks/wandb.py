@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from distrl.errors import cause
 from distrl.telemetry.sinks.jsonl import as_json
 
 ID_FILE = "wandb.json"
@@ -39,13 +40,13 @@ class WandbSink:
             self._run = self._init(mode=None)
         except Exception as error:
             _warn(
-                f"wandb could not start and records offline; upload later with `wandb sync`. {_cause(error)}"
+                f"wandb could not start and records offline; upload later with `wandb sync`. Cause: {cause(error)}"
             )
             try:
                 _forget_failed_start()
                 self._run = self._init(mode="offline")
             except Exception as offline_error:
-                _warn(f"wandb could not start offline either and is off. {_cause(offline_error)}")
+                _warn(f"wandb could not start offline either and is off. Cause: {cause(offline_error)}")
 
     def write(self, record: Mapping[str, Any]) -> None:
         iteration = int(record["iteration"])
@@ -74,7 +75,7 @@ class WandbSink:
         try:
             run.finish()
         except Exception as error:  # its service did not answer in time: what it has is on disk
-            _warn(f"wandb did not finish; upload what it kept with `wandb sync`. {_cause(error)}")
+            _warn(f"wandb did not finish; upload what it kept with `wandb sync`. Cause: {cause(error)}")
 
     def _init(self, mode: Literal["offline"] | None) -> Any:
         import wandb
@@ -122,11 +123,6 @@ def _run_id(path: Path, project: str) -> tuple[str, str]:
     aside.write_text(json.dumps({"schema": 1, "id": run_id, "project": project}) + "\n")
     aside.replace(path)
     return run_id, project
-
-
-def _cause(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"Cause: {type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def _warn(message: str) -> None:
