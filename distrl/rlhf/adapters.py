@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, cast
 
 from distrl.errors import BadInput, translated
+
+if TYPE_CHECKING:
+    from torch import nn  # the help of a command reads this module
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -137,4 +138,4 @@ def apply_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
             f"{adapter.folder}: its adapter does not fit {adapter.base}: {len(differ)} arrays are of one of the two alone, "
             f"{differ[0]} among them"
         )
-    return cast(nn.Module, found.merge_and_unload(safe_merge=True))
+    return cast("nn.Module", found.merge_and_unload(safe_merge=True))
