@@ -27,7 +27,7 @@ from distrl.rlhf.folders import (
     configuration,
     json_object,
     quiet,
-    require_folder,
+    require_model_folder,
     require_one_label,
 )
 
@@ -46,7 +46,7 @@ class Pretrained:
 
 def read_pretrained(kind: Kind, folder: str | Path) -> Pretrained:
     """The causal LM, or the sequence classifier with one label, of a folder. BadInput where there is none."""
-    path = require_folder(folder)
+    path = require_model_folder(folder)
     adapters = adapters_in(path, bool(weights_in(path)))
     base = adapters[0].base if adapters else path
     config = _read_config(base)

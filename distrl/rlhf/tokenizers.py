@@ -10,7 +10,7 @@ from typing import Any
 
 from distrl.errors import BadInput, cause, translated
 from distrl.rlhf.adapters import base_of
-from distrl.rlhf.folders import CONFIG, OWN_CODE, configuration, require_folder
+from distrl.rlhf.folders import CONFIG, OWN_CODE, configuration, require_model_folder
 
 MARK = "\ue005\ue00f\ue005"  # private characters, in no text and in no template
 FILES = (
@@ -31,7 +31,7 @@ def read_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a folder that `save_pretrained` wrote. BadInput where there is none, or it has no end of text."""
     from transformers import AutoTokenizer
 
-    path = require_folder(folder)
+    path = require_model_folder(folder)
     if not _has_one(path):
         path = base_of(path)
     if not _has_one(path):

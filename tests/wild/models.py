@@ -240,6 +240,7 @@ def adapters() -> list[Situation]:
         situation("of itself", with_adapter(lambda one: adapter(one, "../adapter")), "leads back"),
         situation("of a reward model on another", reward_on_adapter),
         situation("with a tokenizer of its own", with_adapter(with_its_tokenizer), check=its_tokenizer_is_used),
+        Situation("models", "a run's directory for its model", _run_directory, "refused", ("is a run directory", "model")),
         situation("of prompts", with_adapter(lambda one: adapter(one, kind="prompt")), "PROMPT_TUNING"),
         situation("cut short", with_adapter(both(adapter, cut("adapter/adapter_model.safetensors", 500))), "adapter_model.safetensors"),
         situation("pickled", with_adapter(_pickled_adapter), "pickled"),
@@ -297,6 +298,16 @@ def its_tokenizer_is_used(folder: Path, ended: Ended) -> None:
 
     assert read_tokenizer(folder / "adapter").eos_token_id == 7
     assert read_tokenizer(folder / "model").eos_token_id != 7
+
+
+def _run_directory(folder: Path) -> Ended:
+    """What sft left, given to it whole."""
+    files(folder)
+    kit.save(folder / "model", tokenizer(), "llama")
+    command(folder, "sft")
+    return command(
+        folder, "sft", model=next(one.name for one in folder.iterdir() if one.name.endswith("-run"))
+    )
 
 
 def _pickled_adapter(folder: Path) -> None:
