@@ -87,7 +87,7 @@ class FlatField:
     @property
     def default_text(self) -> str:
         """The default as the help shows it: one value, or one per algorithm where they differ."""
-        if not self.in_recipe:
+        if not self.in_recipe or not self.presets:
             return show(self.default)
         by_value: dict[str, list[str]] = {}
         for algo, recipe in self.presets.items():

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,20 @@ os.register_at_fork(after_in_child=_close_locks_in_child)
 def default_run_dir(env_id: str, algo: str, seed: int, now_utc: datetime) -> Path:
     """`runs/<env>-<algo>-s<seed>-<UTC time>`; what is not a letter, digit, `_`, `.` or `-` becomes `-`.
 
+    Behind it `-2` and so on where that is taken, by another run of the same second.
     `now_utc` is aware and in UTC, else ValueError: a local time would repeat in autumn.
     """
     if now_utc.utcoffset() != timedelta(0):
         raise ValueError(f"now_utc is an aware time in UTC, got {now_utc!r}; use datetime.now(UTC)")
     env, algo = _safe(env_id)[:ENV_NAME_LENGTH], _safe(algo)[:ENV_NAME_LENGTH]
-    return Path("runs") / f"{env}-{algo}-s{seed}-{now_utc.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+    path = Path("runs") / f"{env}-{algo}-s{seed}-{now_utc.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+    names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
+    return next(one for one in names if not _is_taken(one))
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether a run has that directory, or is making it."""
+    return path.exists() or path.is_symlink() or any(path.parent.glob(f".{path.name}.new-*"))
 
 
 @contextmanager

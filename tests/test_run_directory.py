@@ -41,6 +41,18 @@ def test_the_default_name_is_safe_whatever_the_env_is_called(env_id: str, expect
     assert path.resolve().parent == Path("runs").resolve()
 
 
+def test_runs_of_one_second_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for _ in range(3):
+        path = default_run_dir("CartPole-v1", "ppo", 3, NOON)
+        with new_run_directory(path):
+            while_it_is_made = default_run_dir("CartPole-v1", "ppo", 3, NOON)
+        assert while_it_is_made != path
+        names.append(path.name.removeprefix("CartPole-v1-ppo-s3-20260301T120005Z"))
+    assert names == ["", "-2", "-3"]
+
+
 def test_a_time_that_is_not_utc_is_refused() -> None:
     for time in (NOON.replace(tzinfo=None), NOON.astimezone(timezone(timedelta(hours=2)))):
         with pytest.raises(ValueError, match="aware time in UTC"):

@@ -42,7 +42,8 @@ def table_as(schema: Schema[Any], resolved: ResolvedAs[Any], follows: Rows) -> s
             continue
         rows.append((name, show(value), resolved.sources.get(name, "default")))
     lines = _columns([("name", "value", "source"), *rows])
-    lines += ["", *_columns([(name, value, "") for name, value in follows])]
+    if follows:
+        lines += ["", *_columns([(name, value, "") for name, value in follows])]
     if resolved.changes:
         lines += ["", "changed on resume:", *(f"  {change}" for change in resolved.changes)]
     return "\n".join(lines)

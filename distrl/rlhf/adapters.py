@@ -2,6 +2,7 @@
 
 FOLDER/adapter_config.json, adapter_model.safetensors     base: what base_model_name_or_path names, a folder
 with whole weights beside                                 base: the same; "." where the weights beside are the base's
+an adapter of a base that is one itself                   each is merged, from the lowest on
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from distrl.rlhf.folders import json_object
 
 if TYPE_CHECKING:
     from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn  # the help of a command reads this module
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -44,11 +48,28 @@ def adapter_in(folder: Path, has_weights: bool) -> Adapter | None:
     return Adapter(folder, _base(folder, name, has_weights))
 
 
+def adapters_in(folder: Path, has_weights: bool) -> tuple[Adapter, ...]:
+    """All that a folder's model consists of, the lowest first; empty without one. BadInput where a base is not to be found."""
+    found: list[Adapter] = []
+    while (one := adapter_in(folder, has_weights)) is not None:
+        if any(one.base.resolve() == above.folder.resolve() for above in (*found, one)) and not has_weights:
+            raise BadInput(f"{one.folder / CONFIG}: base_model_name_or_path leads back to {one.base}")
+        found.insert(0, one)
+        if one.base == folder or not _is_adapter_alone(one.base):
+            break
+        folder, has_weights = one.base, False
+    return tuple(found)
+
+
+def _is_adapter_alone(path: Path) -> bool:
+    return (path / CONFIG).is_file() and not (path / "config.json").is_file()
+
+
 def _base(folder: Path, name: Any, has_weights: bool) -> Path:
     """By the name in an adapter's configuration: a path from the adapter's folder on, or as it stands."""
     if isinstance(name, str) and name:
         for path in (folder / name, Path(name).expanduser()):
-            if (path / "config.json").is_file():
+            if (path / "config.json").is_file() or (not has_weights and _is_adapter_alone(path)):
                 return folder if path.resolve() == folder.resolve() else path
     if has_weights:
         raise BadInput(
@@ -62,10 +83,10 @@ def _base(folder: Path, name: Any, has_weights: bool) -> Path:
 
 
 def base_of(folder: str | Path) -> Path:
-    """Where the tokenizer of a folder is that has none: with the base of its adapter; else the folder itself."""
+    """Where the weights and the tokenizer are of a folder that has an adapter alone: its base; else the folder itself."""
     path = Path(folder)
-    found = adapter_in(path, False) if (path / CONFIG).is_file() else None
-    return path if found is None else found.base
+    found = adapters_in(path, False)
+    return found[0].base if found else path
 
 
 @contextmanager
@@ -94,12 +115,15 @@ def array_names(adapter: Adapter) -> list[str]:
 
 def apply_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
     """The base with its adapter merged into its weights. BadInput where the two do not fit."""
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     names = array_names(adapter)
     with translated(f"{adapter.folder}: its adapter does not fit {adapter.base}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found: Any = PeftModel.from_pretrained(cast(Any, model), str(adapter.folder))
+        config = PeftConfig.from_pretrained(str(adapter.folder))
+        if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
+            config.task_type = None  # it has a reward model above it, which writes nothing
+        found: Any = PeftModel.from_pretrained(cast(Any, model), str(adapter.folder), config=config)
         wanted = get_peft_model_state_dict(found, save_embedding_layers=False)
     kind = found.peft_config["default"].peft_type
     if not hasattr(found.base_model, "merge_and_unload"):

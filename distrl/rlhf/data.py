@@ -177,6 +177,11 @@ class _Row:
     canonical: Canonical
     fields: dict[str, Any]
 
+    def goes_through(self, template: TemplateOptions) -> bool:
+        """Whether the chat template is used for it."""
+        texts = (self.canonical.prompt, *self.canonical.answers)
+        return any(isinstance(one, list) for one in texts) or (template.chat and isinstance(texts[0], str))
+
     @property
     def prompt(self) -> Text:
         assert self.canonical.prompt is not None, "a format of this job has a prompt"
@@ -240,13 +245,14 @@ def _read(
     reader = RowReader(job, field, template.chat)
     rows: list[Row] = []
     places: list[str] = []
-    bad, long = _Problems(), _Problems()
+    bad, long, unread = _Problems(), _Problems(), True
     for record in records(path):
         try:
             if record.problem is not None:
                 raise UnusableText(record.problem)
             read = _Row(reader.read(record.where, record.fields), record.fields)
             row, length = make(read, read.template(template), turns)
+            unread = unread and not read.goes_through(template)
         except UnusableText as error:
             bad.add(record.where, str(error))
             if reader.num_unknown >= MOST_UNKNOWN and reader.format is None:
@@ -266,5 +272,10 @@ def _read(
     if not rows:
         raise BadInput(
             f"{path} has nothing to learn from: {bad.count} corrupt lines, {long.count} too long, none left"
+        )
+    if unread and template.asked:
+        raise BadInput(
+            f"{' and '.join(template.asked)}: {path} has text and no messages, and text goes through no chat template: give "
+            "--chat, or leave it out"
         )
     return DataSet(str(path), tuple(rows), bad.count, long.count, tuple(places))

@@ -30,6 +30,14 @@ def require_folder(folder: str | Path) -> Path:
     )
 
 
+def require_model_folder(folder: str | Path) -> Path:
+    """The folder; BadInput where there is none, or it is a run directory, which has its model in a folder below."""
+    path = require_folder(folder)
+    if (path / "checkpoints").is_dir() and (path / "model" / CONFIG).is_file():
+        raise BadInput(f"{path} is a run directory and not a model's folder; give {path / 'model'}")
+    return path
+
+
 def require_one_label(folder: str | Path) -> None:
     """BadInput for a sequence classifier of several labels, which has no single score for a text."""
     from safetensors import safe_open

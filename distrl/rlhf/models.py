@@ -228,8 +228,13 @@ def scalar_from(causal: ModelParts, initial_std: float = 0.0, seed: int = 0) -> 
         ) from error
     source = causal.build()
     own, theirs = cast(Any, model).base_model, cast(Any, core(source)).base_model
+    head: Any = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or own.state_dict().keys() != theirs.state_dict().keys():
+        raise BadInput(
+            f"transformers' sequence classifier for {type(config).__name__} is no head named `score` on this trunk, so no "
+            "critic or reward model comes of it; use --value-head, or a reward function"
+        )
     own.load_state_dict(theirs.state_dict())
-    head = cast(Any, model).score
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * initial_std)

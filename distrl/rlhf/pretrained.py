@@ -19,14 +19,14 @@ from torch import nn
 
 from distrl.errors import BadInput, translated
 from distrl.policies.lm import trunk
-from distrl.rlhf.adapters import adapter_in, apply_adapter, array_names, without_adapter
+from distrl.rlhf.adapters import adapters_in, apply_adapter, array_names, without_adapter
 from distrl.rlhf.folders import (
     CONFIG,
     OWN_CODE,
     configuration,
     json_object,
     quiet,
-    require_folder,
+    require_model_folder,
     require_one_label,
 )
 
@@ -45,9 +45,9 @@ class Pretrained:
 
 def read_pretrained(kind: Kind, folder: str | Path) -> Pretrained:
     """The causal LM, or the sequence classifier with one label, of a folder. BadInput where there is none."""
-    path = require_folder(folder)
-    adapter = adapter_in(path, bool(weights_in(path)))
-    base = path if adapter is None else adapter.base
+    path = require_model_folder(folder)
+    adapters = adapters_in(path, bool(weights_in(path)))
+    base = adapters[0].base if adapters else path
     config = _read_config(base)
     if kind == "scalar":
         require_one_label(path)
@@ -55,17 +55,17 @@ def read_pretrained(kind: Kind, folder: str | Path) -> Pretrained:
     asked = _plain_attention(config)
     with without_adapter(base) as whole:
         model, told = _load(auto, whole, base, kind, config)
-    has_head = adapter is not None and any("score" in name for name in array_names(adapter))
+    has_head = any("score" in name for adapter in adapters for name in array_names(adapter))
     _check_keys(base, model, kind, told, has_head)
     notes = [*_notes(base, config, text, told)]
     if asked is not None:
         notes.append(f"{base / CONFIG} asks for attention by {asked}, which is not used here")
     if text is not None:
         model = _text_part(model, text)
-    if adapter is not None:
+    for adapter in adapters:
         with quiet():
             model = apply_adapter(model, adapter)
-        notes.append(f"{path}: its adapter is merged into {base}")
+        notes.append(f"{adapter.folder}: its adapter is merged into {adapter.base}")
     return Pretrained(model.eval(), tuple(notes))
 
 

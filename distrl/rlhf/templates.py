@@ -36,6 +36,16 @@ class TemplateOptions:
     tools: tuple[Mapping[str, Any], ...] = ()
     system: str | None = None
 
+    @property
+    def asked(self) -> list[str]:
+        """Flags that were given and mean nothing without a chat template."""
+        given = {
+            "--system-prompt": self.system,
+            "--chat-kwargs": self.arguments,
+            "--tools": self.tools,
+        }
+        return [flag for flag, value in given.items() if value]
+
     def messages(self, prompt: Text) -> list[Message] | None:
         """What is rendered; None where the prompt stays text."""
         if isinstance(prompt, str):

@@ -10,7 +10,7 @@ from typing import Any
 
 from distrl.errors import BadInput, cause, translated
 from distrl.rlhf.adapters import base_of
-from distrl.rlhf.folders import CONFIG, OWN_CODE, configuration, require_folder
+from distrl.rlhf.folders import CONFIG, OWN_CODE, configuration, require_model_folder
 
 MARK = "\ue005\ue00f\ue005"  # private characters, in no text and in no template
 FILES = (
@@ -31,8 +31,10 @@ def read_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a folder that `save_pretrained` wrote. BadInput where there is none, or it has no end of text."""
     from transformers import AutoTokenizer
 
-    path = base_of(require_folder(folder))
-    if not any((path / name).is_file() for name in FILES):
+    path = require_model_folder(folder)
+    if not _has_one(path):
+        path = base_of(path)
+    if not _has_one(path):
         raise BadInput(
             f"{path} has no tokenizer (none of {', '.join(FILES)}): save the model's own beside it with save_pretrained"
         )
@@ -49,6 +51,10 @@ def read_tokenizer(folder: str | Path) -> Any:
             raise
     check_end(tokenizer, str(path))
     return tokenizer
+
+
+def _has_one(path: Path) -> bool:
+    return any((path / name).is_file() for name in FILES)
 
 
 def check_end(tokenizer: Any, where: str = "the tokenizer") -> None:

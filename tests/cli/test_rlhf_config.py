@@ -234,6 +234,17 @@ def test_a_dry_run_shows_values_with_their_sources_and_makes_nothing(tmp_path: P
     assert refused.returncode == 2 and "did you mean 'gpus'?" in refused.stderr
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_a_dry_run_and_the_help_of_a_supervised_stage_have_every_default(stage: str, tmp_path: Path) -> None:
+    flags = ("--model", "m", "--data", "d", "--batch-size", "7", "--dry-run")
+    done = distrl("rlhf", stage, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [re.split(r"\s*\|\s*", line.strip()) for line in done.stdout.splitlines()]
+    assert ["batch_size", "7", "flag"] in rows and ["learning_rate", "1e-05", "default"] in rows
+    shown = " ".join(distrl("rlhf", stage, "--help", cwd=tmp_path).stdout.split())
+    assert "AdamW's highest learning rate (default: 1e-05)" in shown and "(default: )" not in shown
+
+
 def test_bad_input_is_status_2_and_an_unknown_stage_is_guessed_at() -> None:
     done = distrl("rlhf", "ppo", "--betta", "1")
     assert done.returncode == 2

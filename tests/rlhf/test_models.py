@@ -311,6 +311,24 @@ def test_a_family_without_a_classifier_is_told_to_use_a_value_head() -> None:
         scalar_from(actor)
 
 
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("ctrl", {"n_embd": 32, "n_layer": 1, "n_head": 2, "dff": 32}),
+        ("bert", {"is_decoder": True, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}),
+    ],
+)
+def test_a_classifier_of_another_make_than_a_head_on_the_trunk_is_refused(
+    family: str, settings: dict[str, Any]
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, vocab_size=16, **settings)
+    causal = ModelParts.of(AutoModelForCausalLM.from_config(config), "causal")
+    with pytest.raises(BadInput, match="no head named `score` on this trunk.*--value-head"):
+        scalar_from(causal)
+
+
 class Unwritable:
     """A tokenizer whose files find no room."""
 

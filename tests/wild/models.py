@@ -236,6 +236,11 @@ def adapters() -> list[Situation]:
         situation("beside its base's weights", with_adapter(beside("."), model="model"), check=merges),
         situation("beside weights, its base elsewhere", with_adapter(beside("meta-llama/Base"), model="model"), "adapter_config.json"),
         situation("its base on a hub", with_adapter(lambda one: adapter(one, "meta-llama/Base")), "meta-llama/Base", "not downloaded"),
+        situation("of an adapter", with_adapter(adapter_of_an_adapter), check=merges_both),
+        situation("of itself", with_adapter(lambda one: adapter(one, "../adapter")), "leads back"),
+        situation("of a reward model on another", reward_on_adapter),
+        situation("with a tokenizer of its own", with_adapter(with_its_tokenizer), check=its_tokenizer_is_used),
+        Situation("models", "a run's directory for its model", _run_directory, "refused", ("is a run directory", "model")),
         situation("of prompts", with_adapter(lambda one: adapter(one, kind="prompt")), "PROMPT_TUNING"),
         situation("cut short", with_adapter(both(adapter, cut("adapter/adapter_model.safetensors", 500))), "adapter_model.safetensors"),
         situation("pickled", with_adapter(_pickled_adapter), "pickled"),
@@ -244,6 +249,65 @@ def adapters() -> list[Situation]:
         situation("kept by ppo", with_adapter(lambda one: None, "ppo", *lora, model="model"), check=keeps_adapter),
         situation("kept, without one", with_adapter(lambda one: None, "sft", "--save-adapter", model="model"), "--lora-rank"),
     ]  # fmt: skip
+
+
+def adapter_of_an_adapter(folder: Path) -> None:
+    """In `folder / "adapter"`, of one in `folder / "below"` that has a model as its base, as two runs with adapters leave them."""
+    adapter(folder, place="below")
+    adapter(folder, "../below")
+
+
+def merges_both(folder: Path, ended: Ended) -> None:
+    """What is read of the upper folder has the weights with both adapters added."""
+    from distrl.rlhf.models import read_causal
+
+    plain, below, both_of = (read_causal(folder / name).arrays for name in ("model", "below", "adapter"))
+    for name, one in both_of.items():
+        # the two adapters have the same numbers, so that each adds the same
+        np.testing.assert_allclose(one - below[name], below[name] - plain[name], atol=1e-5)
+    assert any((below[name] != plain[name]).any() for name in plain)
+
+
+def reward_on_adapter(folder: Path) -> Ended:
+    """A reward model trained from an adapter's folder with adapters of its own, read from the adapter that it keeps."""
+    from distrl.rlhf.models import read_scalar
+
+    files(folder)
+    kit.save(folder / "model", tokenizer(), "llama")
+    adapter(folder)
+    ended = command(folder, "reward", "--lora-rank", "2", "--save-adapter", model="adapter")
+    if ended.status == 0:
+        run = next(path for path in folder.iterdir() if path.name.endswith("-run"))
+        merged, kept = (read_scalar(run / name).arrays for name in ("model", "adapter"))
+        for name in merged:
+            np.testing.assert_allclose(merged[name], kept[name], atol=1e-6)
+    return ended
+
+
+def with_its_tokenizer(folder: Path) -> None:
+    """An adapter's folder with a tokenizer of its own, as TRL saves them, whose end of text is another token."""
+    adapter(folder)
+    own = tokenizer()
+    own.eos_token = own.convert_ids_to_tokens(7)
+    own.save_pretrained(folder / "adapter")
+
+
+def its_tokenizer_is_used(folder: Path, ended: Ended) -> None:
+    """And not its base's."""
+    from distrl.rlhf.tokenizers import read_tokenizer
+
+    assert read_tokenizer(folder / "adapter").eos_token_id == 7
+    assert read_tokenizer(folder / "model").eos_token_id != 7
+
+
+def _run_directory(folder: Path) -> Ended:
+    """What sft left, given to it whole."""
+    files(folder)
+    kit.save(folder / "model", tokenizer(), "llama")
+    command(folder, "sft")
+    return command(
+        folder, "sft", model=next(one.name for one in folder.iterdir() if one.name.endswith("-run"))
+    )
 
 
 def _pickled_adapter(folder: Path) -> None:

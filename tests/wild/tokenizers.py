@@ -242,6 +242,23 @@ SITUATIONS: list[Situation] = [
         _on(lambda: words(["the", "cat", "sat"]), [{"prompt": "the cat", "completion": "sat"}]),
     ),
     *(
+        _situation(
+            f"text that goes through no chat template, {what}",
+            _on(lambda: chat(THINKING), TEXTS, *more),
+            more[0].partition(".")[0],
+            "--chat",
+            expected="refused",
+        )
+        for what, more in {
+            "with a system prompt": ("--system-prompt", "Be brief."),
+            "with an argument": ("--chat-kwargs.enable_thinking", "false"),
+        }.items()
+    ),
+    _situation(
+        "text as a user's message, with a system prompt",
+        _on(lambda: chat(THINKING), TEXTS, "--chat", "--system-prompt", "Be brief."),
+    ),
+    *(
         _situation(f"a model's name: {what}", partial(named, command), "huggingface-cli download", expected="refused")
         for what, command in NAMED.items()
     ),
