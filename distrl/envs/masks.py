@@ -114,6 +114,19 @@ def _short(given: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def legal_action(space: spaces.Space[Any], legal: Mask | None) -> Any:
+    """A random action of `space`, drawn by its own generator, among the `legal` ones: a row as `read_mask` gives it, or None
+    where all are."""
+    parts = mask_parts(space)
+    if legal is None or not parts:
+        return space.sample()
+    rows = np.split(legal, np.cumsum(parts)[:-1])
+    chosen = np.array([space.np_random.choice(np.flatnonzero(row)) for row in rows])
+    start = 0 if isinstance(space, spaces.MultiBinary) else space.start  # type: ignore[attr-defined]
+    action: Any = (chosen.reshape(space.shape or ()) + start).astype(space.dtype)
+    return action[()]
+
+
 class MaskReader:
     """Finds the mask of a single env and puts it into its info as bools in a row, for a group to read."""
 
