@@ -83,6 +83,18 @@ class MaskedInObservation(Masked):
         return bool(action != 1)
 
 
+class MasksAsProperty(MaskedInObservation):
+    """`action_masks` is a property, which is there after the first reset; the mask of its observation is no use."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.legal = [True, False, True]
+        return super().reset(seed=seed)
+
+    @property
+    def action_masks(self) -> list[bool]:
+        return self.legal
+
+
 class NothingLegal(MaskedBits):
     """In the fourth step of an episode nothing is legal."""
 
@@ -116,15 +128,25 @@ def is_exact(folder: Path, ended: Ended) -> None:
     assert json.loads((folder / "run" / "summary.json").read_text())["reproducibility"] == "exact"
 
 
+def says_the_key(folder: Path, ended: Ended) -> None:
+    assert "--mask-key action_mask masks the actions by it" in " ".join(ended.err.split())
+
+
 def _situation(
     name: str, run: Callable[[Path], Ended], expected: Expected = "works", **rest: Any
 ) -> Situation:
     return Situation("environments", name, run, expected, **rest)
 
 
-MASKED = [("Masked",), ("MaskedBits",), ("MaskedInObservation", "--mask-key", "action_mask")]
+MASKED = [
+    ("Masked",),
+    ("MaskedBits",),
+    ("MasksAsProperty",),
+    ("MaskedInObservation", "--mask-key", "action_mask"),
+]
 SITUATIONS: list[Situation] = [
     *[_situation(f"{env} before the doctor", doctor(env, *flags)) for env, *flags in MASKED],
+    _situation("a mask in the observation that nothing reads", train("MasksAsProperty"), check=says_the_key),
     *[_situation(f"{env} in a run, exact", train(env, *flags), check=is_exact) for env, *flags in MASKED],
     _situation("a step without a legal action before the doctor", doctor("NothingLegal"), "ended"),
     _situation("an env that exits before the doctor", doctor("Exits"), "ended"),
