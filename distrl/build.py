@@ -13,6 +13,7 @@ from gymnasium import spaces
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec, running_statistics
 from distrl.envs.actions import ActionMap
+from distrl.envs.masks import unused_mask_keys
 from distrl.envs.registrations import registrations
 from distrl.envs.spaces import leaf_spaces
 from distrl.envs.trial import Verdict, try_entry_point, try_env
@@ -109,9 +110,21 @@ def work_spec(
         overlap=config.overlap,
         rollout_device=config.rollout_device,
         reproducibility=verdict.reproducibility,
-        notes=verdict.notes,
+        notes=(*verdict.notes, *_unread_masks(config, observation_space, action_space)),
         registrations=registrations(spec),
     )
+
+
+def _unread_masks(
+    config: TrainConfig, observation_space: spaces.Space, action_space: spaces.Space
+) -> list[str]:
+    """A line for each part of an observation that looks like an action mask, and masks nothing."""
+    if config.policy is not None:  # it may know what it is
+        return []
+    return [
+        f"observation {key} looks like an action mask, and is read as numbers; --mask-key {key} masks the actions by it"
+        for key in unused_mask_keys(observation_space, action_space)
+    ]
 
 
 def spaces_meta(spec: WorkSpec) -> dict[str, str]:

@@ -190,34 +190,42 @@ def _spaces(env: gymnasium.Env[Any, Any], config: TrainConfig) -> str:
 
 
 def _walk(env: gymnasium.Env[Any, Any], config: TrainConfig) -> Iterator[Finding]:
-    """Random steps: observations in their space, finite rewards, seconds per step."""
+    """Random legal steps: observations in their space, masks that fit, finite rewards, seconds per step."""
     import numpy as np
 
     from distrl.envs.api import check_reset, check_step
+    from distrl.envs.masks import KEY, MaskReader, legal_action
     from distrl.envs.observations import reward_of
     from distrl.envs.spaces import check_observation
 
     env.action_space.seed(config.seed)
+    reader = MaskReader(env)
     spent_sec: list[float] = []
-    episodes = 0
+    episodes = length = 0
     try:
-        observation, _ = check_reset(env.reset(seed=config.seed), config.env)
+        observation, info = check_reset(env.reset(seed=config.seed), config.env)
         check_observation(env.observation_space, observation, f"reset of {config.env}")
         for step in range(NUM_STEPS):
-            action = env.action_space.sample()
+            said = reader.put(env, info, config.env, length) or {}
+            action = legal_action(env.action_space, said.get(KEY))
             start = time.perf_counter()
-            observation, reward, terminated, truncated, _ = check_step(env.step(action), config.env)
+            observation, reward, terminated, truncated, info = check_step(env.step(action), config.env)
             spent_sec.append(time.perf_counter() - start)
+            length += 1
             check_observation(env.observation_space, observation, f"step {step + 1} of {config.env}")
             if not np.isfinite(number := reward_of(reward, f"step {step + 1}")):
                 raise RunFailed(f"step {step + 1}: the reward must be finite, got {number}")
             if terminated or truncated:
-                episodes += 1
-                observation, _ = env.reset()
+                episodes, length = episodes + 1, 0
+                observation, info = check_reset(env.reset(), config.env)
+                check_observation(env.observation_space, observation, f"reset of {config.env}")
     except RunFailed as error:
         yield Finding("fail", "observations", str(error))
         return
-    except Exception as error:  # a user's env may raise anything, and that is what is looked for
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a user's env may raise anything, and that is what is looked for
         yield Finding("fail", "steps", f"raised {type(error).__name__} after {len(spent_sec)} steps: {error}")
         return
     yield Finding("pass", "observations", f"in their space, rewards finite, over {NUM_STEPS} random steps")

@@ -240,7 +240,7 @@ def canonical(name: str) -> str:
 
 def quoted_keys(toml: str) -> set[str]:
     """Keys that a TOML text writes in quotes: those are meant with their dashes, `"my-key" = 1`."""
-    return {key for _, key in re.findall(r"""(["'])([^"'\n]+)\1\s*[=.\]]""", toml)}
+    return {key for _, key in re.findall(r"""(["'])([^"'\n]+)\1\s*[=.\]:]""", toml)}
 
 
 def _from_text(field: FlatField, given: Any) -> Any:

@@ -8,6 +8,7 @@ a table that looks like one of these     {"table": {...}}
 from __future__ import annotations
 
 import datetime
+import os
 from typing import Any
 
 _TIMES: dict[str, type[Any]] = {
@@ -57,8 +58,10 @@ def decode(value: Any) -> Any:
 def plain(value: Any, name: str) -> Any:
     """A value of a table such as `env_kwargs`, as a resumed run's env has to get it again.
 
-    Raises ValueError for what a file cannot hold.
+    A NumPy number is Python's. Raises ValueError for what a file cannot hold.
     """
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str) or type(value) in _TIMES.values():
         return value
     if isinstance(value, tuple):
@@ -67,7 +70,20 @@ def plain(value: Any, name: str) -> Any:
         return [plain(one, name) for one in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: plain(one, f"{name}.{key}") for key, one in value.items()}
+    if isinstance(value, dict):
+        key = next(key for key in value if not isinstance(key, str))
+        raise ValueError(
+            f"{name} must have text as keys, got the key {key!r}; write {str(key)!r}, or give a list of pairs"
+        )
     raise ValueError(
         f"{name} must be what JSON can hold (numbers, text, lists, tables), or a tuple, date or time, got "
-        f"{type(value).__name__}; make the object inside your env, wrapper or policy"
+        f"{type(value).__name__}; {_instead(value)}"
     )
+
+
+def _instead(value: Any) -> str:
+    if hasattr(value, "tolist"):  # an array
+        return "give a list, by tolist()"
+    if isinstance(value, os.PathLike):
+        return "give its text, by str()"
+    return "make the object inside your env, wrapper or policy"

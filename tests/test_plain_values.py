@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distrl.plain_values import decode, encode, plain
@@ -39,3 +40,26 @@ def test_a_key_in_quotes_keeps_its_dashes_in_toml_and_one_without_is_a_name(tmp_
 def test_what_no_file_can_hold_is_refused_by_its_name() -> None:
     with pytest.raises(ValueError, match=r"env_kwargs\.rng must be what JSON can hold"):
         plain({"rng": object()}, "env_kwargs")
+
+
+def test_numpys_numbers_are_pythons() -> None:
+    given = {
+        "a": np.float32(1.5),
+        "b": np.bool_(True),
+        "c": [np.int64(3)],
+        "d": np.str_("x"),
+        "e": np.array(2.0),
+    }
+    read = plain(given, "env_kwargs")
+    assert read == {"a": 1.5, "b": True, "c": [3], "d": "x", "e": 2.0}
+    assert [type(one) for one in read.values()] == [float, bool, list, str, float]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(np.arange(2), "give a list"), (Path("/x"), "give its text"), ({1: 2}, "got the key 1; write '1'")],
+)
+def test_a_refusal_says_what_to_give_instead(given: object, said: str) -> None:
+    with pytest.raises(ValueError, match=r"env_kwargs\.one must") as raised:
+        plain({"one": given}, "env_kwargs")
+    assert said in str(raised.value)

@@ -8,6 +8,8 @@ them (`0.1`, `true`, `[1, 2]`, `"text"`), and what is no TOML is text.
 
 from __future__ import annotations
 
+import ast
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +120,7 @@ def _store(
 
 
 def read_toml_value(text: str) -> Any:
-    """`text` as TOML reads a value, `none` as None; text where it is no TOML."""
+    """`text` as TOML reads a value, `none` as None; a table, list or tuple as JSON or Python write it; else text."""
     if text.lower() == "none":
         return None
     if text in ("True", "False"):
@@ -126,5 +128,18 @@ def read_toml_value(text: str) -> Any:
     try:
         document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        return text
+        return _read_literal(text)
     return document["value"] if set(document) == {"value"} else text
+
+
+def _read_literal(text: str) -> Any:
+    if text.strip()[:1] not in ("{", "[", "("):
+        return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text.strip())
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, dict | list | tuple):
+            return value
+    return text

@@ -5,7 +5,7 @@
     MultiBinary(n)       n entries: whether a bit may be 1; or (n, 2): whether it may be 0, and whether it may be 1
 
 Where an env may give one: under a key of its observation (`--mask-key`), in the info of reset and step
-(`info["action_mask"]`), or by a method `action_masks()`. The first of these that is there counts.
+(`info["action_mask"]`), or by a method or property `action_masks`. The first of these that is there counts.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -114,13 +115,26 @@ def _short(given: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def legal_action(space: spaces.Space[Any], legal: Mask | None) -> Any:
+    """A random action of `space`, drawn by its own generator, among the `legal` ones: a row as `read_mask` gives it, or None
+    where all are."""
+    parts = mask_parts(space)
+    if legal is None or not parts:
+        return space.sample()
+    rows = np.split(legal, np.cumsum(parts)[:-1])
+    chosen = np.array([space.np_random.choice(np.flatnonzero(row)) for row in rows])
+    start = 0 if isinstance(space, spaces.MultiBinary) else space.start  # type: ignore[attr-defined]
+    action: Any = (chosen.reshape(space.shape or ()) + start).astype(space.dtype)
+    return action[()]
+
+
 class MaskReader:
     """Finds the mask of a single env and puts it into its info as bools in a row, for a group to read."""
 
     def __init__(self, env: Any) -> None:
         self.space = env.action_space
         self.parts = mask_parts(self.space)
-        self.has_method = bool(env.has_wrapper_attr(METHOD)) and callable(env.get_wrapper_attr(METHOD))
+        self.has_method = _has_method(env)
 
     def put(self, env: Any, info: Any, who: str, step: int, over: bool = False) -> Any:
         """`info` with its mask, of the observation that came with it, at `step` of the episode.
@@ -131,12 +145,42 @@ class MaskReader:
         if given is None:
             if not self.has_method or (not self.parts and step > 0):
                 return info
-            given = True if over or not self.parts else env.get_wrapper_attr(METHOD)()
+            given = True if over or not self.parts else _asked(env)
+            if given is None:
+                return info
         if not self.parts:  # cannot be masked: the group says so
             return {**info, KEY: np.ones(1, np.bool_)}
         if over:
             return {**info, KEY: np.ones(sum(self.parts), np.bool_)}
         return {**info, KEY: read_mask(self.space, given, f"{who}: step {step} of its episode")}
+
+
+def _has_method(env: Any) -> bool:
+    """Whether a layer of `env` has `action_masks`, a method or a property; a property is not asked yet."""
+    layer = env
+    while not (METHOD in vars(layer) or hasattr(type(layer), METHOD)):
+        if not isinstance(layer, gymnasium.Wrapper):
+            return bool(env.has_wrapper_attr(METHOD)) and callable(env.get_wrapper_attr(METHOD))
+        layer = layer.env
+    return True
+
+
+def _asked(env: Any) -> Any:
+    found = env.get_wrapper_attr(METHOD)
+    return found() if callable(found) else found
+
+
+def unused_mask_keys(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> list[str]:
+    """Keys of an observation that look like an action mask by name and number of entries."""
+    parts = mask_parts(action_space)
+    if not parts or not isinstance(observation_space, spaces.Dict):
+        return []
+    sizes = {sum(parts), len(parts)} if isinstance(action_space, spaces.MultiBinary) else {sum(parts)}
+    return [
+        key
+        for key, leaf in observation_space.spaces.items()
+        if "mask" in key.lower() and leaf.shape is not None and math.prod(leaf.shape) in sizes
+    ]
 
 
 def read_masks(

@@ -27,6 +27,7 @@ from distrl.envs.closing import LONGEST_SEC as LONGEST_CLOSE_SEC
 from distrl.envs.closing import within
 from distrl.envs.group import EnvGroup
 from distrl.envs.infos import MASK
+from distrl.envs.masks import MaskReader, legal_action
 from distrl.envs.spec import EnvSpec
 from distrl.envs.watchdog import Beat
 from distrl.errors import BadInput, RunFailed, cause
@@ -217,10 +218,12 @@ class _Episodes:
         self.env, self.name, self.call, self.seed = env, name, call, seed
         self.space = copy.deepcopy(env.action_space)
         self.space.seed(seed)
+        self.reader = MaskReader(env)
         self.begin()
 
     def begin(self) -> None:
         _, self.info = check_reset(self.call(self.env.reset, seed=self.seed), self.name)
+        self.length = 0  # of the episode so far, in steps
 
     def step(self, action: Any = None) -> tuple[Any, Any]:
         """(the action, what the env answered but for its info), copied."""
@@ -232,6 +235,7 @@ class _Episodes:
             explain_step(self.env, copy.deepcopy(action), self.name, error)
             raise
         *answer, self.info = check_step(result, self.name)
+        self.length += 1
         answer = copy.deepcopy(answer)
         if answer[2] or answer[3]:
             self.seed += 1
@@ -239,15 +243,11 @@ class _Episodes:
         return action, tuple(answer)
 
     def _legal(self) -> Any:
-        """A random action, by the mask of the info or of `action_masks()` where it is a Discrete's."""
-        if not isinstance(self.space, gymnasium.spaces.Discrete):
-            return self.space.sample()
-        mask = self.info.get(MASK) if isinstance(self.info, Mapping) else None
-        if mask is None and self.env.has_wrapper_attr("action_masks"):
-            mask = self.call(self.env.get_wrapper_attr("action_masks"))
+        """A random action, by the mask that comes with the observation, in any form that a run reads."""
         try:
-            return self.space.sample(None if mask is None else np.asarray(mask, np.int8).reshape(-1))
-        except (AssertionError, TypeError, ValueError):  # no mask of this space: told when the run reads it
+            said = self.call(self.reader.put, self.env, self.info, self.name, self.length)
+            return legal_action(self.space, said.get(MASK) if isinstance(said, Mapping) else None)
+        except RunFailed:  # no mask of this space: told when the run reads it
             return self.space.sample()
 
 

@@ -76,12 +76,18 @@ def test_a_tables_keys_are_flags_and_its_values_read_as_toml_reads_them() -> Non
     [
         ("1", 1), ("1.0", 1.0), ("1e-3", 1e-3), ("true", True), ("True", True), ('"1"', "1"), ("none", None),
         ('"none"', "none"), ("hard", "hard"), ("", ""), ("1\nx = 2", "1\nx = 2"),
-        ("{a = {b = 1}}", {"a": {"b": 1}}),
+        ("{a = {b = 1}}", {"a": {"b": 1}}), ('{"a": null, "b-c": [1, true]}', {"a": None, "b-c": [1, True]}),
+        ("(1, 2)", (1, 2)), ("{'a': (1, None)}", {"a": (1, None)}), ("(hello)", "(hello)"), ("(5)", "(5)"), ("{x", "{x"),
     ],
 )  # fmt: skip
-def test_a_tables_value_is_tomls_and_else_text(text: str, value: object) -> None:
+def test_a_tables_value_is_tomls_jsons_or_pythons_and_else_text(text: str, value: object) -> None:
     read = read_toml_value(text)
     assert read == value and type(read) is type(value)
+
+
+def test_a_whole_table_may_be_json_whose_keys_are_meant_as_they_are_written() -> None:
+    parsed = parse(["--env-kwargs", '{"a-b": 1, "c": {"d": null}}'], OPTIONS)
+    assert parsed.flags == {"env_kwargs": {"a-b": 1, "c": {"d": None}}}
 
 
 def test_the_last_of_a_repeated_flag_counts() -> None:
