@@ -156,6 +156,52 @@ def prompts_are_quiet(folder: Path, ended: Ended) -> None:
     assert [row["prompt"].endswith("<think></think>") for row in rows] == [True, True], rows
 
 
+PUBLISHED = {
+    "temperature": 0.6,
+    "top_p": 0.9,
+    "do_sample": False,
+}  # what transformers warns of, and would not save
+
+
+def chat_model(folder: Path) -> None:
+    """A base model whose generation_config.json has fields of its own, and only the tokenizer's end of text."""
+    tokenizer = chat(CHATML)
+    save(folder / "model", tokenizer)
+    path = folder / "model" / "generation_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | PUBLISHED | {"eos_token_id": tokenizer.eos_token_id})
+    )
+
+
+def taught_to_chat(folder: Path) -> Ended:
+    """SFT of a base model on conversations."""
+    chat_model(folder)
+    data = jsonl(folder / "data.jsonl", CHATS)
+    return distrl(folder, "rlhf", "sft", "--model", "model", "--data", data, "--run-dir", "run", *SMALL)
+
+
+def trained_to_chat(folder: Path) -> Ended:
+    """PPO of a base model on conversations."""
+    chat_model(folder)
+    (folder / "short.py").write_text("def score(prompt, response):\n    return -len(response)\n")
+    return ppo(folder, ASKED, "--reward-function", "short.py:score")
+
+
+def stops_at_the_end_of_a_turn(run: str, folder: Path, ended: Ended) -> None:
+    """transformers stops at the end of text and of a turn; other fields are the base model's."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / run / "model")
+    generation: Any = GenerationConfig.from_pretrained(folder / run / "model")
+    assert generation.eos_token_id == [
+        tokenizer.eos_token_id,
+        tokenizer.convert_tokens_to_ids("<|im_end|>"),
+    ]
+    told = json.loads((folder / run / "model" / "generation_config.json").read_text())
+    base = json.loads((folder / "model" / "generation_config.json").read_text())
+    assert {**told, "eos_token_id": None} == {**base, "eos_token_id": None}, told
+
+
 def real_run(name: str, folder: Path) -> Ended:
     """SFT on conversations with a real tokenizer, a model of a narrow trunk behind it."""
     from transformers import AutoTokenizer
@@ -196,6 +242,12 @@ SITUATIONS: list[Situation] = [
         expected="refused",
     ),
     _situation("eval with an argument of the template", asked_quietly, check=prompts_are_quiet),
+    _situation(
+        "a saved model's ends, after sft", taught_to_chat, check=partial(stops_at_the_end_of_a_turn, "run")
+    ),
+    _situation(
+        "a saved model's ends, after ppo", trained_to_chat, check=partial(stops_at_the_end_of_a_turn, "ppo")
+    ),
     _situation("sft on conversations without a template", _on(byte_level, CHATS), "chat template", expected="refused"),
     _situation(
         "a system message that the template refuses",
