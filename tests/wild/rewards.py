@@ -261,6 +261,15 @@ FORMS = [
 
 # what the data has
 
+TALKS = [{"messages": [*row["prompt"], {"role": "assistant", "content": row["answer"]}]} for row in CHAT]
+
+
+def check_first_message(folder: Path, ended: Ended) -> None:
+    """A function got the prompt's messages in every call, and its scores count."""
+    gives(score_mean=1.0)(folder, ended)
+    assert all(one["prompt"]["content"].startswith("two plus") for one in seen(folder)), seen(folder)
+
+
 COLUMNS = [
     case(
         "a column named response",
@@ -273,6 +282,51 @@ COLUMNS = [
         SOME + "[1.0] * len(prompts)",
         rows=[{**row, "completions": "x"} for row in ROWS],
         says=("'completions'", "rename"),
+    ),
+    *(
+        case(
+            f"messages of the data as a parameter, {what}",
+            code + "    log(prompt=list(messages)[0])\n    return 1.0",
+            rows=rows,
+            check=check_first_message,
+        )
+        for what, code, rows in (
+            ("one response", "def score(prompt, response, messages):\n", TALKS),
+            ("by position", "def score(text, answer_of_it, messages):\n", TALKS),
+            (
+                "beside their prompt",
+                "def score(response, messages, **columns):\n",
+                [{**row, "prompt": row["messages"][0]["content"]} for row in TALKS],
+            ),
+        )
+    ),
+    case(
+        "messages of the data as a parameter of a batch",
+        "def score(prompts, completions, messages, **columns):\n    log(prompt=messages[0][0])\n    return [1.0] * len(prompts)",
+        rows=TALKS,
+        check=check_first_message,
+    ),
+    case(
+        "prompts in a column named prompts",
+        "def score(prompts, completions, **columns):\n    assert 'two plus' in prompts[0]\n    return [1.0] * len(prompts)",
+        "--field.prompt",
+        "prompts",
+        rows=[{"prompts": row["prompt"]} for row in ROWS],
+        check=gives(score_mean=1.0),
+    ),
+    case(
+        "a question's column under the function's own name for it",
+        "def score(question, reply, **columns):\n    assert 'two plus' in question\n    return 1.0",
+        "--field.prompt",
+        "question",
+        rows=[{"question": row["prompt"]} for row in ROWS],
+        check=gives(score_mean=1.0),
+    ),
+    case(
+        "messages of something else",
+        "def score(prompt, response, messages):\n    return 1.0",
+        rows=[{**row, "messages": [{"role": "user", "content": "is"}]} for row in ROWS],
+        says=("'messages'", "rename"),
     ),
     case(
         "a column that some rows lack",
