@@ -38,6 +38,18 @@ def is_file(name: str) -> bool:
     return name.rpartition(":")[0].endswith(".py")
 
 
+def function_part(name: str) -> str:
+    """What follows the file or the module."""
+    return name.rpartition(":")[2]
+
+
+def same_functions(some: Any, others: Any) -> bool:
+    """Whether two fields name as many functions, in the same order, wherever each is."""
+    both = [(one,) if isinstance(one, str) else tuple(one or ()) for one in (some, others)]
+    first, second = ([function_part(str(name)) for name in names] for names in both)
+    return first == second
+
+
 def absolute_file(name: str) -> str:
     """`file.py:function` with the file's absolute path; another name as it is."""
     file, _, function = name.rpartition(":")

@@ -387,6 +387,7 @@ PPO = Schema(
     recipe=ResponseRecipe,
     presets=RECIPES,
     modules=("reward_function",),
+    movable=("reward_function",),
     paths=("run_dir", "eval_prompts", *_FILES),
     hidden=("collects", "num_envs", "num_steps", "baseline"),
     before=BEFORE | {"reward_concurrency": 1, "sample_every": 0, "samples": 4, "print_samples": False},

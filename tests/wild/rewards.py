@@ -413,6 +413,32 @@ def from_another_folder(folder: Path) -> Ended:
     return distrl(elsewhere, "rlhf", "ppo", "--resume", "../run", "--iterations", "2")
 
 
+def moved(change: Callable[[Path], Any], *functions: str, code: str = ONE + "1.0") -> Callable[[Path], Ended]:
+    """A run whose function's file moves to new.py, is changed, and is named by `functions` on resume."""
+
+    def run(folder: Path) -> Ended:
+        ppo(folder, code)
+        (folder / "mine.py").rename(folder / "new.py")
+        change(folder / "new.py")
+        given = ("--reward-function", ",".join(functions)) if functions else ()
+        return distrl(folder, "rlhf", "ppo", "--resume", "run", "--iterations", "2", *given)
+
+    return run
+
+
+def check_moved(says: bool) -> Callable[[Path, Ended], None]:
+    """The run went on with the new place, which it keeps, and told of another content alone."""
+
+    def check(folder: Path, ended: Ended) -> None:
+        config = json.loads((folder / "run" / "config.json").read_text())
+        assert config["reward_function"] == [str(folder / "new.py") + ":score"], config
+        told = " ".join(ended.err.split())
+        assert ("has changed since the checkpoint" in told) == says, told
+        assert "changed on resume: reward_function" in told and metrics(folder)["iteration"] == 2
+
+    return check
+
+
 def python_object(folder: Path) -> Ended:
     """A closure from Python; a process that does not have it cannot go on, and says how it could."""
     import distrl as package
@@ -484,6 +510,18 @@ SITUATIONS: list[Situation] = [
     *COLUMNS,
     *BEHAVIOUR,
     Situation("rewards", "several calls at once", concurrency, check=same_numbers),
+    Situation("rewards", "a file that has moved, resumed", moved(str, "new.py:score"), check=check_moved(False)),
+    Situation(
+        "rewards", "a file that has moved and changed, resumed",
+        moved(lambda path: path.write_text(ONE + "2.0"), "new.py:score"), check=check_moved(True),
+    ),
+    Situation("rewards", "a file that has moved, not given", moved(str), "refused", says=("mine.py", "FILE.py:score")),
+    Situation(
+        "rewards", "another function on resume", moved(str, "new.py:log"), "refused", says=("of the same names",)
+    ),
+    Situation(
+        "rewards", "one function more on resume", moved(str, "new.py:score", "new.py:log"), "refused", says=("as many",)
+    ),
     Situation("rewards", "a relative path, resumed from another folder", from_another_folder),
     Situation("rewards", "a closure from Python, resumed by another process", python_object, "refused", says=("Python object", "distrl.resume")),
     Situation("rewards", "eval --json of a function that prints", as_json, check=check_json),
