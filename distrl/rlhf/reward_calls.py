@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
-from distrl.errors import BadInput, cause
+from distrl.errors import BadInput, cause, translated
 
 ONE = ("response", "completion")
 MANY = ("completions", "responses")
 BATCH = ("prompts", *MANY, "completion_ids")
 TRAINER = ("trainer_state", "log_extra", "log_metric")  # what TRL hands over beside the columns
 FORMS = "(prompt, response, **columns) or (prompts, completions, **columns)"
+WRAP = "give a function that calls it: def score(prompt, response): return judge(prompt, response)"
 LARGEST = 3.4028234663852886e38  # that float32 holds
 
 
@@ -123,8 +124,9 @@ class Callee:
     """A function with its form. `call` never raises; calls come one at a time and from one thread."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function: Callable[..., Any] = as_function(function)
-        self.form = form_of(self.function)
+        with translated("could not be inspected", WRAP):  # its attributes are code of the user's
+            self.function: Callable[..., Any] = as_function(function)
+            self.form = form_of(self.function)
         self._runner: asyncio.Runner | None = None
 
     def call(self, rows: Sequence[Row], step: int) -> tuple[list[Outcome], dict[str, float]]:

@@ -112,6 +112,11 @@ WRONG = {
     "a syntax error": ("def score(prompt, response)\n    return 1.0", "SyntaxError"),
     "sys.exit while it is imported": ("import sys\nsys.exit(3)\n" + ONE + "1.0", "exited with status 3"),
     "a class whose objects are not called": ("class score:\n    pass", "__call__"),
+    "an object whose attributes raise": (
+        "class Judge:\n    def __getattr__(self, name): raise RuntimeError('not ready')\n"
+        "    def __call__(self, prompt, response): return 1.0\nscore = Judge()",
+        "RuntimeError: not ready",
+    ),
     "a class with arguments": (
         "class score:\n    def __init__(self, path): pass\n    def __call__(self, prompt, response): return 1.0",
         "without arguments",
@@ -510,6 +515,14 @@ SITUATIONS: list[Situation] = [
     *COLUMNS,
     *BEHAVIOUR,
     Situation("rewards", "several calls at once", concurrency, check=same_numbers),
+    Situation(
+        "rewards", "an attribute of an object that raises",
+        lambda folder: ppo(
+            folder, "class Judge:\n    @property\n    def score(self): raise RuntimeError('not ready')\njudge = Judge()",
+            name="judge.score",
+        ),
+        "refused", says=("judge.score", "RuntimeError: not ready"),
+    ),
     Situation("rewards", "a file that has moved, resumed", moved(str, "new.py:score"), check=check_moved(False)),
     Situation(
         "rewards", "a file that has moved and changed, resumed",
