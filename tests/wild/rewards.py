@@ -523,6 +523,28 @@ SITUATIONS: list[Situation] = [
         ),
         "refused", says=("judge.score", "RuntimeError: not ready"),
     ),
+    *(
+        Situation(
+            "rewards", f"a file without a function, {what}",
+            lambda folder, given=given: ppo(
+                folder, "def score(prompt, response):\n    return 1.0\nclass Judge:\n    pass\n", "--reward-function", given
+            ),
+            "refused", says=("must be file.py:function", *says),
+        )
+        for what, given, says in (
+            ("as it is", "mine.py", ("give mine.py:log (it has log, score, Judge)",)),
+            ("with a colon", "mine.py:", ("mine.py:log (it has log, score, Judge)",)),
+            ("that is not there", "other.py", ("no file other.py",)),
+        )
+    ),
+    Situation(
+        "rewards", "a file without a function, eval",
+        lambda folder: (
+            ppo(folder, ONE + "1.0"),
+            distrl(folder, "rlhf", "eval", "run", "--reward-function", "mine.py"),
+        )[1],
+        "refused", says=("give mine.py:log (it has log, score)",),
+    ),
     Situation("rewards", "a file that has moved, resumed", moved(str, "new.py:score"), check=check_moved(False)),
     Situation(
         "rewards", "a file that has moved and changed, resumed",
