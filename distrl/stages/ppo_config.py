@@ -352,7 +352,7 @@ def implied(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # may move, not change: `facts` of a checkpoint
-_FILES = ("model", "reference", "critic", "reward", "prompts")
+_FILES = ("model", "reference", "critic", "reward", "prompts", "tools")
 PPO = Schema(
     command="distrl rlhf ppo",
     config=PPOConfig,
