@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.machinery import PathFinder
 from operator import itemgetter
@@ -22,7 +22,7 @@ from torch import nn
 
 from distrl.checkpoint.files import replace_durable
 from distrl.errors import BadInput, translated
-from distrl.named import is_file
+from distrl.named import function_part, is_file
 from distrl.policies.lm import ScalarModel
 from distrl.rlhf.data import Prompt
 from distrl.rlhf.given_functions import given
@@ -244,6 +244,18 @@ def function_file(function: str) -> Path | None:
         path = list(found.submodule_search_locations or ())
     file = None if found is None or not found.has_location else found.origin
     return Path(file) if file else None
+
+
+def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Functions whose file is another one, by digests of then and now; one of another place is found by its name."""
+
+    def digests(function: str) -> list[str]:
+        if function in now:
+            return [now[function]]
+        name = function_part(function)
+        return [digest for one, digest in now.items() if one not in before and function_part(one) == name]
+
+    return [function for function, digest in before.items() if digest not in digests(function)]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from distrl.rlhf.rewards import (
     ModelReward,
     ScoreScale,
     Weighted,
+    changed_files,
     check_function,
     read_reward,
     read_scale,
@@ -358,3 +359,11 @@ def test_a_models_score_that_float32_does_not_hold_says_why(gpt2_folder: Path) -
     part = scorer.score(responses, [np.array([1, 0])])
     assert np.isinf(part.said).all()
     assert part.fault == (0, "the reward model's score is not finite in float32")
+
+
+def test_a_moved_functions_file_is_compared_with_the_one_of_its_name() -> None:
+    before = {"/a/f.py:score": "1", "/a/g.py:short": "2"}
+    assert changed_files(before, before) == []
+    assert changed_files(before, {"/b/f.py:score": "1", "/a/g.py:short": "2"}) == []
+    assert changed_files(before, {"/b/f.py:score": "2", "/a/g.py:short": "2"}) == ["/a/f.py:score"]
+    assert changed_files(before, {"/b/f.py:score": "1"}) == ["/a/g.py:short"]
