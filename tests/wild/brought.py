@@ -54,7 +54,7 @@ class Masked(gymnasium.Env[Any, Any]):
 class MaskedBits(Masked):
     """Its second bit may not be 1."""
 
-    action_space = spaces.MultiBinary(3)
+    action_space: spaces.Space[Any] = spaces.MultiBinary(3)
     mask = (1, 0, 1)
 
     def is_legal(self, action: Any) -> bool:
