@@ -89,6 +89,8 @@ def work_spec(
             spec = replace(spec, own_snapshots=verdict.own_snapshots)
     finally:
         probe.close()
+    if tried and spec.vectorization == "vector_entry_point" and config.eval_episodes > 0:
+        _require_single_env(spec, config)
     if config.recipe.collects == "episodes" and time_limit is None:
         raise BadInput(
             f"--algo {config.algo} collects whole episodes and {config.env} has no time limit: "
@@ -113,6 +115,15 @@ def work_spec(
         notes=(*verdict.notes, *_unread_masks(config, observation_space, action_space)),
         registrations=registrations(spec),
     )
+
+
+def _require_single_env(spec: EnvSpec, config: TrainConfig) -> None:
+    """BadInput where there is only a vector entry point: an evaluation would fail after all of the training."""
+    if spec.registered().entry_point is None:
+        raise BadInput(
+            f"--eval-episodes {config.eval_episodes} plays single envs, and {config.env} has a vector entry point alone; "
+            "register an entry_point too, or train with --eval-episodes 0"
+        )
 
 
 def _unread_masks(
