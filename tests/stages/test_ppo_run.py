@@ -236,9 +236,9 @@ def asked(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PPO
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"model": "nowhere"}, "--model: nowhere has no tokenizer"),
+        ({"model": "nowhere"}, "--model: nowhere: no such folder"),
         ({"prompts": "nowhere.jsonl"}, "--prompts: nowhere.jsonl cannot be read"),
-        ({"prompts": "empty.jsonl"}, "--prompts: empty.jsonl has nothing"),
+        ({"prompts": "empty.jsonl"}, "--prompts: empty.jsonl is empty"),
         ({"prompts": "sft.jsonl", "max_prompt_tokens": 1}, "the limit is 1"),
         ({"reward_function": "my_reward:missing"}, "--reward-function"),
         ({"reward_function": None, "reward": "gpt2"}, "--reward: gpt2 lacks parameters of a scalar model"),
