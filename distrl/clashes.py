@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from distrl.named import is_file
+from distrl.named import is_file, must_name
 
 if TYPE_CHECKING:
     from distrl.config import TrainConfig
@@ -18,7 +18,7 @@ FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
 def names_function(text: str) -> bool:
     """Whether it is `module:function` or `path/to/file.py:function`."""
-    return FUNCTION.match(text) is not None or is_file(text)
+    return FUNCTION.match(text) is not None or (is_file(text) and not text.endswith(":"))
 
 
 class Clash(NamedTuple):
@@ -90,8 +90,7 @@ def _names(config: TrainConfig) -> Iterator[Clash]:
         if given is not None and not names_function(given):
             yield Clash(
                 (name,),
-                f"--{name}: must be module:function, got {given!r}; for example my_package.mine:make, or "
-                "path/to/mine.py:make",
+                f"--{name}: {must_name(given, 'make')}",
             )
 
 

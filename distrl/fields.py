@@ -118,6 +118,9 @@ class Schema(Generic[C]):
     presets: Mapping[str, Any] = field(default_factory=dict)  # what `--algo` may be -> its recipe
     implied: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda values: {}  # by other fields
     modules: tuple[str, ...] = ()  # fields that name code as module:name
+    movable: tuple[
+        str, ...
+    ] = ()  # of `modules`: where a resumed run may be given the new place of the same functions
     paths: tuple[str, ...] = ()  # fields that name files or folders: `distrl.places`
     start_from: str = ""  # how a new run takes a resumed one's parameters
     hidden: tuple[str, ...] = ()  # the recipe's fields that mean nothing here

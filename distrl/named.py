@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -16,12 +17,14 @@ from typing import Any, cast
 
 from distrl.errors import BadInput
 
+SHOWN = 6  # functions of a file
+
 
 def load_function(name: str, what: str) -> Callable[..., Any]:
     """The function named `module:function` or `file.py:function`; `what` is said in the error. Raises BadInput."""
     module_name, _, attribute = name.rpartition(":") if is_file(name) else name.partition(":")
     if not module_name or not attribute:
-        raise BadInput(f"{what} must be module:function, got {name!r}")
+        raise BadInput(f"{what} {must_name(name, 'function')}")
     load = load_file if is_file(name) else import_named
     module = load(module_name, f"{what} {name!r}")
     found = reduce(lambda within, one: getattr(within, one, None), attribute.split("."), module)
@@ -33,9 +36,46 @@ def load_function(name: str, what: str) -> Callable[..., Any]:
     )
 
 
+def must_name(given: str, example: str) -> str:
+    """What to say of a text that names no function, with those that its file has where it is a file alone."""
+    file = given.removesuffix(":")
+    if not file.endswith(".py"):
+        return f"must be module:function, got {given!r}; for example my_package.mine:{example}, or path/to/mine.py:{example}"
+    told = f"must be file.py:function, got {given!r}"
+    if not os.path.isfile(file):
+        return f"{told}, and there is no file {file}; for example path/to/mine.py:{example}"
+    defined = _defined_in(file)
+    if not defined:
+        return f"{told}; for example {file}:{example}"
+    shown = ", ".join(defined[:SHOWN]) + (", ..." if len(defined) > SHOWN else "")
+    return f"{told}; give {file}:{defined[0]}" + (f" (it has {shown})" if len(defined) > 1 else "")
+
+
+def _defined_in(file: str) -> list[str]:
+    """Public functions and classes at the top of a file, which is not run; none where it is no Python."""
+    try:
+        body = ast.parse(Path(file).read_bytes()).body
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return []
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [one.name for one in body if isinstance(one, kinds) and not one.name.startswith("_")]
+
+
 def is_file(name: str) -> bool:
     """Whether `name` is `path/to/file.py:function`, and not `module:function`."""
     return name.rpartition(":")[0].endswith(".py")
+
+
+def function_part(name: str) -> str:
+    """What follows the file or the module."""
+    return name.rpartition(":")[2]
+
+
+def same_functions(some: Any, others: Any) -> bool:
+    """Whether two fields name as many functions, in the same order, wherever each is."""
+    both = [(one,) if isinstance(one, str) else tuple(one or ()) for one in (some, others)]
+    first, second = ([function_part(str(name)) for name in names] for names in both)
+    return first == second
 
 
 def absolute_file(name: str) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from distrl.fields import Schema
-from distrl.named import absolute_file
+from distrl.named import absolute_file, is_file
 
 FOLDER = "started_in"  # in config.json: where modules that are named without a path were found
 
@@ -37,7 +37,7 @@ def absolute(schema: Schema[Any], name: str, value: Any) -> Any:
 
 def missing(schema: Schema[Any], config: Any, run_dir: Path) -> list[str]:
     """A problem for each file or folder that a resumed run needs and that is not there."""
-    problems = []
+    problems = [*_missing_code(schema, config, run_dir)]
     for name in schema.paths:
         value = getattr(config, name, None) if name in schema.changeable else None
         for path in (value,) if isinstance(value, str) else value or ():
@@ -49,6 +49,18 @@ def missing(schema: Schema[Any], config: Any, run_dir: Path) -> list[str]:
                     f"place: {schema.command} --resume {run_dir} {flag} PATH"
                 )
     return problems
+
+
+def _missing_code(schema: Schema[Any], config: Any, run_dir: Path) -> Iterator[str]:
+    for name in schema.movable:
+        for function in getattr(config, name, None) or ():
+            file, _, attribute = function.rpartition(":")
+            if is_file(function) and not os.path.exists(file):
+                flag = schema.fields[name].flag
+                yield (
+                    f"{flag}: {file}, which the run was started with, is not there; put it back, or give its new place: "
+                    f"{schema.command} --resume {run_dir} {flag} FILE.py:{attribute}"
+                )
 
 
 def import_from(config_file: Path) -> None:

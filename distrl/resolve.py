@@ -20,6 +20,7 @@ from distrl.config import CHANGEABLE as CHANGEABLE
 from distrl.config import TRAIN, TrainConfig
 from distrl.errors import BadInput
 from distrl.fields import C, Schema, canonical, quoted_keys, show
+from distrl.named import same_functions
 from distrl.places import FOLDER, absolute, missing
 from distrl.plain_values import decode, encode
 from distrl.trust import check_trust_as
@@ -309,9 +310,15 @@ def merge_for_resume_as(
         if value == old or absolute(schema, name, value) == absolute(schema, name, old):
             values[name] = old
             continue
-        if name not in schema.changeable:
+        moved = name in schema.movable and same_functions(old, value)
+        if name not in schema.changeable and not moved:
+            fixed = (
+                "it may be given from another place, as many functions of the same names"
+                if name in schema.movable
+                else schema.fixed
+            )
             found.append(
-                f"{schema.fields[name].flag}: the run has {show(old)}, given {show(value)}; {schema.fixed}: "
+                f"{schema.fields[name].flag}: the run has {show(old)}, given {show(value)}; {fixed}: "
                 "leave it out, or start a new run" + schema.start_from
             )
             values[name] = old

@@ -45,7 +45,7 @@ class Prompt:
     """What a response answers. `text` is as the model reads it; `fields` are the rest of its line.
 
     `messages` are what the chat template rendered it from; None where it was text. `conversational`: the row itself had
-    messages.
+    messages. `read_from` are the columns that the prompt itself was read from.
     """
 
     text: str
@@ -53,6 +53,7 @@ class Prompt:
     fields: dict[str, Any]
     messages: tuple[Message, ...] | None = None
     conversational: bool = field(default=False, compare=False)
+    read_from: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def read_prompts(path: str | Path, tokenizer: Any, **how: Unpack[Reading]) -> Da
         rest = {name: field for name, field in row.fields.items() if name != "prompt"}
         messages = template.messages(value)
         rendered = None if messages is None else tuple(messages)
-        return Prompt(text, tokens, rest, rendered, not isinstance(value, str)), len(tokens)
+        read_from = row.canonical.read_from
+        return Prompt(text, tokens, rest, rendered, not isinstance(value, str), read_from), len(tokens)
 
     return _read(path, "prompts", make, **how)
 

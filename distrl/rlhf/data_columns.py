@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from distrl.errors import BadInput
@@ -15,6 +16,7 @@ from distrl.rlhf.texts import UnusableText
 COLUMNS = (
     "prompt", "completion", "messages", "conversations", "instruction", "input", "output", "text", "chosen", "rejected",
 )  # fmt: skip
+PROMPTS = ("prompt", "messages", "conversations", "instruction")  # of them, those that hold a prompt
 READ_BY = {"prompts": "rlhf ppo", "demonstrations": "rlhf sft", "preferences": "rlhf reward"}
 # what others call them, so that a refusal can name the flag
 OTHERS = {
@@ -62,7 +64,9 @@ class RowReader:
                     f"({', '.join(self.format.columns)})"
                 )
             self.format = found
-        return self.format.read(fields, self.job, self.chat)
+        found = self.format.read(fields, self.job, self.chat)
+        asked = (*found.read_from, *(name for name in self.format.columns if name in PROMPTS))
+        return replace(found, read_from=tuple(self.field.get(name) or name for name in asked))
 
     def _recognized(self, fields: Fields) -> Format | None:
         """Formats that use a column named by `--field` come first, then those without nulls."""

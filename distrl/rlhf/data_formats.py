@@ -43,10 +43,14 @@ HH_TURN = "\n\nAssistant:"
 
 @dataclass(frozen=True)
 class Canonical:
-    """A row as the model's texts are made of it. Without a prompt, the one answer is learned as a whole."""
+    """A row as the model's texts are made of it. Without a prompt, the one answer is learned as a whole.
+
+    `read_from` are the columns that the prompt was read from.
+    """
 
     prompt: Text | None
     answers: tuple[Text, ...] = ()
+    read_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def _prompt(fields: Fields, job: Job, chat: bool) -> Canonical:
         for name in ("messages", "chosen", "conversations"):
             asked = _said_in(name, fields.get(name), prompt)
             if asked:
-                return Canonical(asked)
+                return Canonical(asked, read_from=(name,))
     return Canonical(prompt)
 
 

@@ -11,29 +11,36 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distrl.errors import BadInput
+from distrl.errors import BadInput, translated
+from distrl.rlhf.reward_calls import WRAP
 
 PREFIX = "python:"
 _GIVEN: dict[str, Callable[..., Any]] = {}
 
 
 def named(functions: Any) -> Any:
-    """`reward_function` as the configuration has it: Python objects are replaced by names, and kept for this process."""
+    """`reward_function` as the configuration has it: Python objects are replaced by names, and kept for this process.
+
+    BadInput for an object whose own code fails where its name is read.
+    """
     if callable(functions):
         functions = (functions,)
     if isinstance(functions, str) or not isinstance(functions, list | tuple):
         return functions
     names: list[Any] = []
     for one in functions:
-        if not callable(one) or isinstance(one, str):
-            names.append(one)
-            continue
-        name, number = _name(one), 2
-        while name in names:
-            name, number = f"{_name(one)}_{number}", number + 1
-        _GIVEN[name] = one
-        names.append(name)
+        with translated("--reward-function: an object could not be inspected", WRAP):
+            names.append(_register(one, names) if callable(one) and not isinstance(one, str) else one)
     return tuple(names)
+
+
+def _register(function: Callable[..., Any], taken: Sequence[str]) -> str:
+    """Keeps it for this process, under a name that is free."""
+    name, number = _name(function), 2
+    while name in taken:
+        name, number = f"{_name(function)}_{number}", number + 1
+    _GIVEN[name] = function
+    return name
 
 
 def given(name: str) -> Callable[..., Any] | None:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +29,9 @@ from distrl.policies.lm import core, router_coefficient
 from distrl.policies.protocol import load_parameters, parameters_and_buffers
 from distrl.rlhf.fast_paths import fused_activations
 from distrl.rlhf.folders import quiet
-from distrl.rlhf.pretrained import Kind, read_pretrained
+from distrl.rlhf.pretrained import GENERATION, Kind, read_pretrained
 from distrl.rlhf.stored_dtype import rounded, stored_dtype
-from distrl.rlhf.tokenizers import vocabulary_size
+from distrl.rlhf.tokenizers import end_tokens, vocabulary_size
 from distrl.rlhf.trial import try_causal, try_scalar
 
 Dtype = Literal["float32", "bfloat16"]
@@ -261,6 +261,7 @@ def width(parts: ModelParts) -> int:
 def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:
     """In transformers' own layout, safetensors only; adapters are merged into the model that they adapt.
 
+    With a tokenizer, GENERATION lists all tokens that end a response, so that other libraries stop at them too.
     A new folder is there whole or not at all; in one with files, each of them is replaced whole.
     """
     whole = merged(parts)
@@ -274,6 +275,23 @@ def save(parts: ModelParts, folder: str | Path, tokenizer: Any = None) -> None:
             model.save_pretrained(aside)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
+            if whole.generation is not None:
+                _write_ends(aside / GENERATION, end_tokens(tokenizer, whole.generation))
+
+
+def _write_ends(path: Path, ends: Sequence[int]) -> None:
+    """Adds end tokens to a generation configuration's file, and leaves its other fields as they are.
+
+    Not by transformers: once a field has changed, it refuses to save others of a published file that it only warned of.
+    """
+    described = json.loads(path.read_text()) if path.is_file() else {}
+    before = described.get("eos_token_id")
+    listed = before if isinstance(before, list) else [] if before is None else [before]
+    if set(ends) <= set(listed):
+        return
+    every = [*dict.fromkeys([*listed, *ends])]
+    described["eos_token_id"] = every if len(every) > 1 else every[0]
+    path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def save_adapter(parts: ModelParts, folder: str | Path, base: str | Path) -> None:

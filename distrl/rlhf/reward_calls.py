@@ -14,18 +14,19 @@ import asyncio
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
-from distrl.errors import BadInput, cause
+from distrl.errors import BadInput, cause, translated
 
 ONE = ("response", "completion")
 MANY = ("completions", "responses")
 BATCH = ("prompts", *MANY, "completion_ids")
 TRAINER = ("trainer_state", "log_extra", "log_metric")  # what TRL hands over beside the columns
 FORMS = "(prompt, response, **columns) or (prompts, completions, **columns)"
+WRAP = "give a function that calls it: def score(prompt, response): return judge(prompt, response)"
 LARGEST = 3.4028234663852886e38  # that float32 holds
 
 
@@ -59,7 +60,8 @@ class Outcome:
 class Form:
     """How a function is called. `takes` are its parameters' names; None: any, by **columns.
 
-    `given` are the names that a response and what belongs to it arrive under: no column of the data may have them.
+    `given` are the names that a response and what belongs to it arrive under: no column of the data may have them
+    but those that the prompt was read from.
     `first`: prompt and response go first, by position. `required` are the parameters that the data must have as columns.
     """
 
@@ -122,8 +124,9 @@ class Callee:
     """A function with its form. `call` never raises; calls come one at a time and from one thread."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function: Callable[..., Any] = as_function(function)
-        self.form = form_of(self.function)
+        with translated("could not be inspected", WRAP):  # its attributes are code of the user's
+            self.function: Callable[..., Any] = as_function(function)
+            self.form = form_of(self.function)
         self._runner: asyncio.Runner | None = None
 
     def call(self, rows: Sequence[Row], step: int) -> tuple[list[Outcome], dict[str, float]]:
@@ -183,7 +186,11 @@ class Callee:
         return (), columns | {name: one[name] for name in form.given}
 
     def _taken(self, names: Any) -> list[str]:
-        return [name for name in names if self.form.takes is None or name in self.form.takes]
+        """The columns that the function gets. One that it gets by a name of its own was read as the prompt."""
+        form = self.form
+        return [
+            name for name in names if name not in form.given and (form.takes is None or name in form.takes)
+        ]
 
 
 def _completion(row: Row) -> Any:
@@ -258,13 +265,24 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
-def clashes(form: Form, columns: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong between a function's parameters and the data's columns, each in a line."""
+def clashes(
+    form: Form, columns: Sequence[Mapping[str, Any]], read: Sequence[Collection[str]] = ()
+) -> list[str]:
+    """What is wrong between a function's parameters and the data's columns, each in a line.
+
+    `read` are the columns that each row's prompt was read from: as such the function gets them.
+    """
     names = dict.fromkeys(name for row in columns for name in row)
+    free = {
+        name
+        for row, mine in zip(columns, read or [()] * len(columns), strict=True)
+        for name in row
+        if name not in mine
+    }
     found = [
         f"the data's column {name!r} has the name under which the function gets what was written; rename the column"
         for name in names
-        if name in form.given
+        if name in form.given and name in free
     ]
     missing = [name for name in form.required if name not in names]
     if missing:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from distrl.errors import BadInput, RunFailed
+from distrl.errors import BadInput, RunFailed, translated
 from distrl.rlhf.reward_calls import Callee, Form, Outcome, Row
 
 Answer = tuple[list[Outcome], dict[str, float]]  # of each row, and what the function logged of all
@@ -190,7 +190,8 @@ def main() -> None:
     try:
         from distrl.named import load_function
 
-        callee = Callee(load_function(first["function"], "reward function"))
+        with translated("could not be loaded"):  # whatever its module's attributes raise
+            callee = Callee(load_function(first["function"], "reward function"))
     except BadInput as error:
         named = f"reward function {first['function']!r}"
         answer(

@@ -33,7 +33,8 @@ def try_function(source: FunctionReward) -> list[str]:
     except RunFailed as error:  # it ended the process while it was imported
         raise BadInput(str(error)) from error
     try:
-        problems = clashes(caller.form, [prompt.fields for prompt in source.prompts])
+        prompts = source.prompts
+        problems = clashes(caller.form, [one.fields for one in prompts], [one.read_from for one in prompts])
         if problems:
             raise BadInput(*(f"reward function {source.function!r}: {one}" for one in problems))
         warnings: list[str] = []

@@ -352,7 +352,7 @@ def implied(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # may move, not change: `facts` of a checkpoint
-_FILES = ("model", "reference", "critic", "reward", "prompts")
+_FILES = ("model", "reference", "critic", "reward", "prompts", "tools")
 PPO = Schema(
     command="distrl rlhf ppo",
     config=PPOConfig,
@@ -387,6 +387,7 @@ PPO = Schema(
     recipe=ResponseRecipe,
     presets=RECIPES,
     modules=("reward_function",),
+    movable=("reward_function",),
     paths=("run_dir", "eval_prompts", *_FILES),
     hidden=("collects", "num_envs", "num_steps", "baseline"),
     before=BEFORE | {"reward_concurrency": 1, "sample_every": 0, "samples": 4, "print_samples": False},

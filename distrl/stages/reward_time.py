@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from distrl.clashes import Clash, names_function
+from distrl.named import must_name
 
 if TYPE_CHECKING:
     from distrl.stages.ppo_config import PPOConfig
@@ -31,8 +32,7 @@ def clashes(config: PPOConfig) -> Iterator[Clash]:
         if not names_function(function):
             yield Clash(
                 ("reward_function",),
-                f"--reward-function: must be module:function, got {function!r}; for example my_package.mine:score, or "
-                "path/to/mine.py:score",
+                f"--reward-function: {must_name(function, 'score')}",
             )
     count = len(config.reward) + len(config.reward_function)
     if config.reward_weights and len(config.reward_weights) != count:

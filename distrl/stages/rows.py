@@ -1,4 +1,4 @@
-"""Rows given from Python instead of a path: written as JSONL, so that a run can be resumed from its directory.
+"""Rows and tools given from Python instead of a path: written as JSON, so that a run can be resumed from its directory.
 
 A list of dicts, an iterator, a `datasets.Dataset`, a pandas or polars DataFrame, a pyarrow Table.
 """
@@ -22,6 +22,7 @@ from distrl.fields import canonical
 from distrl.resolve import ResolvedAs
 
 NAMES = ("data", "held_out", "prompts", "eval_prompts")
+TOOLS = "tools"  # of the chat template: a list, of which each is a dict (its JSON schema) or a function
 
 
 @contextmanager
@@ -33,16 +34,19 @@ def rows_as_files(given: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], di
     values = {canonical(name): value for name, value in given.items()}
     named = {
         name: value
-        for name in NAMES
+        for name in (*NAMES, TOOLS)
         if (value := values.get(name)) is not None and not isinstance(value, (str, os.PathLike))
     }
     if not named:
         yield dict(given), {}
         return
     with tempfile.TemporaryDirectory(prefix="distrl-rows-") as folder:
-        files = {name: Path(folder) / f"{name}.jsonl" for name in named}
+        files = {name: Path(folder) / f"{name}.json{'' if name == TOOLS else 'l'}" for name in named}
         for name, value in named.items():
-            _write(f"--{name.replace('_', '-')}", value, files[name])
+            if name == TOOLS:
+                _write_tools(value, files[name])
+            else:
+                _write(f"--{name.replace('_', '-')}", value, files[name])
         try:
             yield {**values, **{name: str(file) for name, file in files.items()}}, files
         except BadInput as error:
@@ -70,7 +74,8 @@ def with_kept(
     kept = {name: str((directory / file.name).resolve()) for name, file in files.items()}
     config = resolved.config.model_copy(update=kept)
     notes = [
-        f"{name} given as rows: kept in {path}, from which the run resumes" for name, path in kept.items()
+        f"{name} given as {'a list' if name == TOOLS else 'rows'}: kept in {path}, from which the run resumes"
+        for name, path in kept.items()
     ]
     return replace(resolved, config=config), notes
 
@@ -91,6 +96,35 @@ def _write(flag: str, rows: Any, file: Path) -> None:
                 ) from error
     if not number:
         raise BadInput(f"{flag}: no rows were given: there is nothing to learn from")
+
+
+def _write_tools(tools: Any, file: Path) -> None:
+    """BadInput for what is no list of tools."""
+    if isinstance(tools, Mapping) or not isinstance(tools, list | tuple):
+        raise BadInput(
+            f"--tools: must be a path or a list of tools (dicts or functions), got {type(tools).__name__}; put one tool "
+            "in a list: tools=[...]"
+        )
+    schemas = [_schema(number, tool) for number, tool in enumerate(tools, 1)]
+    with translated("--tools: must be what JSON can hold"):
+        file.write_text(json.dumps(schemas, default=_plain, indent=1) + "\n", encoding="utf-8")
+
+
+def _schema(number: int, tool: Any) -> dict[str, Any]:
+    """A tool as a chat template gets it; a function's is made of its signature and docstring, as transformers does."""
+    if isinstance(tool, Mapping):
+        return dict(tool)
+    if not callable(tool):
+        raise BadInput(
+            f"--tools: tool {number} must be a dict (its JSON schema) or a function, got {type(tool).__name__}"
+        )
+    from transformers.utils import get_json_schema
+
+    with translated(
+        f"--tools: no JSON schema can be made of tool {number}", "give the schema itself, as a dict"
+    ):
+        schema: dict[str, Any] = get_json_schema(tool)
+        return schema
 
 
 def _rows(flag: str, given: Any) -> Iterator[Any]:

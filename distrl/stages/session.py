@@ -28,6 +28,7 @@ from distrl.checkpoint import latest_checkpoint, write_checkpoint
 from distrl.errors import BadInput, RunFailed, cause, translated
 from distrl.fields import Schema
 from distrl.interrupts import EXIT_INTERRUPTED, Interrupted, Interrupts
+from distrl.named import function_part
 from distrl.resolve import ResolvedAs, to_flat_as, write_config_as
 from distrl.rlhf.devices import reproducibility
 from distrl.run_directory import default_run_dir, failure_of, lock_run_directory, new_run_directory
@@ -162,6 +163,14 @@ def _meta(stage: Stage) -> dict[str, Any]:
     }
 
 
+def _sources_of(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[str | None]:
+    """Digests that a function's file may have now: its own, or those of the same function in another place."""
+    if name in now:
+        return [now[name]]
+    same = function_part(name)
+    return [digest for one, digest in now.items() if one not in before and function_part(one) == same]
+
+
 def _versions() -> dict[str, str]:
     return machine.versions() | {name: version(name) for name in ("transformers", "tokenizers", "peft")}
 
@@ -268,7 +277,7 @@ class _Session:
             yield "schedules are rescaled to the new end"
         now = _meta(stage)
         for name, was in before.get("sources", {}).items():
-            if was != now["sources"].get(name):
+            if was not in _sources_of(name, before["sources"], now["sources"]):
                 yield f"the file of {name} has changed since the checkpoint; scores may differ"
         others = machine.differences(before["paths"], stage.paths) if before.get("paths") else []
         if others:

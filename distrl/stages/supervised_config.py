@@ -118,7 +118,7 @@ _SECTIONS: dict[str, str | tuple[str, ...]] = {
     "who does the work": "device",
     "what is kept": "run_dir",
 }
-_FILES = ("model", "data", "held_out")  # may move, not change: `facts` of a checkpoint
+_FILES = ("model", "data", "held_out", "tools")  # may move, not change: `facts` of a checkpoint
 _CHANGEABLE = (*KEPT, "evaluate_every", "max_skipped_updates", *_FILES)
 
 SFT = Schema(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ from distrl.rlhf.recipes import RLHF_PPO
 from distrl.rlhf.responses import Responses
 from distrl.rlhf.role_spec import ROLES, RoleSpec
 from distrl.rlhf.roles import RoleWorker
-from distrl.rlhf.tokenizers import read_tokenizer, vocabulary_size
+from distrl.rlhf.tokenizers import end_tokens, read_tokenizer, vocabulary_size
 from distrl.updates.torch import OptimiserGroup
 from tests.rlhf.conftest import family_config, train_tokenizer
 
@@ -233,6 +234,26 @@ def test_what_ends_a_response_is_kept_in_the_folder(gpt2_folder: Path, tmp_path:
     (folder / "generation_config.json").write_text(json.dumps(told | {"eos_token_id": [2, 4]}))
     save(read_causal(folder), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [2, 4]
+
+
+def test_a_saved_models_generation_configuration_lists_all_that_ends_a_response(
+    gpt2_folder: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    chatting = copy.deepcopy(tokenizer)
+    chatting.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    chatting.chat_template = "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+    end = chatting.convert_tokens_to_ids("<|im_end|>")
+    parts = read_causal(gpt2_folder)
+    save(parts, tmp_path / "plain", tokenizer)
+    save(parts, tmp_path / "chat", chatting)
+    before, plain, chat = (
+        json.loads((folder / "generation_config.json").read_text())
+        for folder in (gpt2_folder, tmp_path / "plain", tmp_path / "chat")
+    )
+    assert plain == before
+    assert chat == before | {"eos_token_id": [before["eos_token_id"], end]}
+    again = read_causal(tmp_path / "chat").generation
+    assert end_tokens(chatting, again) == end_tokens(chatting, parts.generation) == tuple(again.eos_token_id)
 
 
 def test_a_model_is_made_from_a_configuration_file_alike_for_a_seed(

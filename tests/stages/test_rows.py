@@ -51,7 +51,7 @@ def test_an_iterator_trains_what_its_file_trains_and_the_run_is_resumed_from_its
     assert records(tmp_path / "rows") == before
     kept.write_text(kept.read_text() + kept.read_text())
     (tmp_path / "rows" / "summary.json").unlink()
-    with pytest.raises(distrl.BadInput, match="begun with other data"):
+    with pytest.raises(distrl.BadInput, match="started with other data"):
         distrl.resume(tmp_path / "rows")
 
 
@@ -158,6 +158,49 @@ def test_what_is_no_rows_is_refused_in_one_line(given: Any, told: str) -> None:
     with pytest.raises(distrl.BadInput, match=f"--data: .*{told}") as refused:
         distrl.rlhf_sft("gpt2", given)
     assert len(refused.value.problems) == 1
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return a + b
+
+
+def test_tools_are_dicts_or_functions() -> None:
+    with rows_as_files({"tools": [{"type": "function", "function": {"name": "look"}}, add]}) as (
+        values,
+        files,
+    ):
+        look, added = json.loads(Path(values["tools"]).read_text())
+        assert files["tools"].name == "tools.json"
+    assert look == {"type": "function", "function": {"name": "look"}}
+    assert added["function"]["name"] == "add"
+    assert added["function"]["parameters"]["required"] == ["a", "b"]
+    with rows_as_files({"tools": "tools.json"}) as (values, files):
+        assert values == {"tools": "tools.json"} and not files
+
+
+@pytest.mark.parametrize(
+    ("tools", "told"),
+    [
+        ({"name": "add"}, "got dict; put one tool in a list"),
+        (add, "got function; put one tool in a list"),
+        ([3], "tool 1 must be a dict"),
+        ([{"name": "add"}, lambda a: a], "made of tool 2: .*; give the schema itself, as a dict"),
+        ([{"default": object()}], "what JSON can hold"),
+    ],
+)
+def test_what_is_no_list_of_tools_is_refused_in_one_line(tools: Any, told: str) -> None:
+    with (
+        pytest.raises(distrl.BadInput, match=f"^--tools: .*{told}") as refused,
+        rows_as_files({"tools": tools}),
+    ):
+        pass
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_row_that_cannot_be_used_is_named_by_its_number() -> None:

@@ -112,6 +112,11 @@ WRONG = {
     "a syntax error": ("def score(prompt, response)\n    return 1.0", "SyntaxError"),
     "sys.exit while it is imported": ("import sys\nsys.exit(3)\n" + ONE + "1.0", "exited with status 3"),
     "a class whose objects are not called": ("class score:\n    pass", "__call__"),
+    "an object whose attributes raise": (
+        "class Judge:\n    def __getattr__(self, name): raise RuntimeError('not ready')\n"
+        "    def __call__(self, prompt, response): return 1.0\nscore = Judge()",
+        "RuntimeError: not ready",
+    ),
     "a class with arguments": (
         "class score:\n    def __init__(self, path): pass\n    def __call__(self, prompt, response): return 1.0",
         "without arguments",
@@ -261,6 +266,15 @@ FORMS = [
 
 # what the data has
 
+TALKS = [{"messages": [*row["prompt"], {"role": "assistant", "content": row["answer"]}]} for row in CHAT]
+
+
+def check_first_message(folder: Path, ended: Ended) -> None:
+    """A function got the prompt's messages in every call, and its scores count."""
+    gives(score_mean=1.0)(folder, ended)
+    assert all(one["prompt"]["content"].startswith("two plus") for one in seen(folder)), seen(folder)
+
+
 COLUMNS = [
     case(
         "a column named response",
@@ -273,6 +287,51 @@ COLUMNS = [
         SOME + "[1.0] * len(prompts)",
         rows=[{**row, "completions": "x"} for row in ROWS],
         says=("'completions'", "rename"),
+    ),
+    *(
+        case(
+            f"messages of the data as a parameter, {what}",
+            code + "    log(prompt=list(messages)[0])\n    return 1.0",
+            rows=rows,
+            check=check_first_message,
+        )
+        for what, code, rows in (
+            ("one response", "def score(prompt, response, messages):\n", TALKS),
+            ("by position", "def score(text, answer_of_it, messages):\n", TALKS),
+            (
+                "beside their prompt",
+                "def score(response, messages, **columns):\n",
+                [{**row, "prompt": row["messages"][0]["content"]} for row in TALKS],
+            ),
+        )
+    ),
+    case(
+        "messages of the data as a parameter of a batch",
+        "def score(prompts, completions, messages, **columns):\n    log(prompt=messages[0][0])\n    return [1.0] * len(prompts)",
+        rows=TALKS,
+        check=check_first_message,
+    ),
+    case(
+        "prompts in a column named prompts",
+        "def score(prompts, completions, **columns):\n    assert 'two plus' in prompts[0]\n    return [1.0] * len(prompts)",
+        "--field.prompt",
+        "prompts",
+        rows=[{"prompts": row["prompt"]} for row in ROWS],
+        check=gives(score_mean=1.0),
+    ),
+    case(
+        "a question's column under the function's own name for it",
+        "def score(question, reply, **columns):\n    assert 'two plus' in question\n    return 1.0",
+        "--field.prompt",
+        "question",
+        rows=[{"question": row["prompt"]} for row in ROWS],
+        check=gives(score_mean=1.0),
+    ),
+    case(
+        "messages of something else",
+        "def score(prompt, response, messages):\n    return 1.0",
+        rows=[{**row, "messages": [{"role": "user", "content": "is"}]} for row in ROWS],
+        says=("'messages'", "rename"),
     ),
     case(
         "a column that some rows lack",
@@ -359,6 +418,32 @@ def from_another_folder(folder: Path) -> Ended:
     return distrl(elsewhere, "rlhf", "ppo", "--resume", "../run", "--iterations", "2")
 
 
+def moved(change: Callable[[Path], Any], *functions: str, code: str = ONE + "1.0") -> Callable[[Path], Ended]:
+    """A run whose function's file moves to new.py, is changed, and is named by `functions` on resume."""
+
+    def run(folder: Path) -> Ended:
+        ppo(folder, code)
+        (folder / "mine.py").rename(folder / "new.py")
+        change(folder / "new.py")
+        given = ("--reward-function", ",".join(functions)) if functions else ()
+        return distrl(folder, "rlhf", "ppo", "--resume", "run", "--iterations", "2", *given)
+
+    return run
+
+
+def check_moved(says: bool) -> Callable[[Path, Ended], None]:
+    """The run went on with the new place, which it keeps, and told of another content alone."""
+
+    def check(folder: Path, ended: Ended) -> None:
+        config = json.loads((folder / "run" / "config.json").read_text())
+        assert config["reward_function"] == [str(folder / "new.py") + ":score"], config
+        told = " ".join(ended.err.split())
+        assert ("has changed since the checkpoint" in told) == says, told
+        assert "changed on resume: reward_function" in told and metrics(folder)["iteration"] == 2
+
+    return check
+
+
 def python_object(folder: Path) -> Ended:
     """A closure from Python; a process that does not have it cannot go on, and says how it could."""
     import distrl as package
@@ -430,6 +515,48 @@ SITUATIONS: list[Situation] = [
     *COLUMNS,
     *BEHAVIOUR,
     Situation("rewards", "several calls at once", concurrency, check=same_numbers),
+    Situation(
+        "rewards", "an attribute of an object that raises",
+        lambda folder: ppo(
+            folder, "class Judge:\n    @property\n    def score(self): raise RuntimeError('not ready')\njudge = Judge()",
+            name="judge.score",
+        ),
+        "refused", says=("judge.score", "RuntimeError: not ready"),
+    ),
+    *(
+        Situation(
+            "rewards", f"a file without a function, {what}",
+            lambda folder, given=given: ppo(
+                folder, "def score(prompt, response):\n    return 1.0\nclass Judge:\n    pass\n", "--reward-function", given
+            ),
+            "refused", says=("must be file.py:function", *says),
+        )
+        for what, given, says in (
+            ("as it is", "mine.py", ("give mine.py:log (it has log, score, Judge)",)),
+            ("with a colon", "mine.py:", ("mine.py:log (it has log, score, Judge)",)),
+            ("that is not there", "other.py", ("no file other.py",)),
+        )
+    ),
+    Situation(
+        "rewards", "a file without a function, eval",
+        lambda folder: (
+            ppo(folder, ONE + "1.0"),
+            distrl(folder, "rlhf", "eval", "run", "--reward-function", "mine.py"),
+        )[1],
+        "refused", says=("give mine.py:log (it has log, score)",),
+    ),
+    Situation("rewards", "a file that has moved, resumed", moved(str, "new.py:score"), check=check_moved(False)),
+    Situation(
+        "rewards", "a file that has moved and changed, resumed",
+        moved(lambda path: path.write_text(ONE + "2.0"), "new.py:score"), check=check_moved(True),
+    ),
+    Situation("rewards", "a file that has moved, not given", moved(str), "refused", says=("mine.py", "FILE.py:score")),
+    Situation(
+        "rewards", "another function on resume", moved(str, "new.py:log"), "refused", says=("of the same names",)
+    ),
+    Situation(
+        "rewards", "one function more on resume", moved(str, "new.py:score", "new.py:log"), "refused", says=("as many",)
+    ),
     Situation("rewards", "a relative path, resumed from another folder", from_another_folder),
     Situation("rewards", "a closure from Python, resumed by another process", python_object, "refused", says=("Python object", "distrl.resume")),
     Situation("rewards", "eval --json of a function that prints", as_json, check=check_json),

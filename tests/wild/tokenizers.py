@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from functools import partial
@@ -156,6 +158,94 @@ def prompts_are_quiet(folder: Path, ended: Ended) -> None:
     assert [row["prompt"].endswith("<think></think>") for row in rows] == [True, True], rows
 
 
+PUBLISHED = {
+    "temperature": 0.6,
+    "top_p": 0.9,
+    "do_sample": False,
+}  # what transformers warns of, and would not save
+
+
+def chat_model(folder: Path) -> None:
+    """A base model whose generation_config.json has fields of its own, and only the tokenizer's end of text."""
+    tokenizer = chat(CHATML)
+    save(folder / "model", tokenizer)
+    path = folder / "model" / "generation_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | PUBLISHED | {"eos_token_id": tokenizer.eos_token_id})
+    )
+
+
+def taught_to_chat(folder: Path) -> Ended:
+    """SFT of a base model on conversations."""
+    chat_model(folder)
+    data = jsonl(folder / "data.jsonl", CHATS)
+    return distrl(folder, "rlhf", "sft", "--model", "model", "--data", data, "--run-dir", "run", *SMALL)
+
+
+def trained_to_chat(folder: Path) -> Ended:
+    """PPO of a base model on conversations."""
+    chat_model(folder)
+    (folder / "short.py").write_text("def score(prompt, response):\n    return -len(response)\n")
+    return ppo(folder, ASKED, "--reward-function", "short.py:score")
+
+
+def stops_at_the_end_of_a_turn(run: str, folder: Path, ended: Ended) -> None:
+    """transformers stops at the end of text and of a turn; other fields are the base model's."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / run / "model")
+    generation: Any = GenerationConfig.from_pretrained(folder / run / "model")
+    assert generation.eos_token_id == [
+        tokenizer.eos_token_id,
+        tokenizer.convert_tokens_to_ids("<|im_end|>"),
+    ]
+    told = json.loads((folder / run / "model" / "generation_config.json").read_text())
+    base = json.loads((folder / "model" / "generation_config.json").read_text())
+    assert {**told, "eos_token_id": None} == {**base, "eos_token_id": None}, told
+
+
+TOOLS = [{"type": "function", "function": {"name": "clock", "description": "the time", "parameters": {}}}]
+WITH_TOOLS = "{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}{% endif %}" + CHATML
+
+
+def with_tools(from_python: bool, folder: Path) -> Ended:
+    """A run of SFT and one of PPO with tools, a list of Python's or a file's relative path; resumed from another folder."""
+    import distrl as package
+
+    save(folder / "model", chat(WITH_TOOLS))
+    (folder / "tools.json").write_text(json.dumps(TOOLS))
+    (folder / "short.py").write_text("def score(prompt, response):\n    return float('clock' in prompt)\n")
+    jsonl(folder / "data.jsonl", CHATS)
+    jsonl(folder / "prompts.jsonl", ASKED)
+    tools: Any = TOOLS if from_python else "tools.json"
+    with contextlib.chdir(folder), contextlib.redirect_stderr(io.StringIO()):
+        package.rlhf_sft(
+            "model", "data.jsonl", tools=tools, run_dir="run", epochs=1, batch_size=2, tensorboard=False
+        )
+        package.rlhf_ppo(
+            "model", "prompts.jsonl", tools=tools, run_dir="ppo", iterations=1, num_prompts=2, minibatches=1, max_response=4,
+            reward_function="short.py:score", tensorboard=False,
+        )  # fmt: skip
+        told = package.rlhf_evaluate(
+            "model", prompts="prompts.jsonl", tools=tools, reward_function="short.py:score"
+        )
+        assert told["score_mean"] == 1.0
+    (folder / "elsewhere").mkdir()
+    (folder / "run" / "summary.json").unlink()
+    assert distrl(folder / "elsewhere", "rlhf", "sft", "--resume", "../run").status == 0
+    return distrl(folder / "elsewhere", "rlhf", "ppo", "--resume", "../ppo", "--iterations", "2")
+
+
+def tools_are_kept(from_python: bool, folder: Path, ended: Ended) -> None:
+    """The file that either run names has the tools, and prompts have them."""
+    for run in ("run", "ppo"):
+        path = Path(json.loads((folder / run / "config.json").read_text())["tools"])
+        assert path == (folder / run if from_python else folder) / "tools.json"
+        assert json.loads(path.read_text()) == TOOLS
+    rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["score_mean"] for row in rows] == [1.0, 1.0]
+
+
 def real_run(name: str, folder: Path) -> Ended:
     """SFT on conversations with a real tokenizer, a model of a narrow trunk behind it."""
     from transformers import AutoTokenizer
@@ -196,6 +286,18 @@ SITUATIONS: list[Situation] = [
         expected="refused",
     ),
     _situation("eval with an argument of the template", asked_quietly, check=prompts_are_quiet),
+    _situation(
+        "a saved model's ends, after sft", taught_to_chat, check=partial(stops_at_the_end_of_a_turn, "run")
+    ),
+    _situation(
+        "a saved model's ends, after ppo", trained_to_chat, check=partial(stops_at_the_end_of_a_turn, "ppo")
+    ),
+    *(
+        _situation(
+            f"tools {what}, resumed from another folder", partial(with_tools, listed), check=partial(tools_are_kept, listed)
+        )
+        for what, listed in (("as a list from Python", True), ("in a file", False))
+    ),
     _situation("sft on conversations without a template", _on(byte_level, CHATS), "chat template", expected="refused"),
     _situation(
         "a system message that the template refuses",
