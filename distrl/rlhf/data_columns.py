@@ -64,9 +64,9 @@ class RowReader:
                     f"({', '.join(self.format.columns)})"
                 )
             self.format = found
-        found = self.format.read(fields, self.job, self.chat)
-        asked = (*found.read_from, *(name for name in self.format.columns if name in PROMPTS))
-        return replace(found, read_from=tuple(self.field.get(name) or name for name in asked))
+        row = self.format.read(fields, self.job, self.chat)
+        asked = (*row.read_from, *(name for name in self.format.columns if name in PROMPTS))
+        return replace(row, read_from=tuple(self.field.get(name) or name for name in asked))
 
     def _recognized(self, fields: Fields) -> Format | None:
         """Formats that use a column named by `--field` come first, then those without nulls."""
