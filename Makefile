@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "distrl wants Python 3.11: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[atari,box2d,mujoco,video,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[atari,box2d,data,mujoco,video,test]'
 	@touch $@
 
 train: setup

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 
 from distrl.config import TrainConfig
@@ -89,6 +90,8 @@ def work_spec(
             spec = replace(spec, own_snapshots=verdict.own_snapshots)
     finally:
         probe.close()
+    if tried and spec.vectorization == "vector_entry_point" and config.eval_episodes > 0:
+        _require_single_env(spec, config)
     if config.recipe.collects == "episodes" and time_limit is None:
         raise BadInput(
             f"--algo {config.algo} collects whole episodes and {config.env} has no time limit: "
@@ -115,6 +118,15 @@ def work_spec(
     )
 
 
+def _require_single_env(spec: EnvSpec, config: TrainConfig) -> None:
+    """BadInput where there is only a vector entry point: an evaluation would fail after all of the training."""
+    if spec.registered().entry_point is None:
+        raise BadInput(
+            f"--eval-episodes {config.eval_episodes} plays single envs, and {config.env} has a vector entry point alone; "
+            "register an entry_point too, or train with --eval-episodes 0"
+        )
+
+
 def _unread_masks(
     config: TrainConfig, observation_space: spaces.Space, action_space: spaces.Space
 ) -> list[str]:
@@ -128,20 +140,37 @@ def _unread_masks(
 
 
 def spaces_meta(spec: WorkSpec) -> dict[str, str]:
-    """What a checkpoint remembers of the env's spaces: kinds, shapes and dtypes, not bounds."""
-    told = {}
-    for name, space in (("observation", spec.observation_space), ("action", spec.action_space)):
-        told[name] = ", ".join(
-            f"{key}{': ' if key else ''}{type(leaf).__name__}{_size(leaf)} {leaf.dtype}"
+    """What a checkpoint remembers of the env's spaces: kinds, shapes, dtypes, and what an action means (start, bounds).
+
+    Bounds of observations are left out: an env may correct them.
+    """
+    sizes = {"observation": _size, "action": _meaning}
+    return {
+        name: ", ".join(
+            f"{key}{': ' if key else ''}{type(leaf).__name__}{sizes[name](leaf)} {leaf.dtype}"
             for key, leaf in leaf_spaces(space)
         )
-    return told
+        for name, space in (("observation", spec.observation_space), ("action", spec.action_space))
+    }
 
 
 def _size(leaf: spaces.Space) -> str:
     if isinstance(leaf, spaces.Discrete):
         return f"({leaf.n})"
     return f"({leaf.nvec.tolist()})" if isinstance(leaf, spaces.MultiDiscrete) else str(leaf.shape)
+
+
+def _meaning(leaf: spaces.Space) -> str:
+    """The size of an action, with the numbers that it begins at or lies between."""
+    if isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete) and np.any(leaf.start):
+        return f"{_size(leaf)} from {np.asarray(leaf.start).tolist()}"
+    if isinstance(leaf, spaces.Box):
+        low, high = (
+            float(bound.flat[0]) if (bound == bound.flat[0]).all() else bound.tolist()
+            for bound in (leaf.low, leaf.high)
+        )
+        return f"{_size(leaf)} in {low} to {high}"
+    return _size(leaf)
 
 
 def require_same_spaces(meta: Mapping[str, Any], spec: WorkSpec, run_dir: Path) -> None:

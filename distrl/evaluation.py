@@ -19,7 +19,7 @@ from distrl.checkpoint import Checkpoint, checkpoint_folders, latest_checkpoint,
 from distrl.config import TrainConfig
 from distrl.envs import EnvGroup, EnvSpec
 from distrl.envs.actions import ActionMap
-from distrl.errors import BadInput, translated
+from distrl.errors import BadInput, RunFailed, translated
 from distrl.inference import Inference, TorchInference, make_inference
 from distrl.maths.random import derive_seed, stream
 from distrl.policies import load_parameters, make_policy, rescales_action
@@ -28,6 +28,7 @@ from distrl.trees import tree_map
 from distrl.video import VideoWriter, fps_of, require_video, video
 
 NUM_ENVS = 10  # columns of a round of episodes; part of each episode's seed, so not an option
+MOST_DROPPED = 100  # episodes with a NaN or Inf for each one asked for: more of them never end
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class _Player:
         state = tree_map(lambda leaf: leaf.cpu(), self.policy.initial_state(group.num_envs))
         to_env = ActionMap(group.action_space, rescales_action(self.policy))
         ended: dict[int, _Played] = {}
-        step = 0
+        step, dropped_before = 0, group.dropped
         with torch.inference_mode():
             while len(ended) < wanted and step < max_steps and (not step or time.monotonic() < deadline):
                 if film is not None and first not in ended:
@@ -197,6 +198,11 @@ class _Player:
                     if record.env < first + wanted:
                         ended.setdefault(record.env, _Played(record.return_, record.length, False))
                 step += 1
+                if group.dropped - dropped_before > MOST_DROPPED * wanted:
+                    raise RunFailed(
+                        f"the evaluation dropped {group.dropped - dropped_before} episodes with a NaN or Inf and finished "
+                        f"{len(ended)} of {wanted}; fix the env, or leave the evaluation out with --eval-episodes 0"
+                    )
         for env in range(first, first + wanted):
             if env not in ended:
                 so_far = float(group.running_return[env - first]), int(group.running_length[env - first])

@@ -128,7 +128,7 @@ def _read_by_length(model: nn.Module, prompts: Prompts, fast: bool) -> tuple[Any
     for length in np.unique(lengths):
         places = np.flatnonzero(lengths == length)
         found, state = read_together(
-            model, [prompts[place] for place in places], new_cache(trunk(model), config), fast
+            model, [prompts[place] for place in places.tolist()], new_cache(trunk(model), config), fast
         )
         states.append(state)
         rows.append(torch.from_numpy(places).to(found.device))

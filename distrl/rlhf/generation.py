@@ -143,9 +143,8 @@ class CachedGenerator:
         lengths = np.array([len(prompt) for prompt in prompts])
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
-            for row, one in zip(
-                rows, self._together([prompts[row] for row in rows], uniform_NT[rows]), strict=True
-            ):
+            together = self._together([prompts[row] for row in rows.tolist()], uniform_NT[rows])
+            for row, one in zip(rows.tolist(), together, strict=True):
                 written[row] = one
         return cast(list[Written], written)
 

@@ -73,8 +73,9 @@ def test_short_texts_are_not_padded_to_the_long_ones_where_it_is_learned():
 def test_prompts_are_read_once_each_and_short_ones_are_not_padded_to_the_long_ones(family, steps):
     model = causal(family).build()
     prompts = [prompt(length) for length in [SHORT, 24] * 8] * 2
+    generator = CachedGenerator(model, [], steps=steps)  # which tries the model
     with positions(model) as seen:
-        CachedGenerator(model, [], steps=steps).generate(prompts, RANDOM.random((32, 2)).astype(np.float32))
+        generator.generate(prompts, RANDOM.random((32, 2)).astype(np.float32))
     distinct = {tuple(one) for one in prompts}
     assert sum(seen) == sum(map(len, distinct)) + 32  # and one step
 

@@ -54,7 +54,7 @@ class Masked(gymnasium.Env[Any, Any]):
 class MaskedBits(Masked):
     """Its second bit may not be 1."""
 
-    action_space = spaces.MultiBinary(3)
+    action_space: spaces.Space[Any] = spaces.MultiBinary(3)
     mask = (1, 0, 1)
 
     def is_legal(self, action: Any) -> bool:
@@ -107,6 +107,32 @@ class NothingLegal(MaskedBits):
         return True
 
 
+class OnlyTogether(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """Steps its envs together, four steps an episode; there is no single one."""
+
+    def __init__(self, num_envs: int = 1, **others: Any) -> None:
+        self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+        self.num_envs, self.lengths = num_envs, np.zeros(num_envs, np.int64)
+        self.single_observation_space = spaces.Box(0, 9, (1,), np.float32)
+        self.single_action_space = spaces.Discrete(2)
+        self.observation_space = spaces.Box(0, 9, (num_envs, 1), np.float32)
+        self.action_space = spaces.MultiDiscrete([2] * num_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.lengths[:] = 0
+        return self.lengths[:, None].astype(np.float32), {}
+
+    def step(self, actions: Any) -> Any:
+        began = self.lengths == 4
+        self.lengths = np.where(began, 0, self.lengths + 1)
+        ended = self.lengths == 4
+        return self.lengths[:, None].astype(np.float32), 1.0 - began, ended, ended & False, {}
+
+
+gymnasium.register("OnlyTogether-v0", vector_entry_point=f"{HERE}:OnlyTogether")
+TOGETHER = ("--vectorization", "vector_entry_point", "--autoreset", "next_step")
+
+
 class Exits(MaskedBits):
     """Ends the program in its third step."""
 
@@ -148,6 +174,16 @@ SITUATIONS: list[Situation] = [
     *[_situation(f"{env} before the doctor", doctor(env, *flags)) for env, *flags in MASKED],
     _situation("a mask in the observation that nothing reads", train("MasksAsProperty"), check=says_the_key),
     *[_situation(f"{env} in a run, exact", train(env, *flags), check=is_exact) for env, *flags in MASKED],
+    _situation(
+        "a vector entry point alone, evaluated",
+        train("OnlyTogether-v0", *TOGETHER),
+        "refused",
+        says=("--eval-episodes 0",),
+    ),
+    _situation(
+        "a vector entry point alone, not evaluated",
+        train("OnlyTogether-v0", *TOGETHER, "--eval-episodes", "0"),
+    ),
     _situation("a step without a legal action before the doctor", doctor("NothingLegal"), "ended"),
     _situation("an env that exits before the doctor", doctor("Exits"), "ended"),
 ]

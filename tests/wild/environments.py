@@ -164,13 +164,13 @@ def arguments_of_toml(folder: Path) -> Ended:
     return train("TakesLists", "--config", "run.toml")(folder)
 
 
-def grown(*command: str) -> Callable[[Path], Ended]:
-    """A run of an env whose observation has another shape afterwards."""
+def grown(*command: str, variable: str = "TOY_SIZE") -> Callable[[Path], Ended]:
+    """A run of an env whose observation has another shape afterwards, or its actions another start (TOY_START)."""
 
     def run(folder: Path) -> Ended:
         with pytest.MonkeyPatch.context() as patch:
             train("Grows")(folder)
-            patch.setenv("TOY_SIZE", "5")
+            patch.setenv(variable, "5")
             return distrl(folder, *command)
 
     return run
@@ -281,6 +281,10 @@ SITUATIONS: list[Situation] = [
     case("a wrapper that raises", train("Task", "--wrapper", "tests.wild.toy_envs:wraps_badly"), "refused", ("wraps_badly", "camera")),
     case("a wrapper of the old API", train("Task", "--wrapper", "tests.wild.toy_envs:wraps_for_old"), "refused", ("options",)),
     case("a close that hangs", hanging_close),
+    case(
+        "resume with actions that begin elsewhere",
+        grown("train", "--resume", "run", "--total-steps", "256", variable="TOY_START"), "refused", ("from 5",),
+    ),
     case("resume with another shape", grown("train", "--resume", "run", "--total-steps", "256"), "refused", ("(3,)", "(5,)")),
     case("eval with another shape", grown("eval", "run"), "refused", ("(3,)", "(5,)")),
 ]  # fmt: skip

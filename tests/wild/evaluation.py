@@ -94,6 +94,10 @@ SITUATIONS: list[Situation] = [
         "an env that binds a port, evaluated on the way", on_a_port("--eval-every", "2"),
         expected="ended", says=("--eval-every 0", "Address already in use"),
     ),
+    one(
+        "every episode is dropped", train("--nonfinite", "drop", "--env-kwargs.nan-reward", "true"),
+        expected="ended", says=("the evaluation dropped", "--eval-episodes 0"),
+    ),
     one("close() raises", train("--env-kwargs.close-raises", "true"), check=closes_badly),
     one(
         "NormalizeObservation as a wrapper", train("--wrapper", f"{ENVS}:normalized"),

@@ -36,11 +36,13 @@ class Stay(gym.Env[Any, Any]):
         port: int = 0,
         close_raises: bool = False,
         grows: bool = False,
+        nan_reward: bool = False,
     ) -> None:
         self.observation_space = spaces.Box(-100, 100, (2,), np.float32)
         self.action_space = spaces.Discrete(2)
         self.render_mode, self.pictures, self.size = render_mode, pictures, (height, width)
         self.close_raises, self.grows, self.t = close_raises, grows, 0
+        self.nan_reward = nan_reward
         self.socket = socket.socket() if port else None
         if self.socket is not None:
             self.socket.bind(("127.0.0.1", int(port)))
@@ -52,7 +54,8 @@ class Stay(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         self.t += 1
-        return self._observation(), 1.0, False, False, {}
+        reward = float("nan") if self.nan_reward and self.t == 3 else 1.0
+        return self._observation(), reward, False, False, {}
 
     def _observation(self) -> Any:
         return self.np_random.uniform(20, 40, 2).astype(np.float32)

@@ -397,11 +397,12 @@ class Takes(Task):
 
 
 class Grows(Task):
-    """Its observation has as many entries as TOY_SIZE says."""
+    """Its observation has as many entries as TOY_SIZE says, and its actions begin at TOY_START."""
 
     def __init__(self) -> None:
         self.size = int(os.environ.get("TOY_SIZE", "3"))
         self.observation_space = spaces.Box(-10, 10, (self.size,), np.float32)
+        self.action_space = spaces.Discrete(2, start=int(os.environ.get("TOY_START", "0")))
 
     def observe(self) -> Any:
         return np.zeros(self.size, np.float32)
