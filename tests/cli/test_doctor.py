@@ -64,7 +64,7 @@ class Raising(Base):
 
 
 for kind in (Base, Unseeded, Drifting, Outside, NaNReward, Raising):
-    gymnasium.register(f"{kind.__name__}-v0", entry_point=kind, max_episode_steps=50)
+    gymnasium.register(f"Doctored/{kind.__name__}-v0", entry_point=kind, max_episode_steps=50)
 """
 
 
@@ -82,7 +82,7 @@ def findings(env: str) -> dict[str, Finding]:
 
 
 def test_a_sound_env_passes_every_check(envs: str) -> None:
-    found = findings(f"{envs}:Base-v0")
+    found = findings(f"{envs}:Doctored/Base-v0")
     assert set(found) == {"env", "observations", "speed", "reset(seed)", "replay"}
     assert {finding.status for finding in found.values()} == {"pass"}
     assert "exact over 200 steps" in found["replay"].found
@@ -99,7 +99,7 @@ def test_a_sound_env_passes_every_check(envs: str) -> None:
     ],
 )
 def test_what_is_wrong_with_an_env_is_found_and_named(envs: str, kind: str, what: str, said: str) -> None:
-    finding = findings(f"{envs}:{kind}-v0")[what]
+    finding = findings(f"{envs}:Doctored/{kind}-v0")[what]
     assert finding.status == "fail"
     assert said in finding.found
 
@@ -112,8 +112,8 @@ def test_an_unknown_env_fails_with_the_nearest_name() -> None:
 def test_the_exit_status_is_1_where_a_check_fails_and_0_where_none_does(
     envs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["doctor", "--env", f"{envs}:Base-v0", "--workers", "0"]) == 0
-    assert run(["doctor", "--env", f"{envs}:Outside-v0", "--workers", "0"]) == 1
+    assert run(["doctor", "--env", f"{envs}:Doctored/Base-v0", "--workers", "0"]) == 0
+    assert run(["doctor", "--env", f"{envs}:Doctored/Outside-v0", "--workers", "0"]) == 1
     printed = capsys.readouterr()
     assert "fail | observations" in printed.out
     assert "1 failed" in printed.err

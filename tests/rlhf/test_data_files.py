@@ -336,7 +336,7 @@ def test_a_file_that_can_be_read_once_alone_is_refused(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(BadInput, match="no regular file"):
+    with pytest.raises(BadInput, match="must be a regular file"):
         files_of(tmp_path / "pipe")
 
 
