@@ -14,6 +14,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,7 +46,7 @@ def try_one(number: int, name: str) -> dict[str, Any]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         verdict = judge(situation, Path(folder))
-        said = verdict.said.replace(folder + "/", "").replace(folder, ".")
+        said = verdict.said.replace(f"{HERE.parent}/", "").replace(folder + "/", "").replace(folder, ".")
     return {
         "area": situation.area,
         "name": situation.name,
@@ -123,13 +124,29 @@ def page(found: dict[str, Any]) -> str:
         if not mine:
             continue
         lines += ["", f"## {heading}", ""]
-        works = [row["name"] for row in mine if row["kind"] == "works"]
-        lines += ["Works:", "", *(f"- {name}" for name in works)] if works else []
+        works = _grouped([row["name"] for row in mine if row["kind"] == "works"])
+        lines += ["Works:", "", *(f"- {line}" for line in works)] if works else []
         others = [row for row in mine if row["kind"] != "works"]
         if others:
             lines += ["", "| not supported | | the error |", "|---|---|---|"]
             lines += [f"| {row['name']} | {row['kind']} | {_cell(row['said'])} |" for row in others]
     return "\n".join(lines) + "\n"
+
+
+def _grouped(names: list[str]) -> list[str]:
+    """`a x sft`, `b x sft` as one line `sft: a, b`, and `a folder: p`, `a folder: q` as `a folder: p, q`."""
+    parts = [
+        tuple(name.rsplit(" x ", 1)[::-1]) if " x " in name else tuple(name.split(": ", 1)) for name in names
+    ]
+    counts = Counter(part for one in parts if len(one) == 2 for part in one)
+    groups: dict[str, list[str]] = {}
+    for name, one in zip(names, parts):
+        if len(one) == 1 or max(counts[part] for part in one) < 3:
+            groups[name] = []
+            continue
+        head, rest = sorted(one, key=lambda part: -counts[part])
+        groups.setdefault(head, []).append(rest)
+    return [f"{head}: {', '.join(rest)}" if rest else head for head, rest in groups.items()]
 
 
 def _cell(text: str) -> str:

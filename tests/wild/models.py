@@ -384,7 +384,7 @@ def composites() -> list[Situation]:
     return [
         Situation(
             "models",
-            f"{family}, which reads pictures, x {name}",
+            f"{family} with pictures x {name}",
             composite(family, name),
             "refused" if (family, name) == ("llama4", "reward") else "works",
             check=text_part_is_saved if name == "sft" else None,
