@@ -225,7 +225,7 @@ def test_apart_every_role_has_a_row_and_the_chain_goes_from_one_to_the_other(
     workplace: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command(workplace, *ppo_flags(run, "--trace", "2", "--placement", "separate"))
+    command(workplace, *ppo_flags(run, "--trace", "2", "--placement", "separate", "--sample-every", "0"))
     found, ends = rows(run / "trace.json")
     hosts = {"generator+actor", "reference", "reward", "critic"}
     assert set(found) == {*hosts, "driver", "longest chain"}
