@@ -51,7 +51,7 @@ class TrainConfig(BaseModel):
     )
     env_backend: Literal["auto", "gymnasium", "envpool", "ale", "native"] = Field(
         "auto",
-        description="who steps the envs; auto: native (compiled) where there is such an env, else gymnasium; envpool "
+        description="backend that steps the envs; auto: native (compiled) where the env has one, else gymnasium; envpool "
         "and ale play other episodes, so they are only on request",
     )
     rollout: Literal["auto", "stepwise", "fused"] = Field(
@@ -137,7 +137,9 @@ class TrainConfig(BaseModel):
     run_dir: str | None = Field(None, description="exact path; default runs/<env>-<algo>-s<seed>-<UTC time>")
     checkpoint_every: Count = Field(50, description="iterations between checkpoints")
     keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
-    keep_every: CountOrZero = Field(0, description="and every so many iterations one for good (0: none)")
+    keep_every: CountOrZero = Field(
+        0, description="iterations between checkpoints that are kept for good (0: none)"
+    )
     max_save_failures: Count = Field(
         3, description="consecutive failed checkpoint writes tolerated (full disk)"
     )
@@ -162,7 +164,7 @@ class TrainConfig(BaseModel):
         "fail", description="a NaN or Inf from an env: fail, or drop and count"
     )
     max_skipped_updates: Count = Field(10, description="minibatches with a NaN gradient skipped in a row")
-    max_env_restarts: CountOrZero = Field(3, description="times a group's env may raise and be made anew")
+    max_env_restarts: CountOrZero = Field(3, description="times an env of a group may raise and be recreated")
     max_worker_restarts: CountOrZero = Field(5, description="times a rollout worker may die and be replaced")
     step_timeout_sec: Annotated[float, Field(gt=0)] = Field(
         120.0, description="an env step or reset may take this long"

@@ -88,7 +88,7 @@ def _read(parsed: Parsed) -> Wanted:
         seconds = -1.0
     if not 0 < seconds <= 600:
         problems.append(
-            f"--seconds: must be above 0 and at most 600, got {options['seconds']!r}; give 5, say"
+            f"--seconds: must be above 0 and at most 600, got {options['seconds']!r}; give e.g. 5"
         )
     if "try" in options:
         tries = int(options["try"]) if options["try"] in ("1", "2", "3") else -1

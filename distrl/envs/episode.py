@@ -187,7 +187,7 @@ class EpisodeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
                 ):  # half broken; it is thrown away in any case
                     error.add_note(f"close() {problem}, too")
                 self.env = self._spec.make_one()
-                message = f"{self._who} raised {first} and was made anew"
+                message = f"{self._who} raised {first} and was recreated"
                 if action is None:
                     return self.env.reset(seed=self._seed), message
                 if self._base is None and not self._whole:

@@ -42,7 +42,7 @@ Array = NDArray[Any]
 _MAX_FIRST_OBSERVATIONS = 10
 SAFE_SQUARES = 1e70  # a sum of squared rewards below it: none is infinite in float32
 LEAVES_SPACE = " leaves its space: "
-HOW_TO_GO_ON = "; fix the env, or go on without such episodes by --nonfinite drop"
+HOW_TO_GO_ON = "; fix the env, or drop such episodes with --nonfinite drop"
 
 
 class EnvGroup:
@@ -50,7 +50,7 @@ class EnvGroup:
 
     Episode k of env e starts with seed `derive_seed(seed, "episode", e, k)`. All arrays that it gives are
     new at each step. `reproducibility` is "exact" until an episode was or would be lost: then "episode".
-    `warnings` collects what a person should know, a line each.
+    `warnings` collects messages for the user, a line each.
 
     Raises BadInput where the environment cannot be made; `start`, `step` and `reset_all` raise RunFailed
     where it fails while it runs.

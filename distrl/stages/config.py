@@ -48,7 +48,9 @@ class StageConfig(BaseModel):
     )
     checkpoint_every: Count = Field(10, description="iterations between checkpoints")
     keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
-    keep_every: CountOrZero = Field(0, description="and every so many iterations one for good (0: none)")
+    keep_every: CountOrZero = Field(
+        0, description="iterations between checkpoints that are kept for good (0: none)"
+    )
     max_save_failures: Count = Field(
         3, description="consecutive failed checkpoint writes tolerated (full disk)"
     )

@@ -120,7 +120,7 @@ def test_an_env_that_raises_once_is_made_anew_and_changes_no_bit(
     once = tmp_path / "raised"
     finished = train(tmp_path / "run", {**toy(fault="raise", at=20, once=str(once)), "workers": workers})
     assert finished.status == 0, finished.output
-    assert "raised RuntimeError: the toy broke in step and was made anew" in " ".join(finished.output.split())
+    assert "raised RuntimeError: the toy broke in step and was recreated" in " ".join(finished.output.split())
     assert_same_run(tmp_path / "run", reference(TOY), iterations=6)
 
 
